@@ -1,0 +1,1 @@
+"""One module per job; `python -m pipelines STAGE CONFIG` runs one."""

@@ -1,0 +1,49 @@
+"""The names of everything that is counted: each drop, failure and retry has its name here.
+
+A stage counts through a `Tally`; the tally of a shard is part of its commit record, so counts are
+summed over commit records and are right however often workers died.
+"""
+
+from collections import Counter
+from enum import StrEnum
+
+
+class Count(StrEnum):
+    """Names of counters, as they stand in commit records and reports."""
+
+    RETRIES = "retries"
+    """Records that were made again with a fresh seed."""
+
+    TOKENS = "tokens"
+    """Tokens that the text engine generated."""
+
+    DROP_EMPTY = "drop_empty"
+    DROP_TOO_SHORT = "drop_too_short"
+    DROP_TOO_LONG = "drop_too_long"
+    DROP_PROMPT_LEAKED = "drop_prompt_leaked"
+    DROP_CONCEPT_MISSING = "drop_concept_missing"
+    DROP_NON_TEXT = "drop_non_text"
+    DROP_REPEATED = "drop_repeated"
+    DUPLICATES = "duplicates"
+    """Captions left out by curation because an equal one was kept."""
+
+    ENGINE_ERROR = "engine_error"
+    """Records on which the model raised."""
+
+    LOST_RECORD = "lost_record"
+    """Failures whose reason died with the worker that had published the shard."""
+
+
+class Tally:
+    """Counts by name."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, name: Count, number: int = 1) -> None:
+        """Add `number` to the counter `name`."""
+        self._counts[str(name)] += number
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts in name order."""
+        return dict(sorted(self._counts.items()))

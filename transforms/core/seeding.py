@@ -1,0 +1,28 @@
+"""Every random choice of a run is derived here, from what it is for, never from a running state.
+
+A derived seed depends only on its parts, so a record is the same whichever worker, batch, shard or
+attempt makes it.
+"""
+
+import hashlib
+
+
+def derive(*parts: str | int, bits: int = 63) -> int:
+    """A seed in [0, 2**bits) from the parts, by blake2b.
+
+    Args:
+        *parts: What the seed is for, for instance (fingerprint, record id, image number). The
+            type and the length of each part count: ("ab", "c") and ("a", "bc") differ.
+        bits: Size of the seed; 63 fits torch's and NumPy's signed seeds.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = f"{type(part).__name__}:{part}".encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return int.from_bytes(digest.digest(), "big") >> (128 - bits)
+
+
+def caption_id(text: str) -> str:
+    """The identity of a caption: blake2b of its cleaned text as 16 hex digits."""
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
