@@ -1,0 +1,108 @@
+"""The encoder: a plain Vision Transformer out of timm, with a way to hide patches from it.
+
+Source: paper appendix (ViT-B/16 and ViT-L/14); RECIPE 4, "Student". No LayerScale and no SwiGLU.
+Crops of any size that the patch size divides are taken; the position embedding is interpolated to
+their grid, which is how one encoder sees both global and local crops.
+"""
+
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from transforms.core.config import Config
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderConfig(Config):
+    """Shape of the encoder and what its input looks like; the defaults are ViT-B/16."""
+
+    image_size: int = 224
+    """Side of a global crop and of a test image, in pixels."""
+    patch_size: int = 16
+    """Side of a patch in pixels (paper: 16 for B, 14 for L)."""
+    width: int = 768
+    """Size of a token (paper: 768 for B, 1024 for L)."""
+    depth: int = 12
+    """Number of transformer blocks (paper: 12 for B, 24 for L)."""
+    num_heads: int = 12
+    """Attention heads per block (paper: 12 for B, 16 for L)."""
+    mlp_ratio: float = 4.0
+    """Hidden size of a block's MLP over `width`."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the student's last block (paper: 0.1 for B, 0.4 for L)."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from each channel of an image in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divides each channel after the mean is subtracted."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens of an image of `image_size`."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+def architecture(config: EncoderConfig) -> dict[str, object]:
+    """The arguments with which timm's `VisionTransformer` becomes this encoder."""
+    return {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_ratio,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+    }
+
+
+def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -> nn.Module:
+    """A freshly initialised timm `VisionTransformer` on the CPU, in float32 and training mode.
+
+    Its `forward_features` takes images [N, 3, H, W], H and W multiples of the patch size, and gives
+    the normalised tokens of the last block [N, 1 + P, D]: the cls token, then the P patch tokens.
+
+    Args:
+        config: Its shape.
+        seed: Same seed, same weights; the global random state is left alone.
+        drop_path: Stochastic depth rate; only a student in training wants one.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder: nn.Module = VisionTransformer(**architecture(config), drop_path_rate=drop_path)
+    return encoder
+
+
+def encode_masked(encoder: Any, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+    """As `forward_features`, with patches hidden from the encoder.
+
+    Args:
+        encoder: One made by `build_encoder`.
+        images: [N, 3, H, W], normalised.
+        mask: bool [N, P], True for the patches that `mask_token` stands in for, before the
+            position embedding is added.
+        mask_token: [D].
+
+    Returns:
+        [N, 1 + P, D].
+    """
+    patches = encoder.patch_embed(images)  # [N, H / patch, W / patch, D]
+    hidden = mask.view(*patches.shape[:3], 1)
+    patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
+    tokens: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(patches))))
+    return tokens
