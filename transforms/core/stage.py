@@ -1,0 +1,44 @@
+"""A stage: what a job hands to the one transform that runs it, and what the job must provide."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from transforms.core.counters import Tally
+from transforms.core.fingerprint import Fingerprint
+from transforms.core.records import Caption, Failure, ImageSet
+from transforms.core.shards import StageFolder
+
+Record = Caption | ImageSet
+Produced = Record | Failure
+
+
+class Producer(Protocol):
+    """Makes the records of a shard. It is pickled: config and references only, no model inside."""
+
+    def setup(self) -> None:
+        """Load the model. Called once per worker process, before the first shard."""
+
+    def record_ids(self, shard: int) -> list[str]:
+        """Every record the shard owes, in order; each ends as a sample or as a failure."""
+
+    def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
+        """The shard's records. An exception loses the shard's work, and Beam tries it again."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything needed to run a stage of independent shards."""
+
+    folder: StageFolder
+    fingerprint: Fingerprint
+    config: Mapping[str, Any]
+    """The resolved config, written beside the output for people."""
+    num_shards: int
+    num_records: int
+    """Over all shards; the last shard may be shorter than the others."""
+    unit: str
+    """What a record is called in progress bars, for instance "captions"."""
+    producer: Producer
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Facts that readers of the index need, for instance images_per_caption."""
