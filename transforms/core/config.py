@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -62,14 +62,14 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
             raise ConfigError(f"override {override!r} is not of the form key=value")
     try:
         loaded = OmegaConf.create(text)
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError(f"config file {path!r} must hold `key: value` lines")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path!r} cannot be resolved: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config file {path!r} must hold `key: value` lines")
     try:
         return cls.model_validate(values)
     except ValidationError as error:

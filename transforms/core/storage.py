@@ -106,14 +106,7 @@ def publish_file(local_path: str, url: str) -> bool:
     with _sentences("write", url):
         if is_local(url):
             return _link(local_path, url)
-        filesystem = _remote(url)
-        if url.startswith("memory://"):
-            return _pipe_exclusive(filesystem, Path(local_path).read_bytes(), url)
-        try:
-            filesystem.put_file(local_path, url, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        return _pipe_exclusive(_remote(url), Path(local_path).read_bytes(), url)
 
 
 def publish_bytes(data: bytes, url: str) -> bool:
@@ -211,7 +204,9 @@ def _pipe_exclusive(filesystem: Any, data: bytes, url: str) -> bool:
             filesystem.pipe_file(url, data)
             return True
     try:
-        filesystem.pipe_file(url, data, mode="create")
+        # One request, whatever the size: the precondition and the content arrive together, and
+        # a connection cut half-way leaves nothing behind.
+        filesystem.pipe_file(url, data, mode="create", chunksize=len(data) + 1)
     except FileExistsError:
         return False
     return True

@@ -1,0 +1,151 @@
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from tests.transforms.core.samples import caption
+from transforms.core import storage, tables
+from transforms.core.commit import ShardBuild
+from transforms.core.counters import Count, Tally
+from transforms.core.records import FAILURE_SCHEMA, Failure
+from transforms.core.shards import (
+    CommitRecord,
+    DamagedFileError,
+    StageFolder,
+    committed_shards,
+    read_commit,
+)
+
+OWED = [str(number) for number in range(5)]
+
+
+def folder(url: str) -> StageFolder:
+    return StageFolder(url, "captions", ".parquet")
+
+
+def build(
+    url: str, made: Sequence[int], shard: int = 0, owed: Sequence[str] = OWED
+) -> CommitRecord:
+    with ShardBuild(folder(url), shard) as shard_build:
+        failures = [Failure(r, str(Count.DROP_EMPTY), "") for r in owed if int(r) not in made]
+        shard_build.write([*(caption(number) for number in made), *failures])
+        return shard_build.commit(owed, "print", Tally())
+
+
+def failed_ids(url: str, shard: int, tmp: str) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    storage.download(folder(url).failures_url(shard), tmp)
+    table = pq.read_table(tmp)
+    assert table.schema.equals(FAILURE_SCHEMA)
+    return dict(zip(table["record_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+
+def test_commit_record_describes_the_published_file(any_storage: str, tmp_path: object) -> None:
+    record = build(any_storage, [0, 1, 3])
+    assert (record.num_samples, record.num_failures) == (3, 2)
+    copy = f"{tmp_path}/copy.parquet"
+    storage.download(folder(any_storage).shard_url(0), copy)
+    from transforms.core.shards import file_sha256
+
+    assert file_sha256(copy) == record.sha256
+    assert [c.ordinal for c in tables.read_captions(copy)] == [0, 1, 3]
+    assert set(failed_ids(any_storage, 0, f"{tmp_path}/failures")) == {"2", "4"}
+    assert read_commit(folder(any_storage), 0) == record
+    assert committed_shards(folder(any_storage)) == {0}
+
+
+def test_second_worker_adopts_the_first_ones_shard(any_storage: str) -> None:
+    first = build(any_storage, [0, 1, 2, 3, 4])
+    second = build(any_storage, [0, 1, 2])
+    assert second == first
+
+
+def test_orphan_of_a_dead_worker_is_adopted(any_storage: str, tmp_path: object) -> None:
+    first = build(any_storage, [0, 1, 2, 4])
+    _forget(folder(any_storage).commit_url(0))
+    _forget(folder(any_storage).failures_url(0))
+    # The second worker made other records: what counts is what the published file lacks.
+    second = build(any_storage, [0, 3])
+    assert second.sha256 == first.sha256
+    assert (second.num_samples, second.num_failures) == (4, 1)
+    reasons = failed_ids(any_storage, 0, f"{tmp_path}/failures")
+    assert reasons == {"3": str(Count.LOST_RECORD)}
+
+
+def test_whole_orphan_needs_no_production(any_storage: str) -> None:
+    build(any_storage, [0, 1, 2, 3, 4])
+    _forget(folder(any_storage).commit_url(0))
+    with ShardBuild(folder(any_storage), 0) as again:
+        assert again.published_by_another(OWED)
+        assert again.commit(OWED, "print", Tally()).num_samples == 5
+
+
+def test_incomplete_orphan_is_made_again(any_storage: str) -> None:
+    build(any_storage, [0, 1])
+    _forget(folder(any_storage).commit_url(0))
+    _forget(folder(any_storage).failures_url(0))
+    with ShardBuild(folder(any_storage), 0) as again:
+        assert not again.published_by_another(OWED)
+
+
+def test_workers_at_one_shard_agree(any_storage: str) -> None:
+    barrier = threading.Barrier(6)
+    records = []
+
+    def work(number: int) -> None:
+        with ShardBuild(folder(any_storage), 0) as shard_build:
+            made = OWED[: 5 - number % 2]
+            failures = [Failure(r, "x", "") for r in OWED if r not in made]
+            shard_build.write([*(caption(int(r)) for r in made), *failures])
+            barrier.wait()
+            records.append(shard_build.commit(OWED, "print", Tally()))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(records) == 6
+    assert len({(r.sha256, r.num_samples, r.num_failures) for r in records}) == 1
+    assert len(storage.list_files(any_storage + "/shards")) == 1
+
+
+@pytest.mark.parametrize("made", [[0, 1], [0, 0, 1, 2, 3], [0, 1, 2, 3, 9]])
+def test_a_producer_that_miscounts_commits_nothing(tmp_path: object, made: list[int]) -> None:
+    url = f"{tmp_path}/run"
+    with ShardBuild(folder(url), 0) as shard_build:
+        shard_build.write([caption(number) for number in made])
+        with pytest.raises(RuntimeError, match="must end with 5 records"):
+            shard_build.commit(OWED, "print", Tally())
+    assert storage.list_files(url) == {}
+
+
+def test_an_exception_publishes_nothing(tmp_path: object) -> None:
+    url = f"{tmp_path}/run"
+
+    def producer():  # type: ignore[no-untyped-def]
+        yield caption(0)
+        raise ValueError("engine died")
+
+    with pytest.raises(ValueError, match="engine died"), ShardBuild(folder(url), 0) as shard_build:
+        shard_build.write(producer())
+        shard_build.commit(OWED, "print", Tally())
+    assert storage.list_files(url) == {}
+
+
+def test_damaged_commit_record_names_the_file_and_the_way_out(tmp_path: object) -> None:
+    url = f"{tmp_path}/run"
+    storage.publish_bytes(b'{"shard": 0', folder(url).commit_url(0))
+    with pytest.raises(DamagedFileError, match=r"captions-000000\.json is damaged .* delete it"):
+        read_commit(folder(url), 0)
+
+
+def _forget(url: str) -> None:
+    """Delete a file of a run, as if the worker had died before writing it."""
+    if storage.is_local(url):
+        import os
+
+        os.unlink(url)
+    else:
+        storage._remote(url).rm_file(url)

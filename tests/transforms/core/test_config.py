@@ -1,0 +1,92 @@
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from transforms.core.config import (
+    Config,
+    ConfigError,
+    describe,
+    fingerprint_fields,
+    load_config,
+    no_fingerprint,
+)
+
+
+class Sampler(Config):
+    steps: int = Field(50, ge=1)
+    """Denoising steps; the paper uses 50."""
+    name: Literal["ddim", "ddpm"] = "ddim"
+    """The sampler."""
+
+
+class Job(Config):
+    run: str = no_fingerprint()
+    """Folder of the run."""
+    seed: int = 0
+    """Seed of everything random."""
+    sampler: Sampler = Sampler()
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_overrides_reach_into_sections(tmp_path: Path) -> None:
+    path = write(tmp_path, "run: out\nsampler: {steps: 10}\n")
+    job = load_config(Job, path, ["sampler.steps=12", "seed=3"])
+    assert (job.sampler.steps, job.seed, job.run) == (12, 3, "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("run: out\nsede: 3\n", [], "unknown key 'sede' (value 3): did you mean 'seed'?"),
+        ("seed: 3\n", [], "key 'run' is missing: expected str"),
+        ("run: out\n", ["seed=many"], "key 'seed' has value 'many'"),
+        ("run: out\nsampler: {steps: 0}\n", [], "greater than or equal to 1"),
+        ("run: out\nsampler: {name: euler}\n", [], "'ddim' or 'ddpm'"),
+        ("run: out\nsampler: {step: 5}\n", [], "did you mean 'sampler.steps'?"),
+        ("run: out\n", ["seed"], "override 'seed' is not of the form key=value"),
+        ("run: [\n", [], "is not valid YAML"),
+        ("- 1\n", [], "must hold `key: value` lines"),
+        ("run: ${nowhere}\n", [], "cannot be resolved"),
+    ],
+)
+def test_every_mistake_is_one_sentence(
+    tmp_path: Path, text: str, overrides: list[str], expected: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Job, path, overrides)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_names_it() -> None:
+    with pytest.raises(ConfigError, match=r"'absent\.yaml' cannot be read"):
+        load_config(Job, "absent.yaml")
+
+
+def test_frozen() -> None:
+    job = Job(run="out")
+    with pytest.raises(ValueError, match="frozen"):
+        job.seed = 1  # type: ignore[misc]
+
+
+def test_fingerprint_leaves_out_where_a_run_stands() -> None:
+    assert fingerprint_fields(Job(run="a")) == fingerprint_fields(Job(run="b"))
+    assert fingerprint_fields(Job(run="a")) == {
+        "seed": 0,
+        "sampler.steps": 50,
+        "sampler.name": "ddim",
+    }
+
+
+def test_help_describes_every_key() -> None:
+    text = describe(Job)
+    for words in ("sampler.steps  (int, default 50)", "the paper uses 50", "run  (str, required)"):
+        assert words in text

@@ -1,0 +1,31 @@
+import pytest
+
+from transforms.core import storage
+from transforms.core.config import ConfigError
+from transforms.core.fingerprint import Fingerprint, FingerprintMismatchError, claim
+
+
+def test_digest_depends_on_content_not_on_order() -> None:
+    assert Fingerprint({"a": 1, "b": [2]}).digest == Fingerprint({"b": [2], "a": 1}).digest
+    assert Fingerprint({"a": 1}).digest != Fingerprint({"a": 2}).digest
+
+
+def test_same_settings_may_go_on(any_storage: str) -> None:
+    url = storage.join(any_storage, "run.yaml")
+    for _ in range(2):
+        claim(url, Fingerprint({"steps": 12, "sizes": (64, 64)}), {"steps": 12})
+
+
+def test_other_settings_are_refused_by_name(any_storage: str) -> None:
+    url = storage.join(any_storage, "run.yaml")
+    claim(url, Fingerprint({"steps": 12, "seed": 0}), {})
+    with pytest.raises(FingerprintMismatchError, match="steps: 12 there, 20 here") as caught:
+        claim(url, Fingerprint({"steps": 20, "seed": 0}), {})
+    assert "seed" not in str(caught.value)
+
+
+def test_damaged_run_yaml_is_a_sentence(tmp_path: object) -> None:
+    url = f"{tmp_path}/run.yaml"
+    storage.publish_bytes(b"hello", url)
+    with pytest.raises(ConfigError, match="is damaged"):
+        claim(url, Fingerprint({"a": 1}), {})

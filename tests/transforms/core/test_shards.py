@@ -1,0 +1,54 @@
+import pytest
+
+from transforms.core import storage
+from transforms.core.shards import (
+    CommitRecord,
+    DamagedFileError,
+    StageFolder,
+    committed_shards,
+    encode_commit,
+    read_index,
+    read_success,
+    write_index,
+)
+
+
+def record(shard: int) -> CommitRecord:
+    path = StageFolder("", "images", ".tar").shard_path(shard)
+    return CommitRecord(shard, path, "0" * 64, 10, 5, shard % 2, "print", 1.0, {}, {})
+
+
+def test_names_are_padded_and_spread_over_folders() -> None:
+    folder = StageFolder("gs://bucket/run/images", "images", ".tar")
+    assert folder.shard_url(12345) == "gs://bucket/run/images/shards/012/images-012345.tar"
+    assert folder.commit_url(12345) == "gs://bucket/run/images/commits/012/images-012345.json"
+    assert folder.failures_url(7) == "gs://bucket/run/images/failures/000/images-000007.parquet"
+
+
+def test_index_round_trip(any_storage: str) -> None:
+    folder = StageFolder(any_storage, "images", ".tar")
+    assert read_success(folder) is None
+    write_index(folder, [record(2), record(0), record(1)], {"images_per_caption": "4"})
+    index = read_index(folder.index_url)
+    assert index.table["shard"].to_pylist() == [0, 1, 2]
+    assert index.metadata["images_per_caption"] == "4"
+    assert index.folder == any_storage
+    summary = read_success(folder)
+    assert summary is not None
+    assert (summary["num_shards"], summary["num_samples"], summary["num_failures"]) == (3, 15, 1)
+
+
+def test_committed_are_found_by_one_listing(any_storage: str) -> None:
+    folder = StageFolder(any_storage, "images", ".tar")
+    for shard in (0, 999, 1000, 54321):
+        storage.publish_bytes(encode_commit(record(shard)), folder.commit_url(shard))
+    assert committed_shards(folder) == {0, 999, 1000, 54321}
+
+
+def test_wrong_index_is_a_sentence(tmp_path: object) -> None:
+    url = f"{tmp_path}/index.parquet"
+    with pytest.raises(storage.MissingFileError, match="no such file"):
+        read_index(url)
+    storage.replace_bytes(b"no parquet", url)
+    with pytest.raises(DamagedFileError, match=r"index\.parquet is damaged"):
+        read_index(url)

@@ -1,0 +1,128 @@
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from transforms.core import storage
+
+
+def test_a_name_is_published_once(any_storage: str) -> None:
+    url = storage.join(any_storage, "shards/000/a.bin")
+    assert storage.publish_bytes(b"first", url)
+    assert not storage.publish_bytes(b"second", url)
+    assert storage.read_bytes(url) == b"first"
+
+
+def test_a_file_is_published_once(any_storage: str, tmp_path: Path) -> None:
+    large = os.urandom(6 * 2**20)  # beyond the size at which gcsfs uploads in parts
+    source = tmp_path / "source.bin"
+    source.write_bytes(large)
+    url = storage.join(any_storage, "a.bin")
+    assert storage.publish_file(str(source), url)
+    assert not storage.publish_file(str(source), url)
+    target = tmp_path / "copy.bin"
+    storage.download(url, str(target))
+    assert target.read_bytes() == large
+
+
+def test_one_of_many_threads_publishes(any_storage: str) -> None:
+    url = storage.join(any_storage, "contested")
+    barrier = threading.Barrier(8)
+    won = []
+
+    def publish(number: int) -> None:
+        barrier.wait()
+        if storage.publish_bytes(str(number).encode(), url):
+            won.append(number)
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read_bytes(url) == str(won[0]).encode()
+
+
+def test_replace_and_list(any_storage: str) -> None:
+    assert storage.list_files(any_storage) == {}
+    storage.replace_bytes(b"old", storage.join(any_storage, "index"))
+    storage.replace_bytes(b"newer", storage.join(any_storage, "index"))
+    storage.publish_bytes(b"x", storage.join(any_storage, "a/b/c"))
+    assert storage.list_files(any_storage) == {"index": 5, "a/b/c": 1}
+    assert storage.exists(storage.join(any_storage, "index"))
+    assert not storage.exists(storage.join(any_storage, "other"))
+
+
+def test_missing_file_is_a_sentence(any_storage: str, tmp_path: Path) -> None:
+    url = storage.join(any_storage, "absent")
+    with pytest.raises(storage.MissingFileError, match=r"cannot read .*absent: there is no such"):
+        storage.read_bytes(url)
+    with pytest.raises(storage.MissingFileError):
+        storage.download(url, str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_no_temporary_file_is_left(tmp_path: Path) -> None:
+    url = str(tmp_path / "out" / "a")
+    storage.publish_bytes(b"1", url)
+    storage.publish_bytes(b"2", url)
+    storage.replace_bytes(b"3", url)
+    assert os.listdir(tmp_path / "out") == ["a"]
+
+
+def test_unknown_protocol_names_what_is_expected() -> None:
+    with pytest.raises(ValueError, match="gs://bucket"):
+        storage.read_bytes("s3://bucket/key")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+def test_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]) != 0:
+        pytest.skip("this machine does not allow mounting a tmpfs")
+    try:
+        assert storage.publish_bytes(b"kept", str(disk / "kept"))
+        with pytest.raises(storage.StorageError, match="the disk is full"):
+            storage.publish_bytes(bytes(2**20), str(disk / "large"))
+        assert os.listdir(disk) == ["kept"]
+    finally:
+        subprocess.check_call(["umount", str(disk)])
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    refused = 0
+
+    def _refuse(self) -> None:
+        type(self).refused += 1
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = _refuse
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_unavailable_server_is_retried_then_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_wait(_: float) -> None:
+        return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
+    storage._filesystem.cache_clear()
+    try:
+        with pytest.raises(storage.StorageError, match=r"503.*run the same command again"):
+            storage.publish_bytes(b"x", "gs://bucket/x")
+        assert _Unavailable.refused > 3
+    finally:
+        server.shutdown()
+        storage._filesystem.cache_clear()
