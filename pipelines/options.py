@@ -33,8 +33,8 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
     """
     from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
-    for noisy in ("apache_beam", "root"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # A worker's failure comes back as an exception; Beam would also print its traceback.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     options = PipelineOptions(list(flags))
     unknown = _unknown_flags(options, flags)
     if unknown:

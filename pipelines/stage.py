@@ -8,8 +8,10 @@ import concurrent.futures
 import contextlib
 import random
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 
 from transforms.core import shards, storage
@@ -172,14 +174,33 @@ def run_pipeline(pipeline: object, going_on: str) -> None:
     try:
         pipeline.run().wait_until_finish()  # type: ignore[attr-defined]
     except Exception as error:
-        # A worker's exception arrives as the text of its traceback, on every runner.
-        raise UnfinishedError(f"{worker_sentence(error)}; {going_on}") from error
+        raise UnfinishedError(
+            f"{worker_sentence(error)} (details: {_write_details(error)}); {going_on}"
+        ) from error
 
 
 def worker_sentence(error: Exception) -> str:
-    """The last line of a worker's traceback, without the exception's module."""
+    """What went wrong in a worker, without the frames around it.
+
+    On the direct runner the worker's exception itself arrives, on others the text of its
+    traceback, whose last line is the exception.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if ": " in line), type(error).__name__)
-    sentence = last.partition(" [while running")[0]
+    if len(lines) > 1:
+        lines = [line for line in lines if ": " in line and not line.startswith("File ")]
+    sentence = (lines[-1] if lines else type(error).__name__).partition(" [while running")[0]
     name, _, message = sentence.partition(": ")
-    return message if "." in name and " " not in name else sentence
+    is_class = name.replace(".", "").replace("_", "").isalnum() and "." in name
+    return message if is_class else sentence
+
+
+def _write_details(error: Exception) -> str:
+    """Keep the whole traceback in a file, for whoever has to look into it."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="synclr-", suffix=".log", text=True)
+        with open(descriptor, "w") as file:
+            file.write(text)
+    except OSError as unwritable:
+        return f"not written, {unwritable.strerror}"
+    return path
