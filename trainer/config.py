@@ -1,0 +1,73 @@
+"""The config of a training job, put together from the sections that each module owns."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from trainer.checkpoint import CheckpointConfig
+from trainer.crops import CropsConfig
+from trainer.data import DataConfig
+from trainer.optim import OptimConfig
+from trainer.photometric import PhotometricConfig
+from trainer.synclr import ObjectiveConfig, Precision
+from trainer.vit import EncoderConfig
+from transforms.core import storage
+from transforms.core.config import Config, no_fingerprint
+
+
+class TrainConfig(Config):
+    """A training; the defaults are the paper's final ViT-B/16 run."""
+
+    run: str = no_fingerprint()
+    """Folder or URL of the run; results go to its `train` folder."""
+    seed: int = 0
+    """Of everything random."""
+    data: str | None = no_fingerprint(None)
+    """Folder or URL of a complete images stage; null is `images` of the run."""
+    images_per_caption: int = 4
+    """Images per caption in the shards (paper: 4)."""
+    captions_per_batch: int = 8192
+    """Captions per optimiser step over all ranks (paper: 8,192; ablations: 2,048)."""
+    accumulation: int = no_fingerprint(1)
+    """Pieces in which each rank takes its captions, to save memory."""
+    steps: int = 500_000
+    """Optimiser steps (paper: 500k; scaling plots 300k; ablations 85k)."""
+    device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
+    """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
+    precision: Precision = "bf16"
+    """Of the networks' arithmetic; weights and losses are float32 always."""
+    log_every: int = no_fingerprint(10)
+    """Steps between two lines of metrics."""
+    model: EncoderConfig = EncoderConfig()
+    crops: CropsConfig = CropsConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    loader: DataConfig = DataConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("images_per_caption", "captions_per_batch", "accumulation", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if self.crops.num_local and self.crops.local_size % self.model.patch_size:
+            raise ValueError(
+                f"crops.local_size {self.crops.local_size} is not a multiple of model.patch_size "
+                f"{self.model.patch_size}"
+            )
+        if self.optim.warmup > self.steps:
+            raise ValueError(f"optim.warmup {self.optim.warmup} is more than steps {self.steps}")
+        if self.accumulation > 1 and not self.objective.teacher:
+            raise ValueError("accumulation is more than 1, but that needs objective.teacher=true")
+        return self
+
+
+def train_folder(config: TrainConfig) -> str:
+    """Where the training writes."""
+    return storage.join(config.run, "train")
+
+
+def data_folder(config: TrainConfig) -> str:
+    """Where the image shards are."""
+    return config.data or storage.join(config.run, "images")

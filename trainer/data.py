@@ -1,0 +1,218 @@
+"""Random access to the image shards of a run, by the number of the sample.
+
+The index says how many samples each shard has; the tar headers of a shard are read once and
+remembered. Shards are plain WebDataset tars, so any tool that writes those (and an index) will do.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.shard_cache import ShardCache
+from transforms.core import storage
+from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.shards import DamagedFileError, Index, read_index
+
+MAX_OPEN_SHARDS = 64
+DEFAULT_CACHE_FOLDER = ".cache/shards"
+DEFAULT_CACHE_BYTES = 50 << 30
+
+
+class DataConfig(Config):
+    """How the shards are read."""
+
+    shuffle_shards: int = 100
+    """Samples are shuffled inside a window of this many shards, which are shuffled themselves."""
+    num_workers: int = no_fingerprint(2)
+    """Processes per rank that decode and crop; 0 does it in the training process."""
+    prefetch: int = no_fingerprint(2)
+    """Batches that each worker prepares ahead."""
+    cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
+    """Where copies of remote shards are kept; local shards are read in place."""
+    cache_gib: float = no_fingerprint(50.0)
+    """Bound of that folder in GiB; a window of shards should fit."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A caption and its images, still encoded."""
+
+    caption_id: str
+    text: str
+    images: list[bytes]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    """What follows the key: "0.jpg", "txt", "json"."""
+    offset: int
+    size: int
+
+
+_Shard = list[tuple[str, list[_Member]]]
+"""Key and members of each sample of a shard."""
+
+
+class ShardReader:
+    """The samples of a complete images stage: `reader[i]` for i from 0 to `len(reader)` - 1.
+
+    It can be pickled and forked; each process opens its own files.
+
+    Args:
+        index_path: Path or URL of `index.parquet`.
+        images_per_caption: How many there must be; None accepts any number.
+        cache_folder: For copies of remote shards.
+        cache_bytes: Bound of that folder.
+
+    Raises:
+        storage.MissingFileError: There is no index, so the stage is not complete.
+        ConfigError: The shards hold another number of images per caption.
+    """
+
+    def __init__(
+        self,
+        index_path: str,
+        *,
+        images_per_caption: int | None = None,
+        cache_folder: str = DEFAULT_CACHE_FOLDER,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self.index_path = index_path
+        self._index = _read_index(index_path)
+        held = self._index.metadata.get("images_per_caption")
+        if images_per_caption is not None and held not in (None, str(images_per_caption)):
+            raise ConfigError(
+                f"images_per_caption is {images_per_caption}, but the shards of {index_path} "
+                f"hold {held} images per caption"
+            )
+        self.shard_sizes = np.asarray(self._index.table["num_samples"], dtype=np.int64)
+        self._paths: list[str] = self._index.table["path"].to_pylist()
+        self._checksums: list[str] = self._index.table["sha256"].to_pylist()
+        self._ends = np.cumsum(self.shard_sizes)
+        self._cache = ShardCache(cache_folder, cache_bytes)
+        self._open: OrderedDict[int, tuple[int, _Shard]] = OrderedDict()
+
+    @property
+    def checksum(self) -> str:
+        """Of the content and the order of all shards, 32 hex digits."""
+        digest = hashlib.blake2b(digest_size=16)
+        for shard in self._checksums:
+            digest.update(shard.encode("ascii"))
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Sample:
+        """A sample by its number: shards in index order, samples in file order.
+
+        Raises:
+            storage.StorageError: The shard is gone or cannot be read.
+            DamagedFileError: The shard is not what the index says.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        descriptor, samples = self._shard(shard)
+        key, members = samples[number - int(self._ends[shard] - self.shard_sizes[shard])]
+        content = {
+            member.name: os.pread(descriptor, member.size, member.offset) for member in members
+        }
+        meta: dict[str, Any] = json.loads(content.get("json", b"{}"))
+        return Sample(
+            caption_id=key,
+            text=content.get("txt", b"").decode("utf-8"),
+            images=[
+                content[name] for name in sorted(content, key=_image_number) if _is_image(name)
+            ],
+            meta=meta,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def close(self) -> None:
+        """Close the files that are open."""
+        while self._open:
+            os.close(self._open.popitem()[1][0])
+
+    def _shard(self, shard: int) -> tuple[int, _Shard]:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        url = storage.join(self._index.folder, self._paths[shard])
+        try:
+            if storage.is_local(url):
+                descriptor = os.open(url, os.O_RDONLY)
+            else:
+                descriptor = self._cache.open(url, self._checksums[shard])
+        except FileNotFoundError as error:
+            raise storage.MissingFileError(
+                error.errno,
+                f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "
+                "images stage again",
+            ) from error
+        try:
+            samples = self._scan(descriptor, url, int(self.shard_sizes[shard]))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._open[shard] = (descriptor, samples)
+        if len(self._open) > MAX_OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1][0])
+        return descriptor, samples
+
+    def _scan(self, descriptor: int, url: str, num_samples: int) -> _Shard:
+        samples: dict[str, list[_Member]] = {}
+        try:
+            with (
+                os.fdopen(os.dup(descriptor), "rb") as file,
+                tarfile.open(fileobj=file, mode="r:") as archive,
+            ):
+                for member in archive:
+                    folder, slash, base = member.name.rpartition("/")
+                    key, _, name = base.partition(".")
+                    samples.setdefault(folder + slash + key, []).append(
+                        _Member(name, member.offset_data, member.size)
+                    )
+        except tarfile.TarError as error:
+            raise DamagedFileError(
+                f"shard {url} is damaged ({error}); run `verify` on the run"
+            ) from error
+        if len(samples) != num_samples:
+            raise DamagedFileError(
+                f"shard {url} holds {len(samples)} samples, but {self.index_path} says "
+                f"{num_samples}; run `verify` on the run"
+            )
+        return list(samples.items())
+
+
+def _read_index(index_path: str) -> Index:
+    try:
+        return read_index(index_path)
+    except storage.MissingFileError as error:
+        raise storage.MissingFileError(
+            error.errno,
+            f"there is no index {index_path}: the images stage is not complete; run it (again), "
+            "or set data to the folder of one that is",
+        ) from error
+
+
+def _is_image(name: str) -> bool:
+    return name.partition(".")[0].isdigit()
+
+
+def _image_number(name: str) -> int:
+    return int(name.partition(".")[0])

@@ -1,0 +1,154 @@
+"""The heads: MoCo v3's projector and predictor, and DINO's prototype head for iBOT.
+
+Source: RECIPE 4, "Contrastive head" and "iBOT". Batch normalisation is our own module: torch's
+`SyncBatchNorm` has no CPU form, and with this one two gloo processes are exactly one.
+"""
+
+import itertools
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer import distributed
+from transforms.core.config import Config
+
+Norm = Literal["bn", "ln"]
+
+
+class ContrastiveHeadConfig(Config):
+    """Projector (D, hidden, hidden, out) and, for students with a teacher, predictor."""
+
+    norm: Norm = "bn"
+    """Normalisation in both: `bn` over all ranks (paper) or `ln` (the authors' default)."""
+    hidden: int = 4096
+    """Width of the hidden layers (paper: 4096)."""
+    out: int = 256
+    """Size of the embedding that is compared (paper: 256)."""
+
+
+class PrototypeHeadConfig(Config):
+    """iBOT's head (D, hidden, hidden, bottleneck), then prototypes."""
+
+    hidden: int = 2048
+    """Width of the two hidden layers (paper: 2048)."""
+    bottleneck: int = 256
+    """Size of the normalised vector that is compared with the prototypes (paper: 256)."""
+    num_prototypes: int = 65_536
+    """Number of prototypes (paper: 65,536)."""
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of rows [N, D] over the rows of every rank, in at least float32.
+
+    Ranks must hold equally many rows. In training the batch's own mean and (biased) variance are
+    used; running estimates are kept for evaluation.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, *, affine: bool = True, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = 1e-5
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalise; rows: [N, D]."""
+        dtype = rows.dtype
+        rows = rows.to(torch.promote_types(dtype, torch.float32))
+        if self.training:
+            ranks = distributed.world_size()
+            mean = distributed.sum_over_ranks(rows.mean(dim=0)) / ranks
+            centred = rows - mean
+            variance = distributed.sum_over_ranks(centred.square().mean(dim=0)) / ranks
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        else:
+            centred, variance = rows - self.running_mean, self.running_var
+        normalised = centred * (variance + self.eps).rsqrt()
+        if self.weight is not None and self.bias is not None:
+            normalised = normalised * self.weight + self.bias
+        return normalised.to(dtype)
+
+
+def _norm(kind: Norm, width: int, *, affine: bool = True) -> nn.Module:
+    if kind == "bn":
+        return BatchNorm(width, affine=affine)
+    return nn.LayerNorm(width, elementwise_affine=affine)
+
+
+def _mlp(widths: list[int], norm: Norm) -> nn.Sequential:
+    """Linear layers without bias, each normalised, ReLU in between; the last norm not affine."""
+    layers: list[nn.Module] = []
+    for number, (width_in, width_out) in enumerate(itertools.pairwise(widths), start=1):
+        last = number == len(widths) - 1
+        layers += [
+            nn.Linear(width_in, width_out, bias=False),
+            _norm(norm, width_out, affine=not last),
+        ]
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def build_projector(width: int, config: ContrastiveHeadConfig) -> nn.Sequential:
+    """From cls tokens [N, D] to embeddings [N, out]: three layers."""
+    return _mlp([width, config.hidden, config.hidden, config.out], config.norm)
+
+
+def build_predictor(config: ContrastiveHeadConfig) -> nn.Sequential:
+    """From the student's embeddings [N, out] to what is compared with the teacher's: two layers."""
+    return _mlp([config.out, config.hidden, config.out], config.norm)
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head in two steps: patch tokens to bottleneck features, and those to prototypes.
+
+    The second step is left to the loss, which takes it in chunks.
+    """
+
+    def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.bottleneck),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = Prototypes(config.bottleneck, config.num_prototypes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Unit vectors [T, bottleneck] of patch tokens [T, D]."""
+        features: Tensor = self.mlp(tokens)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        return functional.normalize(features, dim=-1)
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows are kept as direction and gain (weight norm)."""
+
+    def __init__(self, width: int, num_prototypes: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(num_prototypes, width))
+        self.gain = nn.Parameter(torch.ones(num_prototypes))
+        nn.init.trunc_normal_(self.direction, std=0.02)
+
+    def weight(self) -> Tensor:
+        """The layer's matrix [K, bottleneck]: unit rows times their gain."""
+        return functional.normalize(self.direction, dim=-1) * self.gain[:, None]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [T, K] of features [T, bottleneck]."""
+        return functional.linear(features, self.weight())

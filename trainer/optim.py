@@ -1,0 +1,69 @@
+"""AdamW with the recipe's groups. Source: RECIPE 4, "Optimiser", and 6 (what must not decay)."""
+
+from typing import Self
+
+import torch
+from pydantic import model_validator
+from torch import nn
+
+from trainer import schedules
+from transforms.core.config import Config
+
+UNDECAYED_NAMES = frozenset({"pos_embed", "cls_token", "mask_token", "gain"})
+
+
+class OptimConfig(Config):
+    """AdamW and its schedules."""
+
+    learning_rate: float = 2e-3
+    """Peak, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L)."""
+    warmup: int = 0
+    """Steps of linear warm-up (paper: 80k of 500k in the final runs)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of its two averages."""
+    weight_decay: tuple[float, float] = (0.04, 0.2)
+    """Start and end of the cosine (not on biases, norms, tokens, positions, gains)."""
+    ema_momentum: tuple[float, float] = (0.994, 1.0)
+    """Start and end of the cosine of the teacher's momentum."""
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: expected more than 0")
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}: expected 0 or more steps")
+        return self
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: matrices and patch kernels, but no tokens, no positions."""
+    return parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED_NAMES
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over a module's trainable parameters, in two groups: decayed and not."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[is_decayed(name, parameter)].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "decayed": True},
+            {"params": groups[False], "decayed": False, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+
+
+def set_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total: int
+) -> float:
+    """Set what this step's update uses; returns the learning rate."""
+    rate = schedules.learning_rate(step, total, config.warmup, config.learning_rate)
+    start, end = config.weight_decay
+    decay = schedules.weight_decay(step, total, start=start, end=end)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = decay if group["decayed"] else 0.0
+    return rate

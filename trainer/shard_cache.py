@@ -1,0 +1,67 @@
+"""Remote shards on local disk, within a bound: the least recently used go first.
+
+Several workers share the folder. Files are named by their content's checksum and are whole or
+absent; a file that is evicted while another process reads it stays readable to that process.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from transforms.core import storage
+
+
+class ShardCache:
+    """Local copies of remote shards.
+
+    Args:
+        folder: Where they are kept; made when needed.
+        max_bytes: Evict when the copies are larger than this in all; the newest always stays.
+    """
+
+    def __init__(self, folder: str, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+
+    def open(self, url: str, sha256: str) -> int:
+        """A file descriptor of the local copy, downloaded if it is not there.
+
+        Raises:
+            storage.StorageError: It cannot be downloaded.
+        """
+        path = os.path.join(self.folder, f"{sha256}.tar")
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # Another worker may evict it meanwhile.
+                descriptor = os.open(path, os.O_RDONLY)
+                os.utime(descriptor)
+                return descriptor
+            with self._lock(sha256):
+                if not os.path.exists(path):
+                    storage.download(url, path)
+                    self._evict(keep=path)
+
+    def _evict(self, keep: str) -> None:
+        copies = []
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(".tar") and not entry.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    copies.append((status.st_mtime, status.st_size, entry.path))
+        total = sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if total <= self.max_bytes:
+                return
+            if path != keep:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                total -= size
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """One download of a shard at a time; 64 lock files in all."""
+        os.makedirs(self.folder, exist_ok=True)
+        number = int(name[:8], 16) % 64
+        with open(os.path.join(self.folder, f".lock-{number:02d}"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,236 @@
+"""The stream of batches: which sample is at which position, and its crops.
+
+A training visits positions 0, 1, 2, ...; what is there is a pure function of (seed, position), so
+the state of the stream is one integer. Step s takes the next `captions_per_batch` positions and the
+ranks take turns on them; the batch holds the same samples for any number of ranks and workers.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.crops import Crops, CropsConfig, concatenate, crop_image, decode
+from trainer.data import DataConfig, ShardReader
+from trainer.photometric import PhotometricConfig
+from transforms.core import storage
+from transforms.core.seeding import derive
+from transforms.core.shards import DamagedFileError
+
+MAX_REPLACEMENTS = 20
+
+
+class SampleOrder:
+    """Which sample each position has.
+
+    In every epoch the shards are permuted, then the samples inside each window of shards, so that
+    few shards are needed at a time. Every epoch visits every sample once.
+
+    Args:
+        shard_sizes: int64 [number of shards], samples in each.
+        seed: Of the training.
+        window: Shards in a window.
+    """
+
+    def __init__(self, shard_sizes: NDArray[np.int64], seed: int, window: int) -> None:
+        self.num_samples = int(shard_sizes.sum())
+        self._sizes = shard_sizes
+        self._starts = np.cumsum(shard_sizes) - shard_sizes
+        self._seed = seed
+        self._window = window
+        self._epoch = -1
+        self._shards: NDArray[np.int64] = np.empty(0, np.int64)
+        self._window_ends: NDArray[np.int64] = np.empty(0, np.int64)
+        self._samples: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the sample) at a position."""
+        epoch, place = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            self._start_epoch(epoch)
+        window = int(np.searchsorted(self._window_ends, place, side="right"))
+        start = int(self._window_ends[window - 1]) if window else 0
+        return epoch, int(self._window_samples(window)[place - start])
+
+    def _start_epoch(self, epoch: int) -> None:
+        generator = np.random.default_rng(derive(self._seed, "shard order", epoch))
+        self._shards = generator.permutation(len(self._sizes))
+        sizes = self._sizes[self._shards]
+        starts = range(0, len(sizes), self._window)
+        self._window_ends = np.cumsum(np.add.reduceat(sizes, np.asarray(starts)))
+        self._epoch = epoch
+
+    def _window_samples(self, window: int) -> NDArray[np.int64]:
+        key = (self._epoch, window)
+        if key not in self._samples:
+            shards = self._shards[window * self._window : (window + 1) * self._window]
+            samples = np.concatenate(
+                [np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in shards]
+            )
+            generator = np.random.default_rng(derive(self._seed, "sample order", *key))
+            generator.shuffle(samples)
+            if len(self._samples) >= 2:
+                del self._samples[next(iter(self._samples))]
+            self._samples[key] = samples
+        return self._samples[key]
+
+
+def positions_of_step(step: int, batch: int, rank: int, ranks: int) -> range:
+    """The positions that a rank takes in a step; `batch` positions over all ranks."""
+    return range(step * batch + rank, (step + 1) * batch, ranks)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's samples of one step; images in the order of the positions."""
+
+    crops: Crops
+    caption_ids: Tensor
+    """int64 [N]: the caption ids' 64 bits, equal where captions are."""
+    positions: Tensor
+    """int64 [N]."""
+    num_replaced: int
+    """Samples that could not be decoded, over these positions."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Passed on by a worker in place of a sample: a sentence to stop the training with."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """All that says how a sample is cropped."""
+
+    crops: CropsConfig
+    photometric: PhotometricConfig
+    global_size: int
+    patch_size: int
+    patch_share: float
+    images_per_caption: int
+
+
+class CroppedSamples(Dataset[Any]):
+    """The sample of each position, decoded and cropped; map-style, indexed by position."""
+
+    def __init__(self, reader: ShardReader, order: SampleOrder, spec: CropSpec, seed: int) -> None:
+        self.reader = reader
+        self.order = order
+        self.spec = spec
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> Batch | Failed:
+        try:
+            return self._batch_of_one(position)
+        except (storage.StorageError, DamagedFileError) as error:
+            return Failed(str(error))
+
+    def _batch_of_one(self, position: int) -> Batch:
+        epoch, number = self.order(position)
+        for attempt in range(MAX_REPLACEMENTS):
+            sample = self.reader[number]
+            try:
+                if len(sample.images) != self.spec.images_per_caption:
+                    raise ValueError(f"{len(sample.images)} images")
+                pixels = [decode(image) for image in sample.images]
+            except (ValueError, RuntimeError):
+                seed = derive(self.seed, "replacement", epoch, position, attempt)
+                number = seed % self.order.num_samples
+                continue
+            crops = [
+                crop_image(
+                    image,
+                    self.spec.crops,
+                    self.spec.photometric,
+                    global_size=self.spec.global_size,
+                    patch_size=self.spec.patch_size,
+                    patch_share=self.spec.patch_share,
+                    seed=derive(self.seed, "crops", epoch, position, image_number),
+                )
+                for image_number, image in enumerate(pixels)
+            ]
+            return Batch(
+                crops=concatenate(crops),
+                caption_ids=torch.tensor([_as_int64(sample.caption_id)]),
+                positions=torch.tensor([position]),
+                num_replaced=attempt,
+            )
+        raise DamagedFileError(
+            f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
+            f"have not {self.spec.images_per_caption} images; run `verify` on the run"
+        )
+
+
+def _as_int64(caption_id: str) -> int:
+    """The 64 bits of a caption id as a signed integer; other keys are hashed to 63 bits."""
+    try:
+        value = int(caption_id, 16)
+    except ValueError:
+        return derive(caption_id)
+    return value - (1 << 64) if (1 << 63) <= value < (1 << 64) else value % (1 << 63)
+
+
+def collate(parts: list[Batch | Failed]) -> Batch | Failed:
+    """Join the samples of a step."""
+    good: list[Batch] = []
+    for part in parts:
+        if isinstance(part, Failed):
+            return part
+        good.append(part)
+    return Batch(
+        crops=concatenate([part.crops for part in good]),
+        caption_ids=torch.cat([part.caption_ids for part in good]),
+        positions=torch.cat([part.positions for part in good]),
+        num_replaced=sum(part.num_replaced for part in good),
+    )
+
+
+def batches(
+    samples: CroppedSamples,
+    config: DataConfig,
+    *,
+    first_step: int,
+    last_step: int,
+    captions_per_batch: int,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Batch]:
+    """A rank's batches of steps `first_step` to `last_step` - 1.
+
+    Raises:
+        storage.StorageError: A shard cannot be read.
+    """
+    steps = (
+        list(positions_of_step(step, captions_per_batch, rank, ranks))
+        for step in range(first_step, last_step)
+    )
+    workers = config.num_workers
+    # A process that has spoken to a server must not be forked.
+    context = "fork" if storage.is_local(samples.reader.index_path) else "spawn"
+    loader: DataLoader[Any] = DataLoader(
+        samples,
+        batch_sampler=steps,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_start_worker,
+        prefetch_factor=config.prefetch if workers else None,
+        multiprocessing_context=context if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, Failed):
+            raise storage.StorageError(None, batch.sentence)
+        yield batch
+
+
+def _start_worker(_: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the training process, which ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
