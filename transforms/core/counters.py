@@ -27,6 +27,13 @@ class Count(StrEnum):
     DUPLICATES = "duplicates"
     """Captions left out by curation because an equal one was kept."""
 
+    IMAGE_NOT_FINITE = "image_not_finite"
+    """Images with a value that is no number."""
+    IMAGE_BLANK = "image_blank"
+    """Images of one colour."""
+    REPAINTED = "repainted"
+    """Images that were painted again with the next seed."""
+
     ENGINE_ERROR = "engine_error"
     """Records on which the model raised."""
 

@@ -1,0 +1,136 @@
+"""Paint the images of every caption with a diffusion model (RECIPE section 3).
+
+Reads the curated captions and writes WebDataset shards to `<run>/images`. The same caption gets the
+same images in any run with the same model, settings and seed.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipelines.options import LOCAL_RUNNERS
+from pipelines.stage import UnfinishedError, is_complete, run_stage
+from transforms.caption_rows import CaptionRows
+from transforms.core import storage
+from transforms.core.config import Config, fingerprint_fields, no_fingerprint
+from transforms.core.fingerprint import Fingerprint
+from transforms.core.shards import StageFolder
+from transforms.core.stage import Stage
+from transforms.engines.diffusers_engine import DiffusersSpec, check_device
+from transforms.engines.image import GeneratorConfig
+from transforms.engines.image_models import ImageModel, find_model
+from transforms.images import CODE_VERSION, ImagesProducer, PaintPlan
+
+
+class ImagesConfig(Config):
+    """Settings of the images stage."""
+
+    run: str = no_fingerprint()
+    """Folder or URL of the run."""
+    captions: str | None = no_fingerprint(None)
+    """Folder or URL of the captions to paint; default `<run>/captions`."""
+    seed: int = 0
+    """Of every random choice."""
+    model: str
+    """Hub id, folder in diffusers' format, or `builtin:tiny-sd`; paper: Stable Diffusion 1.5."""
+    revision: str | None = no_fingerprint(None)
+    """Branch, tag or commit of a hub id; the commit behind it is part of the fingerprint."""
+    captions_per_shard: Annotated[int, Field(gt=0)] = 250
+    """Captions of an image shard: the unit of work, of retry and of commit; aim for minutes."""
+    images_per_caption: Annotated[int, Field(gt=0)] = 4
+    """Images painted for each caption; paper: 4."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """How images are painted."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Of the stored images."""
+    max_repaints: Annotated[int, Field(ge=0)] = 3
+    """Times that a blank or broken image is painted again before its caption is given up."""
+    min_contrast: Annotated[int, Field(ge=0, le=255)] = 8
+    """An image is blank if no colour channel spans as many of 256 levels."""
+    encoder_threads: Annotated[int, Field(gt=0)] = no_fingerprint(4)
+    """Threads that check and encode images while the next batch is painted."""
+
+
+CONFIG = ImagesConfig
+
+
+def run(config: ImagesConfig, flags: Sequence[str]) -> None:
+    """Paint what is not painted yet; `flags` are Beam's."""
+    planned = stage(config)
+    if _runs_here(flags) and not is_complete(planned):
+        check_device(config.generator.device)
+    run_stage(planned, flags)
+
+
+def stage(config: ImagesConfig) -> Stage:
+    """The images stage of a run whose captions are complete.
+
+    Raises:
+        ConfigError: The model does not exist.
+        UnfinishedError: The captions are not complete.
+    """
+    folder = config.captions or storage.join(config.run, "captions")
+    try:
+        rows = CaptionRows.open(storage.join(folder, "index.parquet"))
+    except storage.MissingFileError as error:
+        raise UnfinishedError(
+            f"{folder} has no complete captions to paint (no index.parquet): run the curate stage "
+            "to its end, then this command again"
+        ) from error
+    model = find_model(config.model, config.revision)
+    fields = {
+        **fingerprint_fields(config),
+        "model_identity": model.identity,
+        "captions_index_sha256": rows.index_sha256,
+        "code_version": CODE_VERSION,
+    }
+    plan = PaintPlan(
+        captions_per_shard=config.captions_per_shard,
+        images_per_caption=config.images_per_caption,
+        generator_digest=generator_digest(config, model),
+        settings=_settings(config, model),
+        jpeg_quality=config.jpeg_quality,
+        max_repaints=config.max_repaints,
+        min_contrast=config.min_contrast,
+        encoder_threads=config.encoder_threads,
+    )
+    return Stage(
+        folder=StageFolder(storage.join(config.run, "images"), "images", ".tar"),
+        fingerprint=Fingerprint(fields),
+        config=config.model_dump(mode="json"),
+        num_shards=-(-rows.num_captions // config.captions_per_shard),
+        num_records=rows.num_captions,
+        unit="image sets",
+        producer=ImagesProducer(rows, DiffusersSpec(model, config.generator), plan),
+        metadata={"images_per_caption": str(config.images_per_caption)},
+    )
+
+
+def generator_digest(config: ImagesConfig, model: ImageModel) -> str:
+    """Identity of what decides an image beside its caption; its seeds are made of this.
+
+    Neither the captions nor how they are cut into shards and batches are part of it.
+    """
+    settings = _settings(config, model)
+    del settings["model"]
+    return Fingerprint({**settings, "seed": config.seed, "code_version": CODE_VERSION}).digest
+
+
+def _settings(config: ImagesConfig, model: ImageModel) -> dict[str, Any]:
+    generator = config.generator
+    return {
+        "model": model.name,
+        "model_identity": model.identity,
+        "num_steps": generator.num_steps,
+        "guidance": generator.guidance,
+        "scheduler": generator.scheduler,
+        "size": generator.size,
+        "dtype": generator.dtype,
+    }
+
+
+def _runs_here(flags: Sequence[str]) -> bool:
+    """Whether the stage runs on this machine, and not on workers with other devices."""
+    runners = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner")]
+    return all(runner in LOCAL_RUNNERS for runner in runners)

@@ -1,0 +1,82 @@
+"""Text-to-image models behind one interface, and the settings that they share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from transforms.core.config import Config
+from transforms.core.counters import Count
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class GeneratorConfig(Config):
+    """How images are painted (RECIPE section 3)."""
+
+    num_steps: Annotated[int, Field(gt=0)] = 50
+    """Denoising steps; reference: 50."""
+    guidance: Annotated[float, Field(ge=1)] = 2.5
+    """Classifier-free guidance; paper: 2.5. 1 is none, and then half the work."""
+    scheduler: Literal["ddim", "model"] = "ddim"
+    """Sampler: deterministic DDIM (reference), or the one that the model's folder names."""
+    size: Annotated[int, Field(gt=0, multiple_of=8)] = 512
+    """Pixels of an image's side as painted; paper: 512."""
+    stored_size: Annotated[int, Field(gt=0)] = 256
+    """Pixels of an image's side as stored; reference: 256."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and activations."""
+    batch_size: Annotated[int, Field(gt=0)] = 64
+    """Images painted together. Every batch has this shape: a short one is filled up."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to paint; a device that is missing is an error."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "GeneratorConfig":
+        if self.stored_size > self.size:
+            raise ValueError(
+                f"generator.stored_size is {self.stored_size}: expected at most generator.size, "
+                f"which is {self.size}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A batch as an engine gives it back.
+
+    Attributes:
+        pixels: [N, H, W, 3], one image per text, in the order of the texts.
+        rejects: Per image why the engine itself calls it unusable; None for a good one.
+    """
+
+    pixels: Pixels
+    rejects: tuple[Count | None, ...]
+
+
+class ImageEngine(Protocol):
+    """A loaded text-to-image model."""
+
+    batch_size: int
+    """Most images that one call paints."""
+
+    def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
+        """One image per text and seed; an image depends on its own text and seed only.
+
+        Args:
+            texts: At most `batch_size` captions; a caption stands there once per image.
+            seeds: As many.
+
+        Raises:
+            Exception: Anything that the model raises.
+        """
+
+
+class ImageEngineSpec(Protocol):
+    """What it takes to load an engine on a worker: picklable, and small."""
+
+    def load(self) -> ImageEngine:
+        """Load the model."""

@@ -1,0 +1,224 @@
+"""The producer of image shards: the captions of a shard -> image sets or failures.
+
+Source: sections 3 and 6 of the recipe (paper, section 3.2). An image is named by its caption and
+its number, everywhere, so the order in which images are painted cannot mispair them.
+
+Batches mix captions. An image that is blank or not finite is painted again with its next seed,
+after all others of the shard, so that batches are composed the same way each time. A caption fails
+or succeeds with all its images.
+"""
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from transforms.caption_rows import CaptionRows
+from transforms.core.counters import Count, Tally
+from transforms.core.records import Caption, Failure, ImageSet
+from transforms.core.seeding import derive
+from transforms.core.stage import Produced
+from transforms.engines.image import ImageEngine, ImageEngineSpec, Pixels
+
+_LOGGER = logging.getLogger(__name__)
+
+CODE_VERSION = 1
+"""Counts changes to this stage that change the bytes it makes; part of the fingerprint."""
+
+
+class ImageEngineError(RuntimeError):
+    """The engine cannot paint anything; the message is a sentence."""
+
+
+@dataclass(frozen=True)
+class PaintPlan:
+    """What the producer needs to know beside its captions and its engine.
+
+    Attributes:
+        captions_per_shard: Captions of an image shard; the last one may have fewer.
+        images_per_caption: Images painted for each.
+        generator_digest: Identity of the generator and its settings, of which the seeds are made:
+            the same caption gets the same images in whatever run, shard or order.
+        settings: Written beside every image set: model, steps, guidance and so on.
+        jpeg_quality: Of the stored images, 1 to 100.
+        max_repaints: Times that an unusable image is painted again.
+        min_contrast: An image is blank if no channel spans as much between its extremes.
+        encoder_threads: Threads that check and encode.
+    """
+
+    captions_per_shard: int
+    images_per_caption: int
+    generator_digest: str
+    settings: dict[str, Any]
+    jpeg_quality: int
+    max_repaints: int
+    min_contrast: int
+    encoder_threads: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One image to paint: which of which caption, and at which attempt."""
+
+    caption: Caption
+    number: int
+    attempt: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.caption.caption_id, self.number
+
+
+class ImagesProducer:
+    """Paints image shard j: the curated captions from row j * captions_per_shard on."""
+
+    def __init__(self, rows: CaptionRows, engine: ImageEngineSpec, plan: PaintPlan) -> None:
+        self._rows = rows
+        self._spec = engine
+        self._plan = plan
+        self._engine: ImageEngine | None = None
+
+    def setup(self) -> None:
+        """Load the model."""
+        self._engine = self._spec.load()
+
+    def record_ids(self, shard: int) -> list[str]:
+        """The caption ids of a shard."""
+        return [caption.caption_id for caption in self._captions(shard)]
+
+    def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
+        """Paint a shard: every caption of it becomes an image set or a failure, in order."""
+        assert self._engine is not None, "setup comes first"
+        captions = self._captions(shard)
+        painting = _ShardPainting(self._engine, self._plan, tally)
+        painting.run(captions)
+        for caption in captions:
+            failure = painting.failures.get(caption.caption_id)
+            yield failure if failure is not None else painting.image_set(caption)
+
+    def _captions(self, shard: int) -> list[Caption]:
+        start = shard * self._plan.captions_per_shard
+        return self._rows.read(start, start + self._plan.captions_per_shard)
+
+
+class _ShardPainting:
+    """The work on one shard: its finished images, and the captions that failed."""
+
+    def __init__(self, engine: ImageEngine, plan: PaintPlan, tally: Tally) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._tally = tally
+        self._images: dict[tuple[str, int], tuple[bytes, int]] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def run(self, captions: Sequence[Caption]) -> None:
+        """Paint every image, and the unusable ones again."""
+        due = [
+            self._task(caption, number)
+            for caption in captions
+            for number in range(self._plan.images_per_caption)
+        ]
+        with ThreadPoolExecutor(self._plan.encoder_threads, "encode") as pool:
+            while due:
+                due = self._again(self._round(due, pool))
+
+    def image_set(self, caption: Caption) -> ImageSet:
+        """The finished images of a caption that did not fail."""
+        numbers = range(self._plan.images_per_caption)
+        painted = [self._images[caption.caption_id, number] for number in numbers]
+        images, seeds = zip(*painted, strict=True)
+        return ImageSet(caption, images, seeds, self._plan.settings)
+
+    def _task(self, caption: Caption, number: int, attempt: int = 0) -> _Task:
+        seed = derive(self._plan.generator_digest, caption.caption_id, number, attempt)
+        return _Task(caption, number, attempt, seed)
+
+    def _round(self, tasks: Sequence[_Task], pool: ThreadPoolExecutor) -> list[tuple[_Task, Count]]:
+        """Paint all tasks once; returns those whose image is unusable, and why."""
+        checked: list[tuple[_Task, Future[bytes | Count]]] = []
+        for start in range(0, len(tasks), self._engine.batch_size):
+            batch = tasks[start : start + self._engine.batch_size]
+            for task, pixels, reject in self._paint(batch):
+                checked.append((task, pool.submit(_finish, pixels, reject, self._plan)))
+        unusable = []
+        for task, future in checked:
+            result = future.result()
+            if isinstance(result, Count):
+                unusable.append((task, result))
+            else:
+                self._images[task.key] = result, task.seed
+        return unusable
+
+    def _again(self, unusable: Sequence[tuple[_Task, Count]]) -> list[_Task]:
+        """What to paint in the next round; an image that used up its seeds fails its caption."""
+        for task, reason in unusable:
+            self._tally.count(reason)
+            if task.attempt == self._plan.max_repaints:
+                detail = f"image {task.number} was unusable with {task.attempt + 1} seeds"
+                self._fail(task.caption, reason, detail)
+        again = [
+            self._task(task.caption, task.number, task.attempt + 1)
+            for task, _ in unusable
+            if task.caption.caption_id not in self.failures
+        ]
+        if again:
+            self._tally.count(Count.REPAINTED, len(again))
+        return again
+
+    def _paint(self, batch: Sequence[_Task]) -> list[tuple[_Task, Pixels, Count | None]]:
+        """Paint a batch; a caption that makes the engine raise fails alone."""
+        try:
+            return self._paint_together(batch)
+        except Exception as error:
+            self._check_engine(error)
+        painted = []
+        for caption in {task.caption: None for task in batch}:
+            own = [task for task in batch if task.caption == caption]
+            try:
+                painted += self._paint_together(own)
+            except Exception as error:
+                self._check_engine(error)
+                self._tally.count(Count.ENGINE_ERROR)
+                detail = f"{type(error).__name__}: {error}"
+                self._fail(caption, Count.ENGINE_ERROR, detail)
+        return painted
+
+    def _paint_together(self, batch: Sequence[_Task]) -> list[tuple[_Task, Pixels, Count | None]]:
+        painted = self._engine.paint(
+            [task.caption.text for task in batch], [task.seed for task in batch]
+        )
+        assert len(painted.pixels) == len(painted.rejects) == len(batch)
+        return list(zip(batch, painted.pixels, painted.rejects, strict=True))
+
+    def _check_engine(self, error: Exception) -> None:
+        """Is it the caption or the engine? One that cannot even paint nothing is broken."""
+        _LOGGER.warning("the image engine raised %s: %s", type(error).__name__, error)
+        try:
+            self._engine.paint([""], [0])
+        except Exception as again:
+            raise ImageEngineError(
+                f"the image engine fails on every caption ({type(again).__name__}: {again})"
+            ) from error
+
+    def _fail(self, caption: Caption, reason: Count, detail: str) -> None:
+        self.failures.setdefault(
+            caption.caption_id, Failure(caption.caption_id, str(reason), detail)
+        )
+
+
+def _finish(pixels: Pixels, reject: Count | None, plan: PaintPlan) -> bytes | Count:
+    """An image [H, W, 3] as JPEG, or why it is unusable."""
+    from PIL import Image
+
+    if reject is not None:
+        return reject
+    if np.ptp(pixels, axis=(0, 1)).max() < plan.min_contrast:
+        return Count.IMAGE_BLANK
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=plan.jpeg_quality)
+    return buffer.getvalue()
