@@ -37,3 +37,15 @@ def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         "gcs": lambda: request.getfixturevalue("gcs_bucket") + "/run",
     }
     return kinds[request.param]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none here"))

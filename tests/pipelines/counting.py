@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.transforms.core.samples import caption
-from transforms.core import commit, storage
+from transforms.core import storage
 from transforms.core.counters import Count, Tally
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.records import Failure
@@ -92,7 +92,6 @@ def main() -> None:
         storage.replace_bytes = _die_after(
             storage.replace_bytes, lambda _, target: target.endswith("index.parquet")
         )
-    assert commit.storage is storage
     run_stage(stage(url, int(num_shards), crash_in=shard if point == "producing" else -1), [])
 
 

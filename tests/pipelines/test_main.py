@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.__main__ import JOBS, main
+
+
+def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    without = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == without
+    assert all(job in without for job in JOBS)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([job, "--help"]) == 0
+    lines = capsys.readouterr().out.partition("keys:\n")[2].splitlines()
+    keys = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+    assert keys
+    for number in keys:
+        assert lines[number + 1].startswith("      "), f"{lines[number]} has no description"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["paint"], "unknown stage 'paint'"),
+        (["captions"], "needs a config file"),
+        (["captions", "run=x"], "needs a config file"),
+        (["captions", "absent.yaml"], "'absent.yaml' cannot be read"),
+    ],
+)
+def test_wrong_calls_end_with_two_and_a_sentence(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_unknown_key_is_named(job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("run: out\nsede: 1\n")
+    assert main([job, str(path)]) == 2
+    assert "unknown key 'sede'" in capsys.readouterr().err

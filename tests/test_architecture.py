@@ -1,0 +1,128 @@
+"""The house rules that a program can check: who may import whom, sizes, names, help in a second."""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("transforms", "pipelines", "trainer")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+EVERYTHING = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), ROOT / "setup.py"]
+
+FORBIDDEN = {
+    "transforms/core": (
+        "apache_beam",
+        "torch",
+        "vllm",
+        "diffusers",
+        "transformers",
+        "pipelines",
+        "trainer",
+        "transforms!core",
+    ),
+    "transforms": ("pipelines", "trainer"),
+    "pipelines": ("trainer",),
+    "trainer": ("apache_beam", "vllm", "diffusers", "pipelines", "transforms!core"),
+}
+"""Folder -> what nothing in it may import, not even inside a function; `transforms!core` is all of
+transforms but transforms.core."""
+
+HEAVY = {"apache_beam", "diffusers", "torch", "transformers", "vllm", "sklearn", "timm"}
+
+
+def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def breaks(name: str, rule: str) -> bool:
+    if rule == "transforms!core":
+        return name.startswith("transforms") and not name.startswith("transforms.core")
+    return name == rule or name.startswith(rule + ".")
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_flow_one_way(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in imports(path)
+        if any(breaks(name, rule) for rule in FORBIDDEN[folder])
+    ]
+    assert not wrong
+
+
+def test_torchvision_transforms_are_imported_by_their_v2_name() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for name in imports(path)
+        if name.startswith("torchvision.transforms")
+        and name != "torchvision.transforms.v2"
+        and not name.startswith("torchvision.transforms.v2.")
+    ]
+    assert not wrong
+
+
+def test_files_and_functions_stay_short() -> None:
+    long = []
+    for path in EVERYTHING:
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 300:
+            long.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60 and node.name != "train":
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert not long
+
+
+def test_no_drawer_for_everything() -> None:
+    names = {path.stem for path in SOURCES}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_modules_say_what_they_are() -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not silent
+
+
+def test_help_imports_nothing_heavy_and_answers_in_a_second() -> None:
+    code = (
+        "import sys, pipelines.__main__ as m; m.main(['--help']); "
+        f"heavy = {HEAVY!r} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    fastest = 60.0
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "pipelines", "--help"],
+            check=True,
+            cwd=ROOT,
+            capture_output=True,
+        )
+        fastest = min(fastest, time.monotonic() - started)
+    assert fastest < 1.0
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_name_has_one_owner(package: str) -> None:
+    assert set(importlib.metadata.packages_distributions()[package]) == {"synclr"}
