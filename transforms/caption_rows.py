@@ -58,10 +58,11 @@ class CaptionRows:
         captions: list[Caption] = []
         shard = bisect_right(starts, start) - 1
         while shard < len(lengths) and starts[shard] < stop:
-            row = index.table.slice(shard, 1).to_pylist()[0]
-            content = _shard(storage.join(index.folder, row["path"]), row["sha256"])
             first, last = max(start - starts[shard], 0), min(stop - starts[shard], lengths[shard])
-            captions += _rows(content, first, last)
+            if first < last:
+                row = index.table.slice(shard, 1).to_pylist()[0]
+                content = _shard(storage.join(index.folder, row["path"]), row["sha256"])
+                captions += _rows(content, first, last)
             shard += 1
         assert len(captions) == min(stop, starts[-1]) - start
         return captions
