@@ -1,4 +1,4 @@
-"""An image engine without a model: an image shows, in black and white blocks, what it was made of."""
+"""An image engine without a model: its black and white blocks show what an image was made of."""
 
 import hashlib
 from collections import Counter

@@ -158,7 +158,7 @@ def test_a_caption_that_makes_the_engine_raise_fails_alone(bad: set[int], batch_
 def test_an_engine_that_paints_nothing_at_all_stops_the_shard() -> None:
     made = producer(make_captions(3))
     made._engine.dead = True  # type: ignore[union-attr]
-    with pytest.raises(ImageEngineError, match="every caption .*no such colour"):
+    with pytest.raises(ImageEngineError, match=r"every caption .*no such colour"):
         list(made.produce(0, Tally()))
 
 
