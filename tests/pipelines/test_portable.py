@@ -1,0 +1,30 @@
+"""The same stages on Beam's portable path: the same bytes as on the direct runner."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.stage import UnfinishedError, run_stage
+from tests.pipelines.counting import stage
+from tests.pipelines.portable import needs_prism, worker_pool
+from tests.pipelines.test_stage import content
+
+pytestmark = [pytest.mark.slow, needs_prism]
+
+
+def test_a_stage_gives_the_same_bytes(tmp_path: Path) -> None:
+    direct, portable = str(tmp_path / "a"), str(tmp_path / "b")
+    run_stage(stage(direct, 5), [])
+    with worker_pool(tmp_path / "pool.log") as flags:
+        run_stage(stage(portable, 5), flags)
+    assert content(portable) == content(direct)
+
+
+def test_a_worker_error_is_one_sentence(tmp_path: Path) -> None:
+    url = str(tmp_path / "a")
+    with (
+        worker_pool(tmp_path / "pool.log") as flags,
+        pytest.raises(UnfinishedError, match="this shard cannot be made") as caught,
+    ):
+        run_stage(stage(url, 5, raise_in=3), flags)
+    assert "\n" not in str(caught.value)
