@@ -1,0 +1,174 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.trainer.evaluate.tiny import save_checkpoint, save_pictures
+from trainer.evaluate import tasks
+from trainer.evaluate.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> tuple[Path, Path]:
+    """A run with a checkpoint, and the file of an evaluation on coloured squares."""
+    run = tmp_path / "run"
+    save_checkpoint(run)
+    pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
+    config = {
+        "run": str(run),
+        "datasets": [f"folder:{pictures}"],
+        "num_untrained": 2,
+        "device": "cpu",
+        "knn": {"num_neighbours": 5},
+        "logistic": {"num_strengths": 3, "weakest": 1e-2, "strongest": 1e2},
+    }
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return run, path
+
+
+def rows(run: Path) -> dict[tuple[str, str], dict[str, object]]:
+    listed = json.loads((run / "scores" / "scores.json").read_text())
+    return {(row["protocol"], row["encoder"]): row for row in listed}
+
+
+def test_all_tasks_from_checkpoint_to_sheet(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = job
+    assert main(["all", str(path)]) == 0
+    found = rows(run)
+    assert found.keys() == {
+        (protocol, encoder)
+        for protocol in ("knn", "logistic")
+        for encoder in ("trained", "untrained", "pixels")
+    }
+    for (_, encoder), row in found.items():
+        assert (row["num_train"], row["num_test"], row["num_classes"]) == (30, 24, 3)
+        assert row["chance"] == pytest.approx(100 / 3)
+        values = row["values"]
+        assert isinstance(values, list)
+        assert len(values) == (2 if encoder == "untrained" else 1)
+        assert row["value"] == pytest.approx(sum(values) / len(values))
+        assert (row["spread"] is None) == (encoder != "untrained")
+    assert found["knn", "pixels"]["value"] == 100, "plain colours are easy to tell apart"
+    output = capsys.readouterr().out
+    assert "colours" in output
+    assert str(run / "scores" / "scores.md") in output
+    assert "| colours | knn |" in (run / "scores" / "scores.md").read_text()
+
+
+def test_done_is_not_done_again(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = job
+    assert main(["all", str(path)]) == 0
+    first = capsys.readouterr().out
+    written = {p.name: p.read_bytes() for p in (run / "scores").iterdir()}
+
+    def fail(*_: object) -> None:
+        raise AssertionError("nothing is left to score")
+
+    monkeypatch.setattr("trainer.evaluate.__main__._subjects", fail)
+    assert main(["all", str(path)]) == 0
+    again = capsys.readouterr().out
+    assert "Scored already:" in again
+    assert again.splitlines()[:-1] == first.splitlines()[:-1]
+    assert {p.name: p.read_bytes() for p in (run / "scores").iterdir()} == written
+
+
+def test_what_changed_is_scored_again(job: tuple[Path, Path]) -> None:
+    run, path = job
+    assert main(["all", str(path)]) == 0
+    knn, logistic = ((run / "scores" / f"{name}.json") for name in ("knn", "logistic"))
+    before = logistic.stat().st_mtime_ns
+    assert main(["all", str(path), "knn.num_neighbours=3"]) == 0
+    assert logistic.stat().st_mtime_ns == before, "its settings are the same"
+
+    older = knn.read_text()
+    save_checkpoint(run, seed=1)
+    assert main(["knn", str(path), "knn.num_neighbours=3"]) == 0
+    assert json.loads(knn.read_text())["checkpoint"] != json.loads(older)["checkpoint"]
+    assert {protocol for protocol, _ in rows(run)} == {"knn"}, "old logistic scores are left out"
+
+
+def test_scores_are_deterministic(job: tuple[Path, Path], tmp_path: Path) -> None:
+    run, path = job
+    assert main(["all", str(path)]) == 0
+    first = (run / "scores" / "scores.json").read_bytes()
+    for file in (run / "scores").iterdir():
+        file.unlink()
+    assert main(["all", str(path), "batch_size=7"]) == 0
+    assert json.loads(first) == json.loads((run / "scores" / "scores.json").read_bytes())
+
+
+def test_baselines_can_be_left_out(job: tuple[Path, Path]) -> None:
+    run, path = job
+    assert main(["knn", str(path), "num_untrained=0", "pixels=false"]) == 0
+    assert rows(run).keys() == {("knn", "trained")}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("datasets=[pictures]", "unknown data set 'pictures'"),
+        ("datasets=[fashion-mnist,fashion-mnist]", "'fashion-mnist' is there twice"),
+        ("knn.neighbours=3", "unknown key 'knn.neighbours'"),
+        ("knn.temperature=0", "'knn.temperature' has value 0"),
+        ("datasets=[]", "'datasets'"),
+    ],
+)
+def test_wrong_settings(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], override: str, words: str
+) -> None:
+    _, path = job
+    assert main(["knn", str(path), override]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_a_missing_checkpoint_is_work_left_undone(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, path = job
+    assert main(["knn", str(path), f"run={tmp_path / 'nothing'}"]) == 1
+    assert "there is no checkpoint in" in capsys.readouterr().err
+
+
+def test_a_damaged_picture_is_named(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, path = job
+    (tmp_path / "colours" / "test" / "red" / "000.png").write_bytes(b"broken")
+    assert main(["knn", str(path)]) == 1
+    assert "000.png cannot be decoded" in capsys.readouterr().err
+
+
+def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    output = capsys.readouterr().out
+    for key in ("run", "datasets", "knn.temperature", "logistic.num_strengths"):
+        assert f"  {key}  (" in output
+
+
+def test_the_demos_file_is_valid() -> None:
+    from transforms.core.config import load_config
+
+    path = Path(__file__).parents[3] / "trainer" / "configs" / "demo-evaluate.yaml"
+    config = load_config(tasks.EvaluateConfig, str(path))
+    assert config.run == "runs/demo"
+    assert config.num_untrained >= 3

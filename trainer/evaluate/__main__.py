@@ -1,0 +1,141 @@
+"""The scoring command.
+
+    python -m trainer.evaluate TASK CONFIG [key=value ...]
+
+TASK is `knn`, `logistic` or `all`. It scores the newest checkpoint of `<run>/train` (or
+`checkpoint`) and writes `<run>/scores`: `<task>.json`, `scores.json` and `scores.md`. Run again
+for the same checkpoint, it only prints them. Exit code 0: everything asked for is scored; 2: a
+setting is wrong; 1: something is missing, and the last line says what.
+"""
+
+import argparse
+import hashlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.evaluate import scoresheet
+from trainer.evaluate.datasets import LabelledSet, load_dataset
+from trainer.evaluate.features import Extraction, Subject, encoder_subject, pixels_subject
+from trainer.evaluate.scoresheet import TaskScores
+from trainer.evaluate.tasks import TASKS, EvaluateConfig, Evaluation
+from transforms.core import storage
+from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config
+from transforms.core.seeding import derive
+from transforms.core.shards import DamagedFileError
+
+ALL = "all"
+VERSION = 1
+"""Of the protocols; a change that changes scores raises it, so that old scores are made again."""
+
+
+def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
+    """Score what is not scored yet, write the sheet, and return it as text.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        storage.StorageError: There is no checkpoint, or storage failed.
+        DamagedFileError: A picture cannot be decoded.
+    """
+    from trainer import checkpoint
+
+    folder = storage.join(config.run, "scores")
+    url = checkpoint.find(config.checkpoint or config.run)
+    digest = hashlib.blake2b(storage.read_bytes(url), digest_size=16).hexdigest()
+    datasets = _datasets(config)
+    fingerprints = {
+        task: scoresheet.fingerprint(
+            task,
+            _settings(task, config),
+            digest,
+            {dataset.name: dataset.identity for dataset in datasets},
+            VERSION,
+        )
+        for task in tasks
+    }
+    missing = [
+        task
+        for task, wanted in fingerprints.items()
+        if (there := scoresheet.load(folder, task)) is None or there.fingerprint != wanted
+    ]
+    if missing:
+        evaluation = Evaluation(config, datasets, _subjects(config, url))
+        for task in missing:
+            rows = TASKS[task](evaluation)
+            scoresheet.save(folder, TaskScores(task, digest, fingerprints[task], rows))
+    rows = scoresheet.publish(folder, TASKS, digest)
+    done = "Scored" if missing else "Scored already:"
+    return f"{scoresheet.plain(rows)}\n{done} {url}; {storage.join(folder, 'scores.md')}"
+
+
+def _datasets(config: EvaluateConfig) -> list[LabelledSet]:
+    datasets = [load_dataset(reference) for reference in config.datasets]
+    names = [dataset.name for dataset in datasets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"key 'datasets' has value {list(config.datasets)}: expected different names, but "
+            f"{twice[0]!r} is there twice"
+        )
+    return datasets
+
+
+def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that a task's scores depend on: all but the other tasks' sections."""
+    others = tuple(f"{other}." for other in TASKS if other != task)
+    return {k: v for k, v in fingerprint_fields(config).items() if not k.startswith(others)}
+
+
+def _subjects(config: EvaluateConfig, checkpoint_url: str) -> list[Subject]:
+    from trainer.checkpoint import load_encoder
+    from trainer.vit import build_encoder
+
+    extraction = Extraction(_device(config), config.batch_size, config.num_workers)
+    trained, encoder_config = load_encoder(checkpoint_url, config.which)
+    subjects = [encoder_subject("trained", trained, encoder_config, extraction)]
+    for number in range(config.num_untrained):
+        fresh = build_encoder(encoder_config, derive(config.seed, "untrained", number))
+        subjects.append(encoder_subject("untrained", fresh, encoder_config, extraction))
+    return [*subjects, pixels_subject()] if config.pixels else subjects
+
+
+def _device(config: EvaluateConfig) -> str:
+    import torch
+
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but this machine has no usable CUDA device")
+    return "cuda"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate",
+        description="Score an encoder on labelled pictures that its training never saw.",
+        epilog="Keys:\n" + describe(EvaluateConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=[*TASKS, ALL], help="what to score it by")
+    parser.add_argument("config", help="YAML file of the evaluation")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change single settings")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = load_config(EvaluateConfig, parsed.config, parsed.overrides)
+        print(evaluate(list(TASKS) if parsed.task == ALL else [parsed.task], config))
+        return 0
+    except ConfigError as error:
+        line, code = str(error), 2
+    except (storage.StorageError, DamagedFileError) as error:
+        line, code = f"Evaluation is not finished: {error}", 1
+    except KeyboardInterrupt:
+        line, code = "Evaluation is not finished: interrupted; run the same command again", 1
+    print(line, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""Frozen features: the cls token of the last block for every picture of a data set.
+
+Source: RECIPE 5. Pictures are resized so that the shorter side is the encoder's image size
+(bicubic), cut to the central square and normalised with the mean and std that the encoder was
+trained with; the reference uses CLIP's for all encoders.
+
+An encoder that is scored is a `Subject`. Three kinds stand on every score sheet: the trained
+encoder, the same architecture with fresh weights (what training adds is the difference), and the
+bare pixels.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from trainer.evaluate.datasets import Split
+from transforms.core.shards import DamagedFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainer.vit import EncoderConfig
+
+PIXELS_SIDE = 16
+"""The pixel baseline sees pictures at this size."""
+
+Extract = Callable[[Split, Callable[[int], object]], NDArray[np.float32]]
+"""(split, called with the number of pictures just done) -> features [N, D]."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that turns pictures into features, and is scored by them."""
+
+    kind: str
+    """The row of the score sheet that it counts towards: "trained", "untrained", "pixels"."""
+    extract: Extract
+    encoder: "nn.Module | None" = None
+    """The network, for tasks that need more than frozen features."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are computed; changes the speed and no score (but for rounding)."""
+
+    device: str
+    batch_size: int
+    num_workers: int
+
+
+def encoder_subject(
+    kind: str, encoder: "nn.Module", config: "EncoderConfig", extraction: Extraction
+) -> Subject:
+    """An encoder as a subject; moves it to the device and into evaluation mode."""
+    import torch
+
+    network: Any = encoder.to(extraction.device).eval()
+    mean = torch.tensor(config.mean, device=extraction.device).view(3, 1, 1)
+    std = torch.tensor(config.std, device=extraction.device).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
+        features = []
+        for batch in _batches(split, config.image_size, extraction):
+            pixels = batch.to(extraction.device, non_blocking=True).float() / 255
+            tokens = network.forward_features((pixels - mean) / std)  # [B, 1 + patches, D]
+            features.append(tokens[:, 0].float().cpu().numpy())
+            done(len(batch))
+        return np.concatenate(features)
+
+    return Subject(kind, extract, encoder)
+
+
+def pixels_subject() -> Subject:
+    """The pictures themselves, shrunk, as features: what any encoder should beat."""
+
+    def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
+        features = []
+        for picture in split.pictures:
+            square = load_square(picture, PIXELS_SIDE)
+            features.append(np.asarray(square, dtype=np.float32).ravel() / 255)
+            done(1)
+        return np.stack(features)
+
+    return Subject("pixels", extract)
+
+
+def load_square(picture: bytes | Path, size: int) -> Image.Image:
+    """A picture as an RGB square: shorter side resized to `size` (bicubic), centre kept.
+
+    Raises:
+        DamagedFileError: It cannot be decoded; a test set must not shrink silently.
+    """
+    try:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        where = "a picture of a built-in test set" if isinstance(picture, bytes) else str(picture)
+        raise DamagedFileError(
+            f"{where} cannot be decoded as an image: mend or remove it"
+        ) from error
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _batches(split: Split, size: int, extraction: Extraction) -> "Iterator[Tensor]":
+    """The pictures in order, uint8 [B, 3, size, size]; workers decode, when there are any."""
+    from torch.utils.data import DataLoader
+
+    yield from DataLoader(
+        split.pictures,  # type: ignore[arg-type]  # a sequence serves as a dataset
+        batch_size=extraction.batch_size,
+        num_workers=extraction.num_workers,
+        collate_fn=partial(_collate, size=size),
+        pin_memory=extraction.device.startswith("cuda"),
+    )
+
+
+def _collate(pictures: Sequence[bytes | Path], size: int) -> "Tensor":
+    import torch
+
+    squares = np.stack([np.asarray(load_square(picture, size)) for picture in pictures])
+    return torch.from_numpy(squares).permute(0, 3, 1, 2)

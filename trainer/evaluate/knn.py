@@ -1,0 +1,60 @@
+"""Weighted nearest neighbours on frozen features: the quick look at an encoder.
+
+Source: the protocol of DINO (RECIPE 5, "kNN"): cosine similarity, the k nearest training pictures
+vote with weight exp(similarity / temperature). Nothing is fitted and nothing is chosen, so training
+and validation pictures together are the neighbours.
+"""
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from transforms.core.config import Config
+
+logger = logging.getLogger(__name__)
+
+QUERIES_PER_CHUNK = 1024
+"""Test pictures compared at once; bounds the similarity matrix, changes no result."""
+
+
+class KnnConfig(Config):
+    """Settings of the kNN protocol."""
+
+    num_neighbours: int = Field(20, ge=1)
+    """Neighbours that vote (DINO: 20)."""
+    temperature: float = Field(0.07, gt=0)
+    """Votes weigh exp(cosine similarity / temperature) (DINO: 0.07)."""
+
+
+def predict(
+    train: NDArray[np.float32],  # [N, D]
+    labels: NDArray[np.int64],  # [N]
+    test: NDArray[np.float32],  # [M, D]
+    config: KnnConfig,
+) -> NDArray[np.int64]:
+    """The class that the neighbours of each test picture vote for: [M].
+
+    Features need not be normalised. Fewer training pictures than neighbours: all of them vote.
+    """
+    import torch
+    from torch.nn import functional
+
+    if len(train) < config.num_neighbours:
+        logger.warning(
+            "num_neighbours is %d but there are only %d training pictures: all of them vote",
+            config.num_neighbours,
+            len(train),
+        )
+    keys = functional.normalize(torch.from_numpy(train), dim=1)
+    classes = torch.from_numpy(labels)
+    num_classes = int(labels.max()) + 1
+    predictions = []
+    for queries in functional.normalize(torch.from_numpy(test), dim=1).split(QUERIES_PER_CHUNK):
+        similarity, nearest = (queries @ keys.T).topk(min(config.num_neighbours, len(keys)))
+        # Less than 1 in the exponent keeps small temperatures finite and scales all votes alike.
+        weights = ((similarity - 1) / config.temperature).exp()
+        votes = weights.new_zeros(len(queries), num_classes)
+        predictions.append(votes.scatter_add_(1, classes[nearest], weights).argmax(dim=1))
+    return torch.cat(predictions).numpy()

@@ -1,0 +1,240 @@
+"""Makes the built-in test sets in `trainer/evaluate/data/` from what package registries carry.
+
+`drawings`: the things of `data/things.yaml` as OpenMoji and Emoji One (first version) drew them,
+each on a plain colour. The built-in image model learns from other vendors' drawings and never saw
+these two. `fashion-mnist`: photographs of clothing, a part of Fashion-MNIST. Everything here is a
+function of the pinned packages and of this file, so that `make testset` gives the same pictures
+again.
+
+    python -m trainer.evaluate.make_testset [--downloads FOLDER] [--out FOLDER]
+"""
+
+import argparse
+import gzip
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.evaluate.datasets import DATA_FOLDER, PICTURE_SCHEMA, LabelledPicture
+from transforms.core.records import to_table
+from transforms.core.seeding import derive
+
+VENDORS = {"openmoji": ("OpenMoji", "1.2.29"), "emojione-v1": ("Emoji One v1", "1.2.3")}
+"""Icon set -> (vendor's name, version of its npm package `@iconify-json/<icon set>`)."""
+DRAWINGS_LICENCE = "CC-BY-SA-4.0"
+"""What both vendors give their drawings under (SPDX)."""
+FASHION_PACKAGE = "dataset-fashion-mnist=0.0~git20200523.55506a9-1"
+"""Debian package and version."""
+FASHION_CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+"""Names of Fashion-MNIST's labels 0 to 9."""
+FASHION_SPLITS = (("train", "train", 64), ("val", "train", 16), ("test", "t10k", 80))
+"""Our split, the original file it is cut from, pictures per class."""
+
+SIDE = 64
+"""Pictures are this many pixels wide and high (drawings)."""
+LONGER_SIDE = 52
+"""A drawing's longer side, in pixels."""
+OVERSAMPLING = 4
+"""Drawings are rasterised this much larger and then scaled down."""
+NUM_COLOURS = 64
+"""Colours of a stored drawing: a third of the bytes, and no difference to the eye."""
+DEAL = ("train", "test") * 4 + ("val", "test")
+"""Order in which a category's things go to the splits: 40 % train, 10 % val, 50 % test."""
+BACKGROUNDS = (
+    (255, 255, 255),
+    (236, 232, 220),
+    (188, 214, 235),
+    (191, 222, 184),
+    (243, 222, 158),
+    (238, 196, 202),
+    (205, 192, 226),
+    (196, 196, 196),
+)
+"""Plain backgrounds; a picture's is drawn by its name, independently of its category."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fetch the packages where they are missing, and write both Parquet files."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.make_testset")
+    parser.add_argument("--downloads", type=Path, default=Path(".cache/testset"))
+    parser.add_argument("--out", type=Path, default=DATA_FOLDER)
+    options = parser.parse_args(arguments)
+    options.downloads.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, pictures in (
+        ("drawings", drawings(options.downloads)),
+        ("fashion-mnist", fashion_mnist(options.downloads)),
+    ):
+        rows = list(pictures)
+        path = options.out / f"{name}.parquet"
+        pq.write_table(to_table(rows, PICTURE_SCHEMA), path, compression="zstd")
+        print(f"{path}: {len(rows)} pictures, {path.stat().st_size:,} bytes")
+
+
+def drawings(downloads: Path) -> Iterator[LabelledPicture]:
+    """Every vendor's drawing of every listed thing, in the order of the list."""
+    icon_sets = {prefix: fetch_icons(prefix, downloads) for prefix in VENDORS}
+    categories = yaml.safe_load((DATA_FOLDER / "things.yaml").read_text())
+    for category, things in categories.items():
+        splits = split_things(category, {t: _num_drawings(icon_sets, t) for t in things})
+        for thing in things:
+            for prefix, icons in icon_sets.items():
+                svg = icon_svg(icons, thing)
+                if svg is not None:
+                    yield LabelledPicture(
+                        image=paint(svg, background(thing, prefix)),
+                        label=category,
+                        name=thing,
+                        vendor=VENDORS[prefix][0],
+                        split=splits[thing],
+                        licence=DRAWINGS_LICENCE,
+                    )
+
+
+def split_things(category: str, num_drawings: dict[str, int]) -> dict[str, str]:
+    """Deal whole things out to the splits.
+
+    Things that both vendors drew and things that one drew are dealt out separately, in an order
+    that only their names decide.
+    """
+    splits = {}
+    for wanted in sorted(set(num_drawings.values())):
+        things = [thing for thing, count in num_drawings.items() if count == wanted]
+        things.sort(key=lambda thing: derive("testset", category, thing))
+        for position, thing in enumerate(things):
+            splits[thing] = DEAL[position % len(DEAL)]
+    return splits
+
+
+def background(thing: str, prefix: str) -> tuple[int, int, int]:
+    """The plain colour behind one vendor's drawing of a thing."""
+    return BACKGROUNDS[derive("background", thing, prefix) % len(BACKGROUNDS)]
+
+
+def paint(svg: str, colour: tuple[int, int, int]) -> bytes:
+    """Rasterise a drawing onto the middle of a plain square: a PNG file of SIDE x SIDE pixels."""
+    import resvg_py
+
+    drawn = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
+    visible = drawn.getchannel("A").point([255 if alpha > 16 else 0 for alpha in range(256)])
+    drawn = drawn.crop(visible.getbbox())
+    scale = LONGER_SIDE / max(drawn.size)
+    size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
+    drawn = drawn.resize(size, Image.Resampling.LANCZOS)
+    picture = Image.new("RGB", (SIDE, SIDE), colour)
+    picture.paste(drawn, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2), drawn)
+    return _png(picture.quantize(NUM_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+
+
+def icon_svg(icons: dict[str, Any], name: str) -> str | None:
+    """The SVG of an icon out of Iconify's JSON format; None where the set lacks it."""
+    name = icons.get("aliases", {}).get(name, {}).get("parent", name)
+    icon = icons["icons"].get(name)
+    if icon is None:
+        return None
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    width, height = (icon.get(key, icons.get(key, 16)) for key in ("width", "height"))
+    side = SIDE * OVERSAMPLING
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="{side}" height="{side}">'
+        f"{icon['body']}</svg>"
+    )
+
+
+def fetch_icons(prefix: str, downloads: Path) -> dict[str, Any]:
+    """The JSON of a pinned icon set, packed by the npm client unless it is there."""
+    version = VENDORS[prefix][1]
+    archive = downloads / f"iconify-json-{prefix}-{version}.tgz"
+    if not archive.exists():
+        _run(["npm", "pack", "--silent", f"@iconify-json/{prefix}@{version}"], downloads)
+    with tarfile.open(archive) as package:
+        member = package.extractfile("package/icons.json")
+        assert member is not None, "every icon set has icons.json"
+        icons: dict[str, Any] = json.load(member)
+        return icons
+
+
+def fashion_mnist(downloads: Path) -> Iterator[LabelledPicture]:
+    """The first pictures of each class of the original files, which are shuffled."""
+    folder = fetch_fashion(downloads)
+    taken = {"train": 0, "t10k": 0}
+    for split, source, count in FASHION_SPLITS:
+        images = _read_idx(folder / f"{source}-images-idx3-ubyte.gz")
+        labels = _read_idx(folder / f"{source}-labels-idx1-ubyte.gz")
+        for label, name in enumerate(FASHION_CLASSES):
+            first = taken[source]
+            for index in np.flatnonzero(labels == label)[first : first + count]:
+                yield LabelledPicture(
+                    image=_png(Image.fromarray(images[index])),
+                    label=name,
+                    name=f"{source}-{index:05d}",
+                    vendor="Zalando",
+                    split=split,
+                    licence="MIT",
+                )
+        taken[source] += count
+
+
+def fetch_fashion(downloads: Path) -> Path:
+    """The folder with Fashion-MNIST's four files, unpacked from its Debian package."""
+    unpacked = downloads / "fashion-mnist"
+    if not unpacked.exists():
+        _run(["apt-get", "download", FASHION_PACKAGE], downloads)
+        (archive,) = downloads.glob("dataset-fashion-mnist_*.deb")
+        _run(["dpkg-deb", "-x", archive.name, unpacked.name], downloads)
+    return unpacked / "usr/share/datasets/fashion-mnist"
+
+
+def _num_drawings(icon_sets: dict[str, dict[str, Any]], thing: str) -> int:
+    return sum(icon_svg(icons, thing) is not None for icons in icon_sets.values())
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """An array in the IDX format: zero bytes, type, rank, the sizes (big endian), the values."""
+    content = gzip.decompress(path.read_bytes())
+    rank = content[3]
+    sizes = np.frombuffer(content, ">u4", count=rank, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"making the test sets needs {command[0]!r}, which is not here") from error
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ValueError(f"{' '.join(command)!r} failed: {reason[0]}") from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

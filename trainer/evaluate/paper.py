@@ -1,0 +1,38 @@
+"""The paper's headline results, printed beside ours where the data set is one of the paper's.
+
+Source: RECIPE 5, "Headline results", in percent. A data set goes by its name here; a folder
+data set takes the name of its folder.
+"""
+
+from trainer.evaluate.metrics import Metric
+
+METRICS: dict[str, Metric] = {
+    "imagenet-1k": "accuracy",
+    "aircraft": "mean per-class accuracy",
+    "cars": "accuracy",
+    "dtd": "accuracy",
+    "flowers": "mean per-class accuracy",
+    "pets": "mean per-class accuracy",
+    "sun397": "accuracy",
+    "caltech-101": "mean per-class accuracy",
+    "food-101": "accuracy",
+}
+"""Data set of the paper -> its metric, in the order of the results below."""
+
+_SCORES: dict[str, tuple[float, ...]] = {
+    "StableRep B/16": (75.7, 59.2, 83.5, 80.1, 97.3, 88.3, 74.3, 94.7, 85.1),
+    "CLIP B/16": (80.2, 59.5, 86.7, 79.2, 98.1, 93.1, 78.4, 94.7, 92.8),
+    "CLIP L/14": (83.9, 69.4, 90.9, 82.1, 99.2, 95.1, 81.8, 96.5, 95.2),
+    "DINO v2 B/14": (83.9, 79.4, 88.2, 83.3, 99.6, 96.2, 77.3, 96.1, 92.8),
+    "DINO v2 L/14": (85.7, 81.5, 90.1, 84.0, 99.7, 96.6, 78.7, 97.5, 94.3),
+    "SynCLR B/16": (80.7, 81.7, 93.8, 79.9, 99.1, 93.6, 76.2, 95.3, 91.6),
+    "SynCLR L/14": (83.0, 85.6, 94.2, 82.1, 99.2, 94.1, 78.4, 96.1, 93.4),
+}
+
+
+def headline(dataset: str) -> dict[str, float]:
+    """Encoder -> what the paper reports for it on a data set; empty for a data set of our own."""
+    if dataset not in METRICS:
+        return {}
+    column = list(METRICS).index(dataset)
+    return {encoder: scores[column] for encoder, scores in _SCORES.items()}
