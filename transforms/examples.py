@@ -1,0 +1,110 @@
+"""In-context examples: captions of our own writing that show a language model what to do.
+
+Five groups (RECIPE section 2): each kind of concept is prompted with its own examples for the
+template `c`, and the templates with a background or a relation have one group each.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from transforms.core import storage
+from transforms.core.config import Config, ConfigError, load_config
+
+Group = Literal["objects", "places", "textures", "background", "relation"]
+GROUPS: tuple[Group, ...] = ("objects", "places", "textures", "background", "relation")
+
+EXAMPLES_PER_PROMPT = 3
+"""As in the paper."""
+
+
+class ExampleEntry(Config):
+    """One example as a file states it."""
+
+    concept: str
+    """What the caption is about."""
+    background: str | None = None
+    """Where it is, in the group `background`."""
+    relation: str | None = None
+    """How it stands to something else, in the group `relation`."""
+    caption: str
+    """One line that a person would write below a picture."""
+
+
+class ExampleFile(Config):
+    """The examples of one group."""
+
+    examples: list[ExampleEntry]
+    """At least three."""
+
+
+class RelationFile(Config):
+    """The relations of the template `c, relation`."""
+
+    relations: list[str]
+    """Prepositions, for instance `in front of`."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All examples as the lines of a prompt, `query => caption`, by group."""
+
+    lines: dict[Group, tuple[str, ...]]
+
+    def digest(self) -> str:
+        """Identity of the texts, 16 hex digits."""
+        return text_digest(f"{group}\t{line}" for group in GROUPS for line in self.lines[group])
+
+
+def query(concept: str, context: str | None) -> str:
+    """What stands before the arrow: the concept, and its background or relation if there is one."""
+    return f"{concept}, {context}" if context else concept
+
+
+def load_examples(folder: str) -> Examples:
+    """Read the five files `<group>.yaml` of a folder.
+
+    Raises:
+        ConfigError: A file is missing, or an example is not what its group needs.
+    """
+    return Examples({group: _load_group(folder, group) for group in GROUPS})
+
+
+def load_relations(path: str) -> tuple[str, ...]:
+    """Read the list of relations.
+
+    Raises:
+        ConfigError: The file cannot be read, or lists nothing.
+    """
+    relations = load_config(RelationFile, path).relations
+    if not relations or not all(relation.strip() for relation in relations):
+        raise ConfigError(f"{path}: key 'relations' must list at least one relation, none empty")
+    return tuple(relations)
+
+
+def text_digest(lines: Iterable[str]) -> str:
+    """blake2b over lines of text, 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for line in lines:
+        digest.update(line.encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def _load_group(folder: str, group: Group) -> tuple[str, ...]:
+    path = storage.join(folder, f"{group}.yaml")
+    entries = load_config(ExampleFile, path).examples
+    lines = []
+    for entry in entries:
+        context = entry.background if group == "background" else entry.relation
+        if (context is None) == (group in ("background", "relation")) or "\n" in entry.caption:
+            raise ConfigError(
+                f"{path}: the example of {entry.concept!r} must have one line of caption and "
+                f"{'no background and no relation' if context else 'a ' + group}"
+            )
+        lines.append(f"{query(entry.concept, context)} => {entry.caption}")
+    if len(set(lines)) < EXAMPLES_PER_PROMPT:
+        raise ConfigError(
+            f"{path} has {len(set(lines))} examples: expected at least {EXAMPLES_PER_PROMPT}"
+        )
+    return tuple(lines)
