@@ -1,0 +1,60 @@
+"""Writes the trained parts as a folder that `StableDiffusionPipeline.from_pretrained` loads."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def assemble(
+    autoencoder: "AutoencoderKL",
+    text_encoder: "CLIPTextModel",
+    tokenizer: "CLIPTokenizer",
+    unet: "UNet2DConditionModel",
+    scheduler: "DDIMScheduler",
+) -> "StableDiffusionPipeline":
+    """Put the parts together into a plain pipeline."""
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export(pipeline: "StableDiffusionPipeline", folder: Path) -> None:
+    """Save `pipeline` in half precision into `folder`, file by file, each replaced at once.
+
+    The parts are converted to half precision in place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.to(dtype=torch.float16)
+    # Beside the folder, so that every move stays on one file system.
+    scratch = Path(tempfile.mkdtemp(prefix=".tiny-sd-", dir=folder.parent))
+    try:
+        pipeline.save_pretrained(scratch, safe_serialization=True)
+        for source in sorted(p for p in scratch.rglob("*") if p.is_file()):
+            target = folder / source.relative_to(scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+            target.chmod(0o644)
+    finally:
+        shutil.rmtree(scratch)
