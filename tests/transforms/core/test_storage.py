@@ -95,7 +95,7 @@ def test_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.check_call(["umount", str(disk)])
 
 
-class _Unavailable(BaseHTTPRequestHandler):
+class Unavailable(BaseHTTPRequestHandler):
     refused = 0
 
     def _refuse(self) -> None:
@@ -114,7 +114,7 @@ def test_unavailable_server_is_retried_then_a_sentence(monkeypatch: pytest.Monke
     async def no_wait(_: float) -> None:
         return None
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unavailable)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
@@ -122,7 +122,7 @@ def test_unavailable_server_is_retried_then_a_sentence(monkeypatch: pytest.Monke
     try:
         with pytest.raises(storage.StorageError, match=r"503.*run the same command again"):
             storage.publish_bytes(b"x", "gs://bucket/x")
-        assert _Unavailable.refused > 3
+        assert Unavailable.refused > 3
     finally:
         server.shutdown()
         storage._filesystem.cache_clear()

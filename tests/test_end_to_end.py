@@ -1,0 +1,148 @@
+"""`make demo` in small: the real vLLM, the real diffusers, the real trainer, the real pictures.
+
+The commands are those of the Makefile, with fewer captions and steps.
+"""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from transforms.core import storage
+from transforms.core.shards import read_index
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parent.parent
+SMALLER = {
+    "pipelines captions": ["num_captions=24", "captions_per_shard=12"],
+    "pipelines curate": ["num_captions=24", "captions_per_shard=12"],
+    "pipelines images": ["captions_per_shard=6"],
+    "trainer.train": ["steps=4", "optim.warmup=1", "captions_per_batch=8"],
+    "trainer.evaluate": ["num_untrained=1"],
+    "pipelines report": [],
+}
+"""Part of a command -> overrides that make it small."""
+
+
+def demo_commands(run: Path) -> list[list[str]]:
+    """What `make demo` runs, made small."""
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo", f"RUN={run}"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    commands = []
+    for line in printed.splitlines():
+        for part, overrides in SMALLER.items():
+            if f"-m {part}" in line:
+                words = shlex.split(line)
+                commands.append([sys.executable, *words[1:], *overrides])
+    assert len(commands) == len(SMALLER), printed
+    return commands
+
+
+def run_demo(run: Path) -> list[str]:
+    """Run it; gives what each command wrote to standard error."""
+    said = []
+    for command in demo_commands(run):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        said.append(done.stdout + done.stderr)
+    return said
+
+
+def kill_when(command: list[str], committed: Path) -> None:
+    """Start a command and kill it with SIGKILL once its first shard is committed."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(committed.glob("commits/*/*.json")):
+        time.sleep(0.05)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def prompts(run: Path) -> dict[int, tuple[str, ...]]:
+    """What each ordinal was asked for, of the captions that came of it."""
+    rows = [
+        row
+        for path in sorted((run / "captions-raw/shards").rglob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    columns = ("concept", "source", "template", "background", "relation")
+    return {row["ordinal"]: tuple(str(row[column]) for column in columns) for row in rows}
+
+
+def images(run: Path) -> dict[str, tuple[bytes, ...]]:
+    """Caption text -> its images."""
+    paths = [str(path) for path in sorted((run / "images/shards").rglob("*.tar"))]
+    samples = webdataset.WebDataset(paths, shardshuffle=False)
+    return {
+        sample["txt"].decode(): tuple(sample[f"{number}.jpg"] for number in range(4))
+        for sample in samples
+    }
+
+
+def check_whole(run: Path, stage: str) -> None:
+    """Every planned shard once, and nothing under a final name that the index does not know."""
+    index = read_index(str(run / stage / "index.parquet"))
+    files = set(storage.list_files(str(run / stage / "shards")))
+    assert {path.removeprefix("shards/") for path in index.table["path"].to_pylist()} == files
+    assert index.table["shard"].to_pylist() == list(range(len(files)))
+    assert (run / stage / "_SUCCESS").exists()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished small demo, undisturbed."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    run_demo(run)
+    return run
+
+
+def test_ends_with_a_report(demo: Path) -> None:
+    for stage in ("captions-raw", "captions", "images"):
+        check_whole(demo, stage)
+    page = (demo / "report.html").read_text()
+    assert "data:image/" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
+    scores = json.loads((demo / "scores/scores.json").read_text())
+    assert json.dumps(scores).count("untrained") > 0
+    assert len(images(demo)) == 24
+
+
+def test_run_again_does_nothing(demo: Path) -> None:
+    def state() -> dict[str, float]:
+        return {str(p): p.stat().st_mtime for p in demo.rglob("*") if p.name != "report.html"}
+
+    before = state()
+    started = time.monotonic()
+    run_demo(demo)
+    assert state() == before
+    assert time.monotonic() - started < 60
+
+
+def test_killed_in_captions_and_in_images_then_gone_on(demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    commands = demo_commands(run)
+    kill_when(commands[0], run / "captions-raw")
+    for command in commands[:2]:
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    kill_when(commands[2], run / "images")
+    subprocess.run(commands[2], cwd=ROOT, check=True, capture_output=True)
+    for stage in ("captions-raw", "captions", "images"):
+        check_whole(run, stage)
+    # The second folder was disturbed, the first was not: they agree all the same.
+    ours, theirs = prompts(run), prompts(demo)
+    assert all(ours[ordinal] == theirs[ordinal] for ordinal in set(ours) & set(theirs))
+    shared = set(images(run)) & set(images(demo))
+    assert shared, "on one machine, the same prompts and seeds give the same captions"
+    assert all(images(run)[text] == images(demo)[text] for text in shared)
