@@ -131,12 +131,11 @@ class ShardReader:
             member.name: os.pread(descriptor, member.size, member.offset) for member in members
         }
         meta: dict[str, Any] = json.loads(content.get("json", b"{}"))
+        images = sorted(filter(_is_image, content), key=_image_number)
         return Sample(
             caption_id=key,
             text=content.get("txt", b"").decode("utf-8"),
-            images=[
-                content[name] for name in sorted(content, key=_image_number) if _is_image(name)
-            ],
+            images=[content[name] for name in images],
             meta=meta,
         )
 

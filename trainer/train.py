@@ -54,7 +54,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
     _check_ranks(config)
     folder = train_folder(config)
     checkpoints = checkpoint.checkpoints_folder(folder)
-    samples = _samples(config)
+    samples = open_samples(config)
     fields = {**fingerprint_fields(config), "data": samples.reader.checksum}
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
     finished = checkpoint.list_steps(checkpoints).get(config.steps)
@@ -117,11 +117,12 @@ def _loop(training: Training, samples: CroppedSamples, folder: str, stop: list[s
                 )
                 saved_at = time.monotonic()
             if stopped and not done:
-                raise TrainingError(f"stopped by {stop[0] if stop else 'another rank'}, saved")
+                who = stop[0] if stop else "a signal to another rank"
+                raise TrainingError(f"stopped by {who}, saved at step {step} of {config.steps}")
     return url
 
 
-def _samples(config: TrainConfig) -> CroppedSamples:
+def open_samples(config: TrainConfig) -> CroppedSamples:
     """The data of the training.
 
     Raises:

@@ -1,0 +1,98 @@
+"""Loss and gradients of one step in float64, alone or as one of several ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from tests.trainer.making import TINY_TRAINING
+from trainer import distributed
+from trainer.config import TrainConfig
+from trainer.stream import batches
+from trainer.synclr import Objective, build_networks
+from trainer.train import open_samples
+
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Loss terms and gradients by name."""
+
+
+def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
+    """The training of `making`, with changes to whole keys or, as dicts, inside sections."""
+    values: dict[str, Any] = {**TINY_TRAINING, "run": str(run)}
+    for key, change in changes.items():
+        values[key] = {**values[key], **change} if isinstance(change, dict) else change
+    return TrainConfig.model_validate(values)
+
+
+def step_gradients(config: TrainConfig, step: int) -> Result:
+    """This rank's loss terms and gradients, averaged over the ranks."""
+    torch.set_num_threads(1)
+    student, teacher = build_networks(config.model, config.objective, config.seed)
+    student.double()
+    if teacher is not None:
+        with torch.no_grad():  # As after some training: not the student's copy.
+            for number, value in enumerate(teacher.double().state_dict().values()):
+                noise = torch.Generator().manual_seed(number)
+                value += 0.02 * torch.randn(value.shape, generator=noise, dtype=value.dtype).abs()
+    objective = Objective(
+        config.objective,
+        config.model,
+        config.photometric,
+        student,
+        teacher,
+        images_per_caption=config.images_per_caption,
+        captions_per_batch=config.captions_per_batch,
+        accumulation=config.accumulation,
+        precision="fp32",
+        seed=config.seed,
+    )
+    stream = batches(
+        open_samples(config),
+        config.loader,
+        first_step=step,
+        last_step=step + 1,
+        captions_per_batch=config.captions_per_batch,
+        rank=distributed.rank(),
+        ranks=distributed.world_size(),
+    )
+    terms = objective.backward(next(stream), step)
+    distributed.average_gradients(student.parameters())
+    for term in terms.values():
+        distributed.all_reduce(term).div_(distributed.world_size())
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in student.named_parameters()
+    }
+    return terms, gradients
+
+
+def gradients_of_ranks(
+    steps: list[tuple[TrainConfig, int]], ranks: int, folder: Path
+) -> list[list[Result]]:
+    """`step_gradients` of several steps, by rank, in real processes that talk over gloo."""
+    values = [(config.model_dump(), step) for config, step in steps]
+    arguments = (ranks, str(folder), values)
+    start_processes(_rank, arguments, nprocs=ranks, start_method="spawn")
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)]
+
+
+def _rank(rank: int, ranks: int, folder: str, steps: list[tuple[dict[str, Any], int]]) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    results = [step_gradients(TrainConfig.model_validate(values), step) for values, step in steps]
+    torch.save(results, f"{folder}/rank-{rank}.pt")
+    distributed.stop()
+
+
+def assert_same(first: Result, second: Result) -> None:
+    """Both to float64's precision."""
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            # timm interpolates position embeddings for local crops in float32.
+            atol = 1e-6 if name == "encoder.pos_embed" else 1e-10
+            assert torch.allclose(value, theirs[name], atol=atol, rtol=1e-8), name

@@ -1,0 +1,110 @@
+"""Small image shards for the trainer's tests, written with plain webdataset and PIL."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from transforms.core.seeding import caption_id
+from transforms.core.shards import CommitRecord, StageFolder, file_sha256, write_index
+
+TINY_TRAINING: Mapping[str, Any] = {
+    "seed": 3,
+    "images_per_caption": 2,
+    "captions_per_batch": 4,
+    "steps": 4,
+    "device": "cpu",
+    "precision": "fp32",
+    "log_every": 1,
+    "model": {
+        "image_size": 16,
+        "patch_size": 8,
+        "width": 12,
+        "depth": 2,
+        "num_heads": 2,
+        "drop_path": 0.1,
+    },
+    "crops": {"num_local": 1, "local_size": 8},
+    "photometric": {"downsample_sizes": [8]},
+    "objective": {
+        "contrastive_head": {"hidden": 16, "out": 8},
+        "prototype_head": {"hidden": 16, "bottleneck": 8, "num_prototypes": 12},
+        "teacher_temperature_steps": 2,
+    },
+    "optim": {"warmup": 1},
+    "loader": {"num_workers": 0, "shuffle_shards": 2},
+}
+"""A training of a second, with every part of the method; add `run`."""
+
+
+def picture(number: int, side: int = 20) -> bytes:
+    """A PNG of one colour with a little noise, different for every number."""
+    generator = np.random.default_rng(number)
+    colour = generator.integers(40, 216, size=(1, 1, 3))
+    pixels = colour + generator.integers(-30, 30, size=(side, side, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text_of(sample: int) -> str:
+    """The caption of a sample."""
+    return f"thing number {sample}"
+
+
+def write_images(
+    url: Path | str,
+    sizes: tuple[int, ...] = (3, 5, 4),
+    *,
+    images_per_caption: int = 2,
+    broken: tuple[int, ...] = (),
+) -> StageFolder:
+    """Commit an images stage of `len(sizes)` shards to local disk.
+
+    Args:
+        url: Its folder.
+        sizes: Samples of each shard.
+        images_per_caption: Of each sample.
+        broken: Samples, counted over all shards, whose first image is cut off.
+    """
+    folder = StageFolder(str(url), "images", ".tar")
+    records = []
+    sample = 0
+    for shard, size in enumerate(sizes):
+        path = Path(folder.shard_url(shard))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with webdataset.TarWriter(str(path), mtime=0) as writer:
+            for _ in range(size):
+                text = text_of(sample)
+                images = [picture(1000 * sample + n) for n in range(images_per_caption)]
+                if sample in broken:
+                    images[0] = images[0][:60]
+                writer.write(
+                    {
+                        "__key__": caption_id(text),
+                        **{f"{n}.png": image for n, image in enumerate(images)},
+                        "txt": text,
+                        "json": {"ordinal": sample},
+                    }
+                )
+                sample += 1
+        records.append(
+            CommitRecord(
+                shard=shard,
+                path=folder.shard_path(shard),
+                sha256=file_sha256(str(path)),
+                num_bytes=path.stat().st_size,
+                num_samples=size,
+                num_failures=0,
+                fingerprint="made by a test",
+                seconds=0.0,
+                counts={},
+                versions={},
+            )
+        )
+    write_index(folder, records, {"images_per_caption": str(images_per_caption)})
+    return folder

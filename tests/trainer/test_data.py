@@ -1,0 +1,116 @@
+"""Random access to shards: order, images, remote copies, and what can be wrong with them."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.making import picture, text_of, write_images
+from trainer.data import ShardReader
+from transforms.core import storage
+from transforms.core.config import ConfigError
+from transforms.core.seeding import caption_id
+from transforms.core.shards import DamagedFileError
+
+
+def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
+    reader = ShardReader(write_images(tmp_path).index_url, images_per_caption=2)
+    assert len(reader) == 12
+    for number in [*range(12), 7, 0, 11, 3]:
+        sample = reader[number]
+        assert sample.text == text_of(number)
+        assert sample.caption_id == caption_id(text_of(number))
+        assert sample.images == [picture(1000 * number), picture(1000 * number + 1)]
+        assert sample.meta == {"ordinal": number}
+    assert [sample.text for sample in reader] == [text_of(n) for n in range(12)]
+    with pytest.raises(IndexError):
+        reader[12]
+    reader.close()
+
+
+def test_images_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
+    reader = ShardReader(write_images(tmp_path, (1,), images_per_caption=11).index_url)
+    assert reader[0].images == [picture(n) for n in range(11)]
+
+
+def test_a_reader_can_be_pickled_while_open(tmp_path: Path) -> None:
+    reader = ShardReader(write_images(tmp_path).index_url)
+    expected = reader[4]
+    assert pickle.loads(pickle.dumps(reader))[4] == expected
+
+
+def test_the_checksum_follows_the_content(tmp_path: Path) -> None:
+    same = [ShardReader(write_images(tmp_path / n).index_url).checksum for n in "ab"]
+    other = ShardReader(write_images(tmp_path / "c", (3, 5, 5)).index_url).checksum
+    assert same[0] == same[1] != other
+
+
+def test_a_missing_index_says_that_the_stage_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(storage.MissingFileError, match="images stage is not complete"):
+        ShardReader(str(tmp_path / "index.parquet"))
+
+
+def test_another_image_count_is_refused(tmp_path: Path) -> None:
+    folder = write_images(tmp_path)
+    with pytest.raises(ConfigError, match=r"images_per_caption is 4, but .* hold 2 images"):
+        ShardReader(folder.index_url, images_per_caption=4)
+
+
+def test_a_vanished_shard_is_named(tmp_path: Path) -> None:
+    folder = write_images(tmp_path)
+    reader = ShardReader(folder.index_url)
+    os.unlink(folder.shard_url(1))
+    assert reader[0].text == text_of(0)
+    with pytest.raises(storage.MissingFileError, match=r"images-000001\.tar is gone"):
+        reader[3]
+
+
+@pytest.mark.parametrize("kept", [700, 2048])
+def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, kept: int) -> None:
+    folder = write_images(tmp_path)
+    os.truncate(folder.shard_url(0), kept)
+    reader = ShardReader(folder.index_url)
+    with pytest.raises(DamagedFileError, match=r"images-000000\.tar"):
+        reader[0]
+
+
+def upload(local: str, remote: str) -> None:
+    for name in storage.list_files(local):
+        storage.publish_file(f"{local}/{name}", f"{remote}/{name}")
+
+
+def test_remote_shards_are_read_through_a_bounded_cache(tmp_path: Path, any_storage: str) -> None:
+    folder = write_images(tmp_path / "made")
+    if storage.is_local(any_storage):
+        shutil.copytree(folder.url, any_storage)
+    else:
+        upload(folder.url, any_storage)
+    cache = tmp_path / "cache"
+    one_shard = max(Path(folder.shard_url(n)).stat().st_size for n in range(3))
+    reader = ShardReader(
+        f"{any_storage}/index.parquet", cache_folder=str(cache), cache_bytes=one_shard
+    )
+    for number in (0, 11, 5, 0, 8):
+        assert reader[number].images[1] == picture(1000 * number + 1)
+    again = ShardReader(
+        f"{any_storage}/index.parquet", cache_folder=str(cache), cache_bytes=one_shard
+    )
+    assert again[6].text == text_of(6)
+    if not storage.is_local(any_storage):
+        copies = [path for path in cache.iterdir() if path.suffix == ".tar"]
+        assert sum(path.stat().st_size for path in copies) <= one_shard
+
+
+def test_an_evicted_copy_is_fetched_again(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "made")
+    upload(folder.url, "memory://evicted-copy")
+    arguments = {"cache_folder": str(tmp_path / "cache"), "cache_bytes": 1}
+    first, second = (
+        ShardReader("memory://evicted-copy/index.parquet", **arguments)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    for number in (0, 4, 9, 2):
+        assert first[number].text == text_of(number)
+        assert second[11 - number].text == text_of(11 - number)

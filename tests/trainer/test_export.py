@@ -1,0 +1,61 @@
+"""An exported encoder is a timm model with the same features."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from tests.trainer.test_checkpoint import tiny_state
+from trainer import checkpoint
+from trainer.export import main, timm_config
+from trainer.vit import EncoderConfig
+
+
+def test_timm_loads_it_with_equal_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tiny_state(5), checkpoint.checkpoints_folder(str(tmp_path / "train")), keep=1)
+    out = tmp_path / "exported"
+    assert main([str(tmp_path), str(out)]) == 0
+    assert "step-000000005.pt" in capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    encoder, config = checkpoint.load_encoder(str(tmp_path))
+    for side in (16, 8):
+        images = torch.randn(3, 3, side, side)
+        with torch.inference_mode():
+            tokens = encoder.forward_features(images)  # type: ignore[operator]
+            assert torch.equal(model.forward_features(images), tokens)
+            assert torch.equal(model(images), tokens[:, 0])
+    assert tuple(model.pretrained_cfg["mean"]) == config.mean
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 16, 16)
+
+
+def test_student_and_teacher_differ(tmp_path: Path) -> None:
+    state = tiny_state()
+    for value in state["student"].values():
+        value += 0.5
+    checkpoint.save(state, str(tmp_path), keep=1)
+    for which in ("student", "teacher"):
+        assert main([str(tmp_path), str(tmp_path / which), f"--which={which}"]) == 0
+    files = [
+        (tmp_path / which / "model.safetensors").read_bytes() for which in ("student", "teacher")
+    ]
+    assert files[0] != files[1]
+
+
+def test_the_config_is_json_for_the_papers_models() -> None:
+    large = EncoderConfig(patch_size=14, width=1024, depth=24, num_heads=16)
+    text = json.dumps(timm_config(large))
+    assert json.loads(text)["model_args"]["embed_dim"] == 1024
+
+
+def test_nothing_to_export_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "none"), str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "broken.pt").write_bytes(b"x")
+    assert main([str(tmp_path / "broken.pt"), str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()

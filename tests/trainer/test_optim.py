@@ -1,0 +1,54 @@
+"""Which parameters decay, and what the schedule sets."""
+
+import pytest
+import torch
+
+from tests.trainer.gradients import tiny_config
+from trainer.optim import OptimConfig, build_optimizer, is_decayed, set_schedule
+from trainer.synclr import build_networks
+
+
+def test_only_weights_of_layers_decay() -> None:
+    config = tiny_config("unused")
+    student, _ = build_networks(config.model, config.objective, 0)
+    decayed = {name for name, value in student.named_parameters() if is_decayed(name, value)}
+    kept = {name for name, _ in student.named_parameters()} - decayed
+    assert {
+        "mask_token",
+        "encoder.cls_token",
+        "encoder.pos_embed",
+        "encoder.norm.weight",
+        "encoder.blocks.0.norm1.bias",
+        "encoder.blocks.0.attn.qkv.bias",
+        "prototype_head.prototypes.gain",
+        "projector.1.weight",
+    } <= kept
+    assert {
+        "encoder.patch_embed.proj.weight",
+        "encoder.blocks.0.attn.qkv.weight",
+        "encoder.blocks.1.mlp.fc2.weight",
+        "projector.0.weight",
+        "predictor.0.weight",
+        "prototype_head.mlp.0.weight",
+        "prototype_head.prototypes.direction",
+    } <= decayed
+    optimizer = build_optimizer(student, config.optim)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    assert sizes == [len(decayed), len(kept)]
+
+
+def test_the_schedule_reaches_both_groups() -> None:
+    module = torch.nn.Linear(2, 2)
+    config = OptimConfig(learning_rate=1e-3, warmup=10)
+    optimizer = build_optimizer(module, config)
+    assert set_schedule(optimizer, config, 55, 100) == pytest.approx(5e-4)
+    decayed, kept = optimizer.param_groups
+    assert decayed["lr"] == kept["lr"] == pytest.approx(5e-4)
+    assert 0.12 < decayed["weight_decay"] < 0.14
+    assert kept["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"warmup": -1}])
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        OptimConfig(**wrong)

@@ -1,0 +1,154 @@
+"""The stream of batches: a pure function of seed and position, whatever reads it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainer.making import write_images
+from trainer.crops import CropsConfig
+from trainer.data import DataConfig, ShardReader
+from trainer.photometric import PhotometricConfig
+from trainer.stream import (
+    Batch,
+    CroppedSamples,
+    CropSpec,
+    SampleOrder,
+    batches,
+    positions_of_step,
+)
+from transforms.core import storage
+
+
+def cropped(folder: Path, seed: int = 5) -> CroppedSamples:
+    reader = ShardReader(str(folder / "index.parquet"))
+    spec = CropSpec(
+        crops=CropsConfig(num_local=2, local_size=8),
+        photometric=PhotometricConfig(),
+        global_size=16,
+        patch_size=8,
+        patch_share=0.5,
+        images_per_caption=2,
+    )
+    return CroppedSamples(reader, SampleOrder(reader.shard_sizes, seed, window=2), spec, seed)
+
+
+def read(folder: Path, first: int, last: int, workers: int = 0, **ranks: int) -> list[Batch]:
+    config = DataConfig(num_workers=workers)
+    stream = batches(
+        cropped(folder),
+        config,
+        first_step=first,
+        last_step=last,
+        captions_per_batch=4,
+        **ranks,
+    )
+    return list(stream)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(
+        torch.equal(getattr(first.crops, name), getattr(second.crops, name))
+        for name in first.crops.__dataclass_fields__
+    ) and torch.equal(first.caption_ids, second.caption_ids)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=9),
+    window=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
+    sizes: list[int], window: int, seed: int
+) -> None:
+    order = SampleOrder(np.array(sizes), seed, window)
+    total = sum(sizes)
+    epochs = [[order(epoch * total + place) for place in range(total)] for epoch in range(3)]
+    ends = np.cumsum(sizes)
+    for epoch, visits in enumerate(epochs):
+        assert {number for number, _ in visits} == {epoch}
+        samples = [sample for _, sample in visits]
+        assert sorted(samples) == list(range(total))
+        shards = np.searchsorted(ends, samples, side="right")
+        # From the first to the last visit of a shard no more than one window's shards are seen.
+        for shard in range(len(sizes)):
+            places = np.flatnonzero(shards == shard)
+            assert len(set(shards[places[0] : places[-1] + 1])) <= window
+    assert order(0) == epochs[0][0], "positions can be asked for in any order"
+
+
+def test_epochs_and_seeds_differ_in_order() -> None:
+    sizes = np.array([20, 20, 20])
+    orders = [
+        [SampleOrder(sizes, seed, 2)(position)[1] for position in range(start, start + 60)]
+        for seed, start in ((0, 0), (0, 60), (1, 0))
+    ]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+
+
+@given(batch=st.sampled_from([12, 24]), ranks=st.sampled_from([1, 2, 3, 4]), step=st.integers(0, 9))
+def test_ranks_share_the_positions_of_a_step(batch: int, ranks: int, step: int) -> None:
+    shares = [positions_of_step(step, batch, rank, ranks) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {batch // ranks}
+    together = sorted(position for share in shares for position in share)
+    assert together == list(range(step * batch, (step + 1) * batch))
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_the_stream_starts(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    alone = read(tmp_path, 0, 5)
+    assert [batch.positions.tolist() for batch in alone[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for other in (read(tmp_path, 0, 5, workers=2), [*alone[:2], *read(tmp_path, 2, 5, workers=1)]):
+        assert all(same(a, b) for a, b in zip(alone, other, strict=True))
+
+
+def test_ranks_see_the_samples_of_one_process(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    alone = read(tmp_path, 0, 3)
+    shares = [read(tmp_path, 0, 3, rank=rank, ranks=2) for rank in range(2)]
+    for step, batch in enumerate(alone):
+        for rank in range(2):
+            part = shares[rank][step]
+            assert torch.equal(part.caption_ids, batch.caption_ids[rank::2])
+            globals_ = batch.crops.global_pixels.view(4, 2, 3, 16, 16)[rank::2].flatten(0, 1)
+            assert torch.equal(part.crops.global_pixels, globals_)
+
+
+def test_equal_captions_have_equal_ids(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    first, second = read(tmp_path, 0, 3), read(tmp_path, 3, 6)
+    ids = [torch.cat([batch.caption_ids for batch in part]) for part in (first, second)]
+    assert sorted(ids[0].tolist()) == sorted(ids[1].tolist()), "two epochs"
+    assert len(set(ids[0].tolist())) == 12
+
+
+def test_undecodable_samples_are_counted_and_replaced(tmp_path: Path) -> None:
+    write_images(tmp_path / "whole")
+    write_images(tmp_path / "broken", broken=(2, 6))
+    whole, broken = read(tmp_path / "whole", 0, 3), read(tmp_path / "broken", 0, 3)
+    assert sum(batch.num_replaced for batch in whole) == 0
+    assert sum(batch.num_replaced for batch in broken) >= 2
+    ids = torch.cat([batch.caption_ids for batch in whole])
+    replaced = torch.cat([batch.caption_ids for batch in broken])
+    assert (ids != replaced).sum() == 2
+    again = read(tmp_path / "broken", 0, 3, workers=2)
+    assert all(same(a, b) for a, b in zip(broken, again, strict=True))
+
+
+def test_when_nothing_can_be_decoded_the_stream_ends_with_a_sentence(tmp_path: Path) -> None:
+    write_images(tmp_path, broken=tuple(range(12)))
+    with pytest.raises(storage.StorageError, match="cannot be decoded"):
+        read(tmp_path, 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_vanished_shard_ends_the_stream_with_its_name(tmp_path: Path, workers: int) -> None:
+    folder = write_images(tmp_path)
+    Path(folder.shard_url(1)).unlink()
+    with pytest.raises(storage.StorageError, match=r"images-000001\.tar is gone"):
+        read(tmp_path, 0, 3, workers=workers)

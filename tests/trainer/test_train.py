@@ -1,0 +1,285 @@
+"""The command: it finishes, continues exactly, refuses what does not fit, and says so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.trainer.making import TINY_TRAINING, write_images
+from trainer import checkpoint, train
+from trainer.training import Training
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_config(run: Path, **changes: Any) -> str:
+    path = run / "train.yaml"
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**TINY_TRAINING, "run": str(run), **changes}))
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_images(tmp_path / "run" / "images")
+    write_config(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def command(run: Path, *overrides: str) -> int:
+    return train.main([str(run / "train.yaml"), *overrides])
+
+
+def final_state(run: Path, step: int = 4) -> dict[str, Any]:
+    return checkpoint.load(checkpoint.list_steps(str(run / "train" / "checkpoints"))[step])
+
+
+def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested state with dotted names; runs are compared without their own paths."""
+    values: dict[str, Any] = {}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    for key, value in items:
+        if isinstance(value, dict | list):
+            values.update(flat(value, f"{prefix}{key}."))  # type: ignore[arg-type]
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def assert_bitwise_equal(first: Path, second: Path) -> None:
+    states = [flat(final_state(run)) for run in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[1][name]), name
+        elif not name.startswith("config."):
+            assert value == states[1][name], name
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = (run / "train" / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+
+def test_a_training_finishes_and_then_has_nothing_to_do(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(run) == 0
+    assert "Trained 4 steps" in capsys.readouterr().out
+    assert [step for step, _ in losses(run)] == [0, 1, 2, 3]
+    state = final_state(run)
+    assert (state["step"], state["position"], state["num_replaced"]) == (4, 16, 0)
+    assert yaml.safe_load((run / "train" / "run.yaml").read_text())["config"]["steps"] == 4
+    before = {path: path.stat().st_mtime_ns for path in (run / "train").rglob("*")}
+    assert command(run) == 0
+    assert "Trained already: 4 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (run / "train").rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    assert command(other, "loader.num_workers=1") == 0
+
+    update = Training.update
+
+    def interrupted(self: Training, batch: Any) -> dict[str, float]:
+        if self.step == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return update(self, batch)
+
+    monkeypatch.setattr(Training, "update", interrupted)
+    assert command(run) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped by {name}, saved at step 2 of 4; run the same command to go on" in said
+    monkeypatch.undo()
+    assert list(checkpoint.list_steps(str(run / "train" / "checkpoints"))) == [2]
+    assert command(run) == 0
+    assert_bitwise_equal(run, other)
+    assert losses(run) == losses(other)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = Training.update
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def broken(self: Training, batch: Any) -> dict[str, float]:
+        if self.step == 2:
+            with torch.no_grad():
+                next(self.student.projector.parameters()).fill_(torch.nan)
+            seen.append({n: v.clone() for n, v in self.student.state_dict().items()})
+            try:
+                return update(self, batch)
+            finally:
+                seen.append(self.student.state_dict())
+        return update(self, batch)
+
+    monkeypatch.setattr(Training, "update", broken)
+    assert command(run) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss at step 2 is not finite" in said
+    assert "data positions 8 to 11" in said
+    parameters = {n for n in seen[0] if "running" not in n}
+    assert all(torch.equal(seen[0][n].nan_to_num(), seen[1][n].nan_to_num()) for n in parameters)
+    assert checkpoint.list_steps(str(run / "train" / "checkpoints")) == {}
+
+
+def test_it_learns(run: Path) -> None:
+    overrides = ["steps=60", "optim.warmup=5", "photometric.jitter=0", "photometric.grey=0"]
+    assert command(run, *overrides) == 0
+    values = [loss for _, loss in losses(run)]
+    assert sum(values[-5:]) < 0.8 * sum(values[:5])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.learning_rat=1", "did you mean 'optim.learning_rate'"),
+        ("captions_per_batch=0", "expected 1 or more"),
+        ("optim.warmup=9", "optim.warmup 9 is more than steps 4"),
+        ("crops.local_size=9", "not a multiple of model.patch_size 8"),
+        ("accumulation=3", "expected a multiple of 3"),
+        ("images_per_caption=4", "hold 2 images per caption"),
+        ("objective.teacher=false", "iBOT needs teacher=true"),
+    ],
+)
+def test_wrong_settings_are_one_sentence_and_exit_2(
+    run: Path, override: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(run, override) == 2
+    assert sentence in last_line(capsys)
+    assert not (run / "train" / "checkpoints").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_missing_accelerator_is_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(run, "device=cuda") == 2
+    assert "no usable CUDA device" in last_line(capsys)
+
+
+def test_data_that_is_not_there_is_exit_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(run, f"data={run}/nowhere") == 1
+    assert "images stage is not complete" in last_line(capsys)
+    (run / "images" / "shards" / "000" / "images-000001.tar").unlink()
+    assert command(run) == 1
+    assert "images-000001.tar is gone" in last_line(capsys)
+
+
+def test_other_settings_and_other_data_are_refused_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(run) == 0
+    assert command(run, "model.width=24", "seed=9") == 2
+    said = last_line(capsys)
+    assert "model.width: 12 there, 24 here; seed: 3 there, 9 here" in said
+    write_images(tmp_path / "more", (3, 5, 5))
+    assert command(run, f"data={tmp_path}/more") == 2
+    assert "data: " in last_line(capsys)
+    assert command(run, "loader.num_workers=1", "accumulation=2", "log_every=3") == 0
+
+
+def test_undecodable_samples_are_counted_and_the_training_goes_on(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", broken=(0, 5))
+    write_config(tmp_path)
+    assert command(tmp_path) == 0
+    assert final_state(tmp_path)["num_replaced"] >= 2
+
+
+def start(run: Path, *overrides: str, ranks: int = 1) -> "subprocess.Popen[str]":
+    launcher = ["-m"]
+    if ranks > 1:
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "-m",
+        ]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "trainer.train", str(run / "train.yaml"), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    settings = ["steps=40", "optim.warmup=5", "checkpoint.every_s=0"]
+    assert command(other, *settings, "checkpoint.every_s=600") == 0
+    folder = str(run / "train" / "checkpoints")
+    for target in (5, 20):
+        process = start(run, *settings)
+        while max(checkpoint.list_steps(folder), default=0) < target:
+            time.sleep(0.02)
+            assert process.poll() is None, process.communicate()[1]
+        process.kill()
+        process.communicate()
+        assert max(checkpoint.list_steps(folder)) < 40, "killed in the middle"
+    process = start(run, *settings)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "Trained 40 steps" in output
+    states = [flat(final_state(path, 40)) for path in (run, other)]
+    for name, value in states[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[1][name]), name
+    assert losses(run) == losses(other)
+    assert [step for step, _ in losses(run)] == list(range(40))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_does_and_stops_together(run: Path, tmp_path: Path) -> None:
+    settings = ["steps=30", "optim.warmup=5", "model.drop_path=0", "checkpoint.every_s=0"]
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    assert command(other, *settings) == 0
+    folder = str(run / "train" / "checkpoints")
+    process = start(run, *settings, ranks=2)
+    while max(checkpoint.list_steps(folder), default=0) < 5:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode != 0
+    assert "run the same command to go on" in errors
+    process = start(run, *settings, ranks=2)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output.count("Trained 30 steps") == 1
+    for (step, ours), (_, theirs) in zip(losses(run), losses(other), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-2), step
+
+
+def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "objective.prototype_head.num_prototypes" in shown
+    assert "optim.weight_decay" in shown

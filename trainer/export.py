@@ -1,0 +1,113 @@
+"""Export: `python -m trainer.export CHECKPOINT OUT [--which=teacher|student]`.
+
+OUT becomes a folder with `model.safetensors` and `config.json` in timm's layout, so that
+
+    timm.create_model("local-dir:OUT", pretrained=True)
+
+is the encoder, with its mean, std and input size in `pretrained_cfg`. CHECKPOINT is a checkpoint
+file, or the folder of a training or run (its newest checkpoint). Exit code 0: written; 2: it holds
+no encoder of ours, or the exported features differ; 1: a file cannot be read or written.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import find, load_encoder
+from trainer.vit import EncoderConfig, architecture
+from transforms.core import storage
+from transforms.core.config import ConfigError
+
+BASE = "vit_base_patch16_224"
+"""timm's name of the class; `model_args` turn it into any other size."""
+
+
+def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher") -> None:
+    """Write the encoder of a checkpoint as a timm model.
+
+    Args:
+        path: A checkpoint, or the folder of a training or run.
+        out: Folder or URL; what stands there under the same names is replaced.
+        which: Whose weights.
+
+    Raises:
+        storage.StorageError: A file cannot be read or written.
+        ConfigError: There is no encoder of ours in it.
+    """
+    from safetensors.torch import save
+
+    encoder, config = load_encoder(path, which)
+    weights = {name: value.contiguous() for name, value in encoder.state_dict().items()}
+    content = save(weights, metadata={"format": "pt"})
+    storage.replace_bytes(content, storage.join(out, "model.safetensors"))
+    text = json.dumps(timm_config(config), indent=2, sort_keys=True)
+    storage.replace_bytes(text.encode("utf-8"), storage.join(out, "config.json"))
+    if storage.is_local(out):
+        _check_features(encoder, config, out)
+
+
+def timm_config(config: EncoderConfig) -> dict[str, Any]:
+    """What timm's `config.json` says about the encoder."""
+    return {
+        "architecture": BASE,
+        "num_classes": 0,
+        "num_features": config.width,
+        "global_pool": "token",
+        "model_args": {k: v for k, v in architecture(config).items() if k != "num_classes"},
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [3, config.image_size, config.image_size],
+            "fixed_input_size": False,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+@torch.inference_mode()
+def _check_features(encoder: nn.Module, config: EncoderConfig, out: str) -> None:
+    """The exported model must give the very features of the checkpoint."""
+    import timm
+
+    images = torch.randn(2, 3, config.image_size, config.image_size)
+    exported = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    ours: Any = encoder
+    if not torch.equal(exported.forward_features(images), ours.forward_features(images)):
+        raise ConfigError(f"{out}: timm gives other features than the checkpoint; do not use it")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.export", description="Write an encoder as a timm model folder."
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a training or run")
+    parser.add_argument("out", help="the folder to write")
+    parser.add_argument("--which", choices=("teacher", "student"), default="teacher")
+    parsed = parser.parse_args(arguments)
+    try:
+        url = find(parsed.checkpoint)
+        export(url, parsed.out, parsed.which)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except storage.StorageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"Exported the {parsed.which} of {url} to {parsed.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
