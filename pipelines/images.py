@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipelines.options import LOCAL_RUNNERS
+from pipelines.options import runs_here
 from pipelines.stage import UnfinishedError, is_complete, run_stage
 from transforms.caption_rows import CaptionRows
 from transforms.core import storage
@@ -58,7 +58,7 @@ CONFIG = ImagesConfig
 def run(config: ImagesConfig, flags: Sequence[str]) -> None:
     """Paint what is not painted yet; `flags` are Beam's."""
     planned = stage(config)
-    if _runs_here(flags) and not is_complete(planned):
+    if runs_here(flags) and not is_complete(planned):
         check_device(config.generator.device)
     run_stage(planned, flags)
 
@@ -128,9 +128,3 @@ def _settings(config: ImagesConfig, model: ImageModel) -> dict[str, Any]:
         "size": generator.size,
         "dtype": generator.dtype,
     }
-
-
-def _runs_here(flags: Sequence[str]) -> bool:
-    """Whether the stage runs on this machine, and not on workers with other devices."""
-    runners = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner")]
-    return all(runner in LOCAL_RUNNERS for runner in runners)

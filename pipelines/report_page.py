@@ -26,6 +26,7 @@ CURVES = {
     "local": "Contrastive, local crops",
     "ibot": "iBOT",
     "learning_rate": "Learning rate",
+    "images_per_s": "Images per second",
 }
 """The curves that are shown first, if they were logged; loss terms are unweighted."""
 

@@ -1,0 +1,117 @@
+"""Images per second of the whole images stage over a bare diffusers loop that keeps nothing.
+
+    python -m benchmarks.images_stage [--captions 48] [--repeats 3] [CONFIG] [key=value ...]
+
+Both paint the same captions with the same model, steps, guidance and batch size, in turns, in one
+process. The bare loop hands captions to `StableDiffusionPipeline` and throws the images away; the
+stage runs on Beam, checks, encodes and commits them. Loading the model is left out of both.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import unittest.mock
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.images import ImagesConfig, run
+from transforms.core import shards, storage
+from transforms.core.commit import ShardBuild
+from transforms.core.config import load_config
+from transforms.core.counters import Tally
+from transforms.core.records import Caption
+from transforms.core.seeding import caption_id
+from transforms.core.shards import StageFolder
+from transforms.engines.diffusers_engine import DiffusersEngine, DiffusersSpec
+from transforms.engines.image_models import find_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--captions", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("config", nargs="?", default="pipelines/configs/demo-images.yaml")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    config = load_config(ImagesConfig, arguments.config, arguments.overrides)
+    texts = [
+        f"a cat on chair number {number}, in the forest" for number in range(arguments.captions)
+    ]
+    num_images = len(texts) * config.images_per_caption
+    pipeline = _bare_pipeline(config)
+    _bare(pipeline, config, texts[: config.generator.batch_size])
+    bare, stage = [], []
+    for turn in range(arguments.repeats):
+        bare.append(num_images / _bare(pipeline, config, texts))
+        stage.append(num_images / _stage(config, texts))
+        print(f"turn {turn}: bare {bare[-1]:.2f} images/s, stage {stage[-1]:.2f} images/s")
+    medians = statistics.median(stage), statistics.median(bare)
+    ratio = statistics.median(s / b for s, b in zip(stage, bare, strict=True))
+    print(
+        f"{num_images} images, batches of {config.generator.batch_size}, medians of "
+        f"{arguments.repeats}: stage {medians[0]:.2f}, bare {medians[1]:.2f} images/s, "
+        f"ratio of a turn {ratio:.3f}"
+    )
+
+
+def _bare_pipeline(config: ImagesConfig) -> Any:
+    # The engine's own loader, so that both have the same weights, sampler and precision.
+    model = find_model(config.model, config.revision)
+    return DiffusersEngine(model, config.generator)._pipeline
+
+
+def _bare(pipeline: Any, config: ImagesConfig, texts: Sequence[str]) -> float:
+    """Seconds of painting every caption, without keeping anything."""
+    import torch
+
+    generator = config.generator
+    prompts = [text for text in texts for _ in range(config.images_per_caption)]
+    started = time.perf_counter()
+    for start in range(0, len(prompts), generator.batch_size):
+        batch = prompts[start : start + generator.batch_size]
+        pipeline(
+            batch,
+            generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
+            num_inference_steps=generator.num_steps,
+            guidance_scale=generator.guidance,
+            height=generator.size,
+            width=generator.size,
+            output_type="np",
+        )
+    return time.perf_counter() - started
+
+
+def _stage(config: ImagesConfig, texts: Sequence[str]) -> float:
+    """Seconds of the stage on a new run, without the loading of the model."""
+    loading: list[float] = []
+    load = DiffusersSpec.load
+
+    def timed(spec: DiffusersSpec) -> DiffusersEngine:
+        started = time.perf_counter()
+        engine = load(spec)
+        loading.append(time.perf_counter() - started)
+        return engine
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write_captions(storage.join(folder, "captions"), texts)
+        with unittest.mock.patch.object(DiffusersSpec, "load", timed):
+            started = time.perf_counter()
+            run(config.model_copy(update={"run": folder}), [])
+            return time.perf_counter() - started - sum(loading)
+
+
+def _write_captions(url: str, texts: Sequence[str]) -> None:
+    folder = StageFolder(url, "captions", ".parquet")
+    captions = [
+        Caption(caption_id(text), text, ordinal, "cat", "benchmark", "c", None, None)
+        for ordinal, text in enumerate(texts)
+    ]
+    with ShardBuild(folder, 0) as build:
+        build.write(captions)
+        record = build.commit([str(c.ordinal) for c in captions], "benchmark", Tally())
+    shards.write_index(folder, [record], {"stage": "captions"})
+
+
+if __name__ == "__main__":
+    main()
