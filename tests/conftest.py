@@ -1,11 +1,15 @@
 """Fixtures that several packages use."""
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from transforms.core import storage
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,42 @@ def gcs_bucket(gcs_server: str) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     GCSFileSystem(project="test", token="anon").mkdir(name)
     return f"gs://{name}"
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    refused = 0
+
+    def _refuse(self) -> None:
+        type(self).refused += 1
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = _refuse
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def unavailable_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """A GCS server that answers 503 to everything, without the waits between tries.
+
+    Gives a function that says how many requests it has refused.
+    """
+
+    async def no_wait(_: float) -> None:
+        return None
+
+    _Unavailable.refused = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
+    storage._filesystem.cache_clear()
+    yield lambda: _Unavailable.refused
+    server.shutdown()
+    storage._filesystem.cache_clear()
 
 
 @pytest.fixture(params=["local", "memory", "gcs"])

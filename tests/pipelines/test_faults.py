@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from pipelines.__main__ import main
 from pipelines.stage import UnfinishedError, plan, run_stage
 from tests.pipelines.counting import stage
-from tests.transforms.core.test_storage import Unavailable
 from transforms.core import storage
 
 CONFIG = "pipelines/configs/demo.yaml"
@@ -100,21 +97,10 @@ def test_full_disk_stops_the_stage_and_keeps_what_is_committed(small_disk: Path)
 
 
 def test_server_that_answers_503(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    unavailable_gcs: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def no_wait(_: float) -> None:
-        return None
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Unavailable)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
-    storage._filesystem.cache_clear()
-    try:
-        assert main(["captions", CONFIG, "run=gs://bucket/run"]) == 1
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert "503" in said
-        assert "run the same command again" in said
-    finally:
-        server.shutdown()
-        storage._filesystem.cache_clear()
+    assert main(["captions", CONFIG, "run=gs://bucket/run"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "503" in said
+    assert "run the same command again" in said
+    assert unavailable_gcs() > 3

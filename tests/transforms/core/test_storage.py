@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,34 +95,7 @@ def test_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.check_call(["umount", str(disk)])
 
 
-class Unavailable(BaseHTTPRequestHandler):
-    refused = 0
-
-    def _refuse(self) -> None:
-        type(self).refused += 1
-        self.send_response(503)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_POST = _refuse
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_unavailable_server_is_retried_then_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_wait(_: float) -> None:
-        return None
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Unavailable)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
-    storage._filesystem.cache_clear()
-    try:
-        with pytest.raises(storage.StorageError, match=r"503.*run the same command again"):
-            storage.publish_bytes(b"x", "gs://bucket/x")
-        assert Unavailable.refused > 3
-    finally:
-        server.shutdown()
-        storage._filesystem.cache_clear()
+def test_unavailable_server_is_retried_then_a_sentence(unavailable_gcs: Callable[[], int]) -> None:
+    with pytest.raises(storage.StorageError, match=r"503.*run the same command again"):
+        storage.publish_bytes(b"x", "gs://bucket/x")
+    assert unavailable_gcs() > 3
