@@ -5,6 +5,7 @@ It paints 32x32 noise that depends on the caption: enough to test everything but
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def write_random_sd(folder: Path, seed: int = 0) -> Path:
@@ -16,29 +17,22 @@ def write_random_sd(folder: Path, seed: int = 0) -> Path:
         StableDiffusionPipeline,
         UNet2DConditionModel,
     )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     folder.mkdir(parents=True)
-    letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    vocabulary.write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    merges.write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=24)
-    vocabulary.unlink()
-    merges.unlink()
+    tokenizer = _letter_tokenizer(folder)
+    num_words = len(tokenizer)
     torch.manual_seed(seed)
     text_config = CLIPTextConfig(
-        vocab_size=len(words),
+        vocab_size=num_words,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=24,
-        bos_token_id=len(words) - 2,
-        eos_token_id=len(words) - 1,
-        pad_token_id=len(words) - 1,
+        bos_token_id=num_words - 2,
+        eos_token_id=num_words - 1,
+        pad_token_id=num_words - 1,
     )
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -68,3 +62,19 @@ def write_random_sd(folder: Path, seed: int = 0) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def _letter_tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer whose words are single letters."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    vocabulary.write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    merges.write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=24)
+    vocabulary.unlink()
+    merges.unlink()
+    return tokenizer
