@@ -91,7 +91,7 @@ class Evaluation:
 
 
 Task = Callable[[Evaluation], list[Row]]
-
+"""Scores every subject on every data set."""
 
 Prediction = tuple[NDArray[np.int64], dict[str, Any]]
 """Classes of the test pictures [M], and what is worth keeping about how they came about (JSON)."""
