@@ -18,7 +18,7 @@ from transforms.core.counters import Count
 from transforms.core.records import Prompt
 
 _LIST_MARK = re.compile(r"^(?:[-*•·–—]+|\(?\d{1,2}[.):]|=+>|→)\s+")
-_QUOTES = "\"'“”‘’«»`"
+_DOUBLE_QUOTES = '"“”«»`'
 _QUOTE_PAIRS = {'""', "''", "“”", "‘’", "«»", "``", "”“", '"”', '“"'}
 _SENTENCE_END = re.compile(r"[.!?。！？](?=\s|$)")
 _WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯]|[^\W_぀-ヿ㐀-䶿一-鿿가-힯]+(?:['’][^\W_]+)*")
@@ -163,12 +163,9 @@ def _plain(text: str) -> str:
 def _strip_quotes(text: str) -> str:
     if len(text) > 1 and text[0] + text[-1] in _QUOTE_PAIRS:
         text = text[1:-1]
-    # A quote without its partner, at either end.
-    for quote in _QUOTES:
-        if text.startswith(quote) and text.count(quote) == 1:
-            text = text[1:]
-        if text.endswith(quote) and text.count(quote) == 1:
-            text = text[:-1]
+    # A quote without its partner, at either end; a single one may be an apostrophe.
+    if sum(c in _DOUBLE_QUOTES for c in text) == 1:
+        text = text.strip(_DOUBLE_QUOTES)
     return text.strip()
 
 

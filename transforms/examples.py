@@ -15,6 +15,11 @@ from transforms.core.config import Config, ConfigError, load_config
 Group = Literal["objects", "places", "textures", "background", "relation"]
 GROUPS: tuple[Group, ...] = ("objects", "places", "textures", "background", "relation")
 
+_EXPECTED: dict[Group, str] = {
+    "background": "a background, no relation",
+    "relation": "a relation, no background",
+}
+
 EXAMPLES_PER_PROMPT = 3
 """As in the paper."""
 
@@ -96,12 +101,13 @@ def _load_group(folder: str, group: Group) -> tuple[str, ...]:
     entries = load_config(ExampleFile, path).examples
     lines = []
     for entry in entries:
-        context = entry.background if group == "background" else entry.relation
-        if (context is None) == (group in ("background", "relation")) or "\n" in entry.caption:
+        given = (entry.background is not None, entry.relation is not None)
+        if given != (group == "background", group == "relation") or "\n" in entry.caption:
             raise ConfigError(
                 f"{path}: the example of {entry.concept!r} must have one line of caption and "
-                f"{'no background and no relation' if context else 'a ' + group}"
+                f"{_EXPECTED.get(group, 'neither background nor relation')}"
             )
+        context = entry.background or entry.relation
         lines.append(f"{query(entry.concept, context)} => {entry.caption}")
     if len(set(lines)) < EXAMPLES_PER_PROMPT:
         raise ConfigError(

@@ -132,7 +132,7 @@ def test_partitions_keep_the_order_of_keys(number: int, one: int, other: int) ->
 @given(st.integers(0, 1000), st.integers(0, 200), st.integers(1, 50))
 def test_pieces_cover_a_run_and_respect_shards(start: int, length: int, size: int) -> None:
     rows: list[Row] = [(start + i,) for i in range(length)]
-    seen = []
+    seen: list[Row] = []
     for shard, offset, piece in cut(start, rows, size):
         assert piece and offset + len(piece) <= size
         assert [row[0] for row in piece] == [shard * size + offset + i for i in range(len(piece))]

@@ -154,13 +154,14 @@ def check_device(config: VllmConfig) -> None:
     """
     _prepare_process(config)
     import torch
-    from vllm.platforms import current_platform
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "key 'vllm.device' has value 'cuda', but this machine has no CUDA device that torch "
             "can use: expected 'cpu' here"
         )
+    from vllm.platforms import current_platform
+
     if config.device == "cpu" and not current_platform.is_cpu():
         raise ConfigError(
             "key 'vllm.device' has value 'cpu', but the installed vLLM is built for another "

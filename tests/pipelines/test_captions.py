@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.captions import CaptionsConfig, raw_folder, run, stage
+from transforms.core.config import ConfigError, load_config
+
+DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+
+
+def config(tmp_path: Path, *overrides: str) -> CaptionsConfig:
+    concepts = tmp_path / "concepts.txt"
+    if not concepts.exists():
+        concepts.write_text("fox\nkettle\n")
+    fixed = [f"run={tmp_path / 'run'}", f"concepts={concepts}"]
+    return load_config(CaptionsConfig, DEMO, [*fixed, *overrides])
+
+
+def test_the_demo_config_stands() -> None:
+    demo = load_config(CaptionsConfig, DEMO)
+    assert (demo.seed, demo.run) == (0, "runs/demo")
+    planned = stage(demo)
+    assert planned.num_records >= demo.num_captions * demo.oversampling
+
+
+@pytest.mark.parametrize(
+    ("oversampling", "shards"), [("1", 4), ("1.01", 5), ("1.25", 5), ("1.26", 6), ("2", 8)]
+)
+def test_raw_captions_are_rounded_up_to_whole_shards(
+    tmp_path: Path, oversampling: str, shards: int
+) -> None:
+    planned = stage(config(tmp_path, f"oversampling={oversampling}"))
+    assert planned.num_shards == shards
+    assert planned.num_records == shards * 160
+
+
+def test_a_run_may_grow_move_and_change_speed_but_nothing_else(tmp_path: Path) -> None:
+    digest = stage(config(tmp_path)).fingerprint.digest
+    harmless = ["num_captions=1600", "oversampling=3", f"run={tmp_path / 'other'}"]
+    harmless += ["vllm.max_num_seqs=7", "vllm.kv_cache_gib=2", "vllm.enforce_eager=false"]
+    for override in harmless:
+        assert stage(config(tmp_path, override)).fingerprint.digest == digest, override
+    for override in [
+        "seed=1",
+        "sampling.temperature=0.7",
+        "filters.max_words=20",
+        "prompts.shared_examples=false",
+        "captions_per_shard=320",
+        "vllm.dtype=float32",
+        "max_tries=2",
+    ]:
+        assert stage(config(tmp_path, override)).fingerprint.digest != digest, override
+    (tmp_path / "concepts.txt").write_text("fox\nteapot\n")
+    assert stage(config(tmp_path)).fingerprint.digest != digest
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["num_captions=650"], "key 'num_captions' has value 650: expected a multiple of"),
+        (["vllm.max_model_len=40"], "key 'vllm.max_model_len' has value 40"),
+        (["oversampling=0.9"], "oversampling"),
+        (["vllm.device=tpu"], "vllm.device"),
+        (["filters.min_wrods=2"], "min_words"),
+        (["model=package:none"], "'none' is not installed"),
+        (["revision=main"], "key 'revision'"),
+        (["concepts=nowhere.yaml"], "nowhere.yaml"),
+        (["examples=nowhere"], "nowhere/objects.yaml"),
+        (["relations=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_settings_are_said_in_a_sentence(
+    tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        stage(config(tmp_path, *overrides))
+    assert sentence in str(error.value)
+
+
+def test_a_missing_accelerator_is_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="key 'vllm.device' has value 'cuda'"):
+        run(config(tmp_path, "vllm.device=cuda"), [])
+    assert not Path(raw_folder(str(tmp_path / "run")).url).exists()
+
+
+def test_an_endpoint_is_known_by_its_name(tmp_path: Path) -> None:
+    def identity(*overrides: str) -> Any:
+        return stage(config(tmp_path, "engine=openai", *overrides)).fingerprint.fields[
+            "model_identity"
+        ]
+
+    assert identity("model=llama") == identity("model=llama", "openai.base_url=http://other/v1")
+    assert identity("model=llama") != identity("model=mistral")

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.captions import CaptionsConfig, raw_folder
+from pipelines.curate import run
+from pipelines.stage import UnfinishedError
+from tests.transforms.test_dedup import caption
+from transforms.core import storage, tables
+from transforms.core.commit import ShardBuild
+from transforms.core.config import ConfigError
+from transforms.core.counters import Tally
+from transforms.core.fingerprint import FingerprintMismatchError
+from transforms.core.shards import committed_shards, read_commit, read_index, write_index
+
+PER_SHARD = 20
+
+
+def config(url: str, num_captions: int = 60, **changes: object) -> CaptionsConfig:
+    settings = {
+        "run": url,
+        "concepts": "not read here",
+        "num_captions": num_captions,
+        "captions_per_shard": PER_SHARD,
+        "oversampling": 1.0,
+        "model": "not read here",
+    }
+    return CaptionsConfig.model_validate({**settings, **changes})
+
+
+def write_raw(url: str, texts: list[str]) -> None:
+    """A complete captions stage that holds these texts; shards that are there stay."""
+    folder = raw_folder(url)
+    for start in range(0, len(texts), PER_SHARD):
+        shard = start // PER_SHARD
+        if storage.exists(folder.commit_url(shard)):
+            continue
+        part = [caption(text, start + i) for i, text in enumerate(texts[start : start + PER_SHARD])]
+        with ShardBuild(folder, shard) as build:
+            build.write(iter(part))
+            build.commit([str(c.ordinal) for c in part], "raw", Tally())
+    records = [read_commit(folder, shard) for shard in sorted(committed_shards(folder))]
+    write_index(folder, records, {"stage": "captions", "fingerprint": "raw"})
+
+
+def distinct(number: int) -> list[str]:
+    return [f"caption number {i}" for i in range(number)]
+
+
+def read_curated(url: str) -> list[str]:
+    index = read_index(storage.join(url, "captions", "index.parquet"))
+    texts = []
+    for row in index.table.to_pylist():
+        assert row["num_samples"] == PER_SHARD
+        path = storage.join(index.folder, row["path"])
+        texts += [c.text for c in tables.read_captions(path)]
+    return texts
+
+
+def test_curation_ends_with_equal_shards_an_index_and_success(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_raw(url, [*distinct(65), *distinct(15)])
+    run(config(url), [])
+    curated = read_curated(url)
+    assert len(set(curated)) == len(curated) == 60
+    assert set(curated) <= set(distinct(65))
+    assert curated != sorted(curated, key=distinct(65).index)
+    index = read_index(storage.join(url, "captions", "index.parquet"))
+    assert (index.metadata["num_raw"], index.metadata["num_duplicates"]) == ("80", "15")
+    assert storage.exists(storage.join(url, "captions", "_SUCCESS"))
+
+
+def test_run_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = str(tmp_path)
+    write_raw(url, distinct(60))
+    run(config(url), [])
+    before = {name: Path(url, name).stat().st_mtime_ns for name in storage.list_files(url)}
+    run(config(url), [])
+    assert "nothing to do" in capsys.readouterr().err
+    after = {name: Path(url, name).stat().st_mtime_ns for name in storage.list_files(url)}
+    assert after == before
+
+
+def test_too_few_captions_lose_nothing_and_more_of_them_help(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_raw(url, [*distinct(50), *distinct(10)])
+    with pytest.raises(UnfinishedError, match=r"only 50 of 60 captions.*oversampling=1\.3 "):
+        run(config(url), [])
+    write_raw(url, [*distinct(50), *distinct(10), *distinct(70)[50:]])
+    run(config(url, oversampling=1.3), [])
+    assert len(set(read_curated(url))) == 60
+
+
+def test_a_stopped_curation_goes_on(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_raw(url, distinct(60))
+    run(config(url), [])
+    whole = read_curated(url)
+    for name in ("_SUCCESS", "index.parquet", "commits/000/captions-000001.json"):
+        Path(url, "captions", name).unlink()
+    Path(url, "captions", "shards/000/captions-000001.parquet").unlink()
+    run(config(url), [])
+    assert read_curated(url) == whole
+
+
+def test_incomplete_captions_are_not_curated(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    with pytest.raises(UnfinishedError, match="run the captions stage to its end"):
+        run(config(url), [])
+    write_raw(url, distinct(60))
+    with pytest.raises(UnfinishedError, match="has 3 shards, but the config asks for 5"):
+        run(config(url, oversampling=1.5), [])
+    assert not (tmp_path / "captions").exists()
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"num_captions": 40}])
+def test_other_settings_are_refused(tmp_path: Path, changed: dict[str, int]) -> None:
+    url = str(tmp_path)
+    write_raw(url, distinct(60))
+    run(config(url), [])
+    before = read_curated(url)
+    with pytest.raises(FingerprintMismatchError, match=next(iter(changed))):
+        run(config(url, **changed), [])
+    assert read_curated(url) == before
+
+
+def test_other_captions_are_refused(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_raw(url, distinct(60))
+    run(config(url), [])
+    write_raw(url, distinct(80))
+    with pytest.raises(ConfigError, match="captions_raw_index_sha256"):
+        run(config(url), [])
