@@ -1,4 +1,4 @@
-"""Paint the images of every caption with a diffusion model (RECIPE section 3).
+"""Paint the images of every caption with a diffusion model (paper, section 3.2).
 
 Reads the curated captions and writes WebDataset shards to `<run>/images`. The same caption gets the
 same images in any run with the same model, settings and seed.
