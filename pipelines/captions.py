@@ -16,7 +16,7 @@ import pipelines
 from pipelines.options import runs_here
 from pipelines.stage import is_complete, run_stage
 from transforms.caption_filters import FilterConfig
-from transforms.captions import VERSION, CaptionProducer, EngineSpec
+from transforms.captions import CODE_VERSION, CaptionProducer, EngineSpec
 from transforms.concepts import load_concepts
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
@@ -123,7 +123,7 @@ def stage(config: CaptionsConfig) -> Stage:
                 **fingerprint_fields(config),
                 **builder.digests(),
                 "model_identity": model.identity,
-                "code_version": VERSION,
+                "code_version": CODE_VERSION,
             }
         ),
         config=config.model_dump(mode="json"),

@@ -22,6 +22,9 @@ from transforms.core.stage import Produced, Stage
 CAPTIONS_PER_PARTITION = 50_000
 """About what one worker sorts at a time: some 30 MB of text."""
 
+CODE_VERSION = 1
+"""Counts changes to the order, or to which of two equal captions is kept."""
+
 CONFIG = CaptionsConfig
 
 
@@ -59,8 +62,6 @@ def stage(config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct:
         num_raw: Captions before curation, for the index.
         num_distinct: Different captions among them, for the index.
     """
-    from transforms.dedup import VERSION
-
     return Stage(
         folder=StageFolder(storage.join(config.run, "captions"), "captions", ".parquet"),
         fingerprint=Fingerprint(
@@ -69,7 +70,7 @@ def stage(config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct:
                 "num_captions": config.num_captions,
                 "captions_per_shard": config.captions_per_shard,
                 "captions_raw_index_sha256": input_id,
-                "code_version": VERSION,
+                "code_version": CODE_VERSION,
             }
         ),
         config=config.model_dump(mode="json"),

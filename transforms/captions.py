@@ -24,7 +24,7 @@ from transforms.engines.text_models import TextModel
 from transforms.engines.vllm_engine import VllmConfig, VllmEngine
 from transforms.prompts import PromptBuilder
 
-VERSION = 1
+CODE_VERSION = 1
 """Counts changes to the code that change what a prompt asks or which captions are kept."""
 
 

@@ -29,9 +29,6 @@ from transforms.core.records import CAPTION_SCHEMA, Caption
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError, Index, StageFolder
 
-VERSION = 1
-"""Counts changes to the order or to which of two equal captions is kept."""
-
 _KEY_BITS = 64
 Row = tuple[Any, ...]
 """A caption as the values of its columns: plain values cross a shuffle faster than records."""
