@@ -125,8 +125,7 @@ def progress(stage: Stage, num_pending: int) -> Iterator[None]:
 
     def update() -> None:
         committed = len(shards.committed_shards(stage.folder))
-        shown.n = round(committed * per_shard)
-        shown.refresh()
+        shown.update(round(committed * per_shard) - shown.n)
 
     def watch() -> None:
         pause = POLL_INTERVAL_S
