@@ -7,17 +7,15 @@ captions has no effect here.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
 from pipelines.captions import CaptionsConfig, num_raw_shards, raw_folder
 from pipelines.options import beam_options
 from pipelines.stage import UnfinishedError, finish, is_complete, plan, progress, run_pipeline, say
 from transforms.core import storage
-from transforms.core.counters import Tally
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.shards import Index, StageFolder, read_index
-from transforms.core.stage import Produced, Stage
+from transforms.core.stage import StageOutput
 
 CAPTIONS_PER_PARTITION = 50_000
 """About what one worker sorts at a time: some 30 MB of text."""
@@ -53,8 +51,10 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     finish(stage(config, input_id, num_raw, sum(counts)))
 
 
-def stage(config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct: int = 0) -> Stage:
-    """The curated captions as a stage.
+def stage(
+    config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct: int = 0
+) -> StageOutput:
+    """The curated captions as an output to make.
 
     Args:
         config: Of the captions stage.
@@ -62,7 +62,7 @@ def stage(config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct:
         num_raw: Captions before curation, for the index.
         num_distinct: Different captions among them, for the index.
     """
-    return Stage(
+    return StageOutput(
         folder=StageFolder(storage.join(config.run, "captions"), "captions", ".parquet"),
         fingerprint=Fingerprint(
             {
@@ -77,25 +77,8 @@ def stage(config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct:
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
         unit="captions",
-        producer=_Shuffled(),
         metadata={"num_raw": str(num_raw), "num_duplicates": str(num_raw - num_distinct)},
     )
-
-
-class _Shuffled:
-    """Curated shards are made by one shuffle over all captions, none on its own."""
-
-    def setup(self) -> None:
-        self._refuse()
-
-    def record_ids(self, shard: int) -> list[str]:
-        self._refuse()
-
-    def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise NotImplementedError(self.__doc__)
 
 
 def _read_raw(config: CaptionsConfig) -> tuple[Index, str]:
@@ -158,7 +141,7 @@ def _check_enough(config: CaptionsConfig, num_raw: int, num_distinct: int) -> No
 def _make_shards(
     config: CaptionsConfig,
     index: Index,
-    curated: Stage,
+    curated: StageOutput,
     counts: Sequence[int],
     flags: Sequence[str],
 ) -> None:

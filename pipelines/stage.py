@@ -19,7 +19,7 @@ from transforms.core.config import ConfigError
 from transforms.core.fingerprint import claim
 from transforms.core.progress import bar
 from transforms.core.shards import CommitRecord
-from transforms.core.stage import Stage
+from transforms.core.stage import Stage, StageOutput
 
 POLL_INTERVAL_S = 1.0
 _READERS = 16
@@ -50,13 +50,13 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
     finish(stage)
 
 
-def is_complete(stage: Stage) -> bool:
+def is_complete(stage: StageOutput) -> bool:
     """Whether `_SUCCESS` stands and covers the plan."""
     success = shards.read_success(stage.folder)
     return success is not None and int(success["num_shards"]) == stage.num_shards
 
 
-def plan(stage: Stage) -> list[int]:
+def plan(stage: StageOutput) -> list[int]:
     """The shards that are not committed yet, in order; one listing."""
     committed = shards.committed_shards(stage.folder)
     beyond = [shard for shard in committed if shard >= stage.num_shards]
@@ -69,7 +69,7 @@ def plan(stage: Stage) -> list[int]:
     return sorted(set(range(stage.num_shards)) - committed)
 
 
-def finish(stage: Stage) -> None:
+def finish(stage: StageOutput) -> None:
     """Check that every shard is committed, and write the index and `_SUCCESS`."""
     missing = plan(stage)
     if missing:
@@ -97,7 +97,7 @@ def finish(stage: Stage) -> None:
     say(f"{stage.folder.url}: {made:,} {stage.unit} in {stage.num_shards} shards{letters}")
 
 
-def read_all_commits(stage: Stage) -> list[CommitRecord]:
+def read_all_commits(stage: StageOutput) -> list[CommitRecord]:
     """Every commit record of a stage whose shards are all committed."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         return list(
@@ -111,7 +111,7 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(stage: Stage, num_pending: int) -> Iterator[None]:
+def progress(stage: StageOutput, num_pending: int) -> Iterator[None]:
     """Show a bar of committed records while the body runs."""
     done = stage.num_shards - num_pending
     per_shard = stage.num_records / stage.num_shards

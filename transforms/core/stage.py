@@ -26,9 +26,9 @@ class Producer(Protocol):
         """The shard's records. An exception loses the shard's work, and Beam tries it again."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Everything needed to run a stage of independent shards."""
+@dataclass(frozen=True, kw_only=True)
+class StageOutput:
+    """What a stage is to make, and where: all that planning, progress and the index need."""
 
     folder: StageFolder
     fingerprint: Fingerprint
@@ -39,6 +39,12 @@ class Stage:
     """Over all shards; the last shard may be shorter than the others."""
     unit: str
     """What a record is called in progress bars, for instance "captions"."""
-    producer: Producer
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Facts that readers of the index need, for instance images_per_caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageOutput):
+    """A stage whose shards are made independently of each other."""
+
+    producer: Producer
