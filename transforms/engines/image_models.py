@@ -7,29 +7,18 @@
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 
 from transforms.core.config import ConfigError
 from transforms.core.shards import file_sha256
+from transforms.engines.models import Model, hub_commit, local_folder, refuse_revision
 
 BUILTIN_PREFIX = "builtin:"
 _INDEX = "model_index.json"
 
 
-@dataclass(frozen=True)
-class ImageModel:
-    """A model whose identity is known. Small and picklable: no weights inside.
-
-    Attributes:
-        name: As in the config.
-        commit: Of a hub id; None for files at hand.
-        identity: Changes whenever the model's content does.
-    """
-
-    name: str
-    commit: str | None
-    identity: str
+class ImageModel(Model):
+    """A text-to-image model whose identity is known."""
 
     def source(self) -> str:
         """What diffusers loads on this machine: a folder, or the hub id."""
@@ -49,13 +38,9 @@ def find_model(name: str, revision: str | None = None) -> ImageModel:
     """
     folder = _folder(name)
     if folder is not None:
-        if revision is not None:
-            raise ConfigError(
-                f"key 'revision' has value {revision!r}, but model {name!r} is a folder: expected "
-                "a revision for hub ids only"
-            )
+        refuse_revision(name, revision)
         return ImageModel(name, None, f"files@sha256:{_content_digest(folder)}")
-    commit = _hub_commit(name, revision)
+    commit = hub_commit(name, revision, _INDEX)
     return ImageModel(name, commit, f"hub:{name}@{commit}")
 
 
@@ -66,15 +51,7 @@ def _folder(name: str) -> Path | None:
         if folder is None:
             raise ConfigError(f"key 'model' has value {name!r}: expected 'builtin:tiny-sd'")
         return folder
-    folder = Path(name).expanduser()
-    if (folder / _INDEX).is_file():
-        return folder
-    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(
-            f"key 'model' has value {name!r}: expected a folder that holds a {_INDEX}, a hub id "
-            "like 'owner/name', or 'builtin:tiny-sd'"
-        )
-    return None
+    return local_folder(name, _INDEX, "builtin:tiny-sd")
 
 
 def _builtin(name: str) -> Path | None:
@@ -94,20 +71,3 @@ def _content_digest(folder: Path) -> str:
         if path.suffix in (".json", ".txt", ".safetensors") and "/." not in f"/{name}":
             digest.update(f"{name}\t{file_sha256(str(path))}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def _hub_commit(name: str, revision: str | None) -> str:
-    """The commit behind a hub id, from the hub or, where it is out of reach, from its cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = Path(hf_hub_download(name, _INDEX, revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"key 'model' has value {name!r}: no such folder, and the hub has no diffusers model "
-            f"of that name in reach ({reason})"
-        ) from error
-    # The cache keeps a file under snapshots/<commit>/.
-    return path.parent.name

