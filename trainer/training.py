@@ -10,6 +10,7 @@ from trainer.network import update_teacher
 from trainer.optim import build_optimizer, set_schedule
 from trainer.stream import Batch
 from trainer.synclr import Objective, build_networks
+from trainer.vit import use_plain_attention
 
 
 class TrainingError(RuntimeError):
@@ -26,6 +27,10 @@ class Training:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         student, teacher = build_networks(config.model, config.objective, config.seed)
+        if device.type == "cpu":
+            use_plain_attention(student)
+            if teacher is not None:
+                use_plain_attention(teacher)
         self.config = config
         self.student = student.to(device)
         self.teacher = None if teacher is None else teacher.to(device)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.vit import EncoderConfig, build_encoder, encode_masked
+from trainer.vit import EncoderConfig, build_encoder, encode_masked, use_plain_attention
 
 TINY = EncoderConfig(image_size=32, patch_size=8, width=24, depth=2, num_heads=3)
 
@@ -62,3 +62,12 @@ def test_nothing_hidden_is_forward_features() -> None:
 def test_sizes_that_do_not_divide_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is not a multiple of"):
         EncoderConfig(**{**TINY.model_dump(), **wrong})
+
+
+def test_plain_attention_is_the_fused_ones_result() -> None:
+    encoder: Any = build_encoder(TINY, seed=0)
+    images = torch.randn(2, 3, 32, 32)
+    fused = encoder.forward_features(images)
+    use_plain_attention(encoder)
+    assert not encoder.blocks[0].attn.fused_attn
+    torch.testing.assert_close(encoder.forward_features(images), fused)
