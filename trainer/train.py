@@ -52,6 +52,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
         TrainingError: A signal or a loss that is not finite stopped it.
     """
     _check_ranks(config)
+    _warn(config)
     folder = train_folder(config)
     checkpoints = checkpoint.checkpoints_folder(folder)
     samples = open_samples(config)
@@ -156,6 +157,17 @@ def _check_ranks(config: TrainConfig) -> None:
             f"captions_per_batch is {config.captions_per_batch}: expected a multiple of {pieces}, "
             f"which is {distributed.world_size()} ranks times accumulation {config.accumulation}"
         )
+
+
+def _warn(config: TrainConfig) -> None:
+    """Say which settings do not do what they seem to."""
+    views = config.crops.num_global
+    if config.objective.positives == "caption":
+        views *= config.images_per_caption
+    if views == 1:
+        log.warning("No global crop has a positive: images_per_caption and num_global are 1.")
+    if config.accumulation > 1 and config.objective.contrastive_head.norm == "bn":
+        log.warning("Batch norms see a piece at a time; norm=ln gives the whole batch's gradient.")
 
 
 @contextlib.contextmanager

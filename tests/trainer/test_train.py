@@ -16,6 +16,7 @@ import yaml
 from tests.trainer.making import TINY_TRAINING, write_images
 from trainer import checkpoint, train
 from trainer.training import Training
+from transforms.core import storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,6 +205,29 @@ def test_undecodable_samples_are_counted_and_the_training_goes_on(tmp_path: Path
     write_config(tmp_path)
     assert command(tmp_path) == 0
     assert final_state(tmp_path)["num_replaced"] >= 2
+
+
+def test_a_run_on_a_gcs_bucket_is_trained_where_it_stands(gcs_bucket: str, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    for name in storage.list_files(folder.url):
+        storage.publish_file(f"{folder.url}/{name}", f"{gcs_bucket}/run/images/{name}")
+    write_config(tmp_path)
+    overrides = [f"run={gcs_bucket}/run", f"loader.cache_folder={tmp_path}/cache"]
+    assert command(tmp_path, *overrides) == 0
+    files = storage.list_files(f"{gcs_bucket}/run/train")
+    assert {"metrics.jsonl", "run.yaml", "checkpoints/step-000000004.pt"} == set(files)
+    assert storage.read_bytes(f"{gcs_bucket}/run/train/metrics.jsonl").count(b"\n") == 4
+    assert command(tmp_path, *overrides) == 0
+
+
+def test_settings_without_effect_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path / "images", images_per_caption=1)
+    write_config(tmp_path, images_per_caption=1)
+    assert command(tmp_path, "accumulation=2") == 0
+    assert "No global crop has a positive" in caplog.text
+    assert "Batch norms see a piece at a time" in caplog.text
 
 
 def start(run: Path, *overrides: str, ranks: int = 1) -> "subprocess.Popen[str]":
