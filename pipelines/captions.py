@@ -1,10 +1,11 @@
-"""Write captions about concepts with a language model (RECIPE sections 1 and 2).
+"""Write captions about concepts with a language model (paper, section 3.1).
 
 Writes `num_captions * oversampling` captions, rounded up to whole shards, to `<run>/captions-raw`:
 curation needs more than it keeps. A finished run grows by asking for more captions, or for more
 oversampling: the shards that are there stay.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from transforms.engines.text_models import TextModel, find_text_model
 from transforms.engines.vllm_engine import VllmConfig, check_device
 from transforms.examples import load_examples, load_relations
 from transforms.prompts import PromptBuilder, PromptConfig
+
+_LOGGER = logging.getLogger(__name__)
 
 DATA = str(Path(pipelines.__file__).parent / "data")
 
@@ -93,6 +96,8 @@ CONFIG = CaptionsConfig
 
 def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     """Write what is not written yet; `flags` are Beam's."""
+    for sentence in without_effect(config):
+        _LOGGER.warning(sentence)
     planned = stage(config)
     if config.engine == "vllm" and runs_here(flags) and not is_complete(planned):
         check_device(config.vllm)
@@ -134,6 +139,19 @@ def stage(config: CaptionsConfig) -> Stage:
             builder, spec, config.filters, config.captions_per_shard, config.max_tries
         ),
     )
+
+
+def without_effect(config: CaptionsConfig) -> list[str]:
+    """A sentence for each setting that was given and changes nothing."""
+    sentences = []
+    unused = "openai" if config.engine == "vllm" else "vllm"
+    if unused in config.model_fields_set:
+        sentences.append(f"section '{unused}' has no effect with engine={config.engine}")
+    if not config.prompts.shared_examples and "num_pool_triples" in config.prompts.model_fields_set:
+        sentences.append("key 'prompts.num_pool_triples' has no effect without shared_examples")
+    if config.sampling.temperature == 0 and config.max_tries > 1:
+        sentences.append("key 'max_tries' has no effect with temperature 0: every try is the same")
+    return sentences
 
 
 def raw_folder(run: str) -> StageFolder:

@@ -1,6 +1,6 @@
 """The multi-positive contrastive loss: images of one caption belong together.
 
-Source: paper section 3.3 (StableRep's loss); RECIPE 4, "Multi-positive loss". Positives are found
+Source: paper section 3.3 (StableRep's loss). Positives are found
 by comparing ids, batch by batch, so nothing goes stale when captions repeat or change their order.
 """
 

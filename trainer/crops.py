@@ -1,6 +1,6 @@
 """Multi-crop on the CPU: from encoded images to uint8 crops and the draws for their colours.
 
-Source: paper appendix (augmentation); RECIPE 4. Everything that is random about a sample is drawn
+Source: paper appendix (augmentation). Everything that is random about a sample is drawn
 here, from a seed of (run seed, epoch, position), and travels with the crops. So a batch is the same
 for any number of workers and ranks, on any device, after any interruption.
 """
@@ -56,7 +56,7 @@ class CropsConfig(Config):
 
 
 def global_scale(config: CropsConfig) -> Range:
-    """The scale of global crops, with the recipe's default for what else there is."""
+    """The scale of global crops, with the paper's default for what else there is."""
     if config.global_scale is not None:
         return config.global_scale
     return (0.32, 1.0) if config.num_local else (0.14, 1.0)

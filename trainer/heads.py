@@ -1,6 +1,6 @@
 """The heads: MoCo v3's projector and predictor, and DINO's prototype head for iBOT.
 
-Source: RECIPE 4, "Contrastive head" and "iBOT". Batch normalisation is our own module: torch's
+Source: paper section 3.3 and appendix. Batch normalisation is our own module: torch's
 `SyncBatchNorm` has no CPU form, and with this one two gloo processes are exactly one.
 """
 

@@ -1,6 +1,6 @@
 """iBOT: the student says, for patches it cannot see, which prototypes the teacher sees there.
 
-Source: iBOT with DINOv2's Sinkhorn-Knopp targets, as the paper uses it; RECIPE 4, "iBOT". Half of
+Source: iBOT with DINOv2's Sinkhorn-Knopp targets, as the paper uses it (section 3.3). Half of
 a batch's images are masked, chosen over the whole batch and not by slot, so that the choice does
 not depend on the number of ranks. Every masked image weighs the same.
 """

@@ -1,4 +1,4 @@
-"""Student and teacher: the encoder with its heads. Source: RECIPE 4, "Student" and the heads."""
+"""Student and teacher: the encoder with its heads. Source: paper section 3.3."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""AdamW with the recipe's groups. Source: RECIPE 4, "Optimiser", and 6 (what must not decay)."""
+"""AdamW, and which parameters must not decay. Source: paper appendix (optimiser)."""
 
 from typing import Self
 

@@ -1,6 +1,6 @@
 """What happens to the colours of a crop: for a whole batch at once, on the device.
 
-Source: SimCLR's, BYOL's and StableRep's augmentations as RECIPE 4 lists them. The draws are made
+Source: SimCLR's, BYOL's and StableRep's augmentations as the paper's appendix lists them. The draws are made
 beside the crops on the CPU (see `trainer.crops`); here they are only carried out, so the same draws
 give the same pictures in any batch. The definition of each operation is torchvision's; deliberate
 difference: the Gaussian kernel's reach follows the largest sigma (three of them) and not the image.
@@ -30,7 +30,7 @@ SOLARISE_THRESHOLD = 128 / 255
 
 
 class PhotometricConfig(Config):
-    """Probabilities and strengths; the defaults are the recipe's."""
+    """Probabilities and strengths; the defaults are the paper's."""
 
     jitter: float = 0.8
     """Probability of colour jitter."""

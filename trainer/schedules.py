@@ -1,4 +1,4 @@
-"""What changes over a training, as functions of the step. Source: RECIPE 4.
+"""What changes over a training, as functions of the step. Source: paper appendix.
 
 `step` counts finished optimiser steps, so the first update uses step 0 and the last `total` - 1.
 """

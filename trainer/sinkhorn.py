@@ -1,6 +1,6 @@
 """Sinkhorn-Knopp: soft assignments of tokens to prototypes that use every prototype equally.
 
-Source: SwAV's and DINOv2's centring, which the paper uses for iBOT; RECIPE 4 and 6. Deliberate
+Source: SwAV's and DINOv2's centring, which the paper uses for iBOT. Deliberate
 difference: everything happens in the log domain, where exp(logit / 0.04) cannot overflow, and the
 whole state is one potential per prototype. Tokens are only ever seen in chunks, and ranks exchange
 two vectors of that length per iteration, however many tokens each of them has.

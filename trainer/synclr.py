@@ -1,6 +1,6 @@
 """The objective: contrastive loss on global and local crops, and iBOT, with an EMA teacher.
 
-Source: paper section 3.3; RECIPE 4. The objectives that the paper compares are settings of this
+Source: paper section 3.3. The objectives that the paper compares are settings of this
 one: StableRep (no teacher, no local crops, no iBOT), + EMA, + iBOT, + multi-crop, and SimCLR (the
 same image is the only positive). Deliberate difference: a batch can be taken in several pieces with
 the gradient of the whole, without a second student pass, since all keys come from the teacher.

@@ -1,6 +1,6 @@
 """The encoder: a plain Vision Transformer out of timm, with a way to hide patches from it.
 
-Source: paper appendix (ViT-B/16 and ViT-L/14); RECIPE 4, "Student". No LayerScale and no SwiGLU.
+Source: paper appendix (ViT-B/16 and ViT-L/14). No LayerScale and no SwiGLU.
 Crops of any size that the patch size divides are taken; the position embedding is interpolated to
 their grid, which is how one encoder sees both global and local crops.
 """

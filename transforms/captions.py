@@ -1,4 +1,4 @@
-"""Captions: the producer of the captions stage (RECIPE section 2).
+"""Captions: the producer of the captions stage (paper, section 3.1).
 
 Shard i owns the ordinals [i * captions_per_shard, (i + 1) * captions_per_shard). Its prompts go to
 the engine at once, so that continuous batching never waits for stragglers; what comes back is

@@ -1,4 +1,4 @@
-"""Concepts: reading the list that captions are written about (RECIPE section 1).
+"""Concepts: reading the list that captions are written about (paper, section 3.1).
 
 A list is a YAML file of sources, each with its share of the captions, or a text file with one
 concept per line. What is written in a file is kept as it stands: cleaning class names is the work

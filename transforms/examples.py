@@ -1,6 +1,6 @@
 """In-context examples: captions of our own writing that show a language model what to do.
 
-Five groups (RECIPE section 2): each kind of concept is prompted with its own examples for the
+Five groups (paper, section 3.1): each kind of concept is prompted with its own examples for the
 template `c`, and the templates with a background or a relation have one group each.
 """
 

@@ -1,6 +1,6 @@
 """The producer of image shards: the captions of a shard -> image sets or failures.
 
-Source: sections 3 and 6 of the recipe (paper, section 3.2). An image is named by its caption and
+Source: paper, section 3.2. An image is named by its caption and
 its number, everywhere, so the order in which images are painted cannot mispair them.
 
 Batches mix captions. An image that is blank or not finite is painted again with its next seed,

@@ -1,4 +1,4 @@
-"""The configs in the repository, and the defaults, are the recipe."""
+"""The configs in the repository, and the defaults, are the paper's."""
 
 from pathlib import Path
 

@@ -122,7 +122,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(alone[0], together[number], atol=1e-6, rtol=0)
 
 
-def test_draws_have_the_recipes_probabilities() -> None:
+def test_draws_have_the_papers_probabilities() -> None:
     generator = np.random.default_rng(0)
     config = PhotometricConfig()
     draws = np.stack([draw_global(config, generator) for _ in range(20_000)])

@@ -28,7 +28,7 @@ def test_our_examples_show_what_a_caption_is(group: Group) -> None:
     assert len(set(captions)) == len(lines)
 
 
-def test_the_relations_are_those_of_the_recipe() -> None:
+def test_the_relations_are_those_of_the_paper() -> None:
     assert len(set(RELATIONS)) == 10
 
 

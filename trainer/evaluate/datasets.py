@@ -1,6 +1,6 @@
 """Labelled pictures to score encoders on: the two built-in test sets, and folders of one's own.
 
-Source: paper section 4 and RECIPE 5 for what a data set is (train, validation and test splits and
+Source: paper section 4 for what a data set is (train, validation and test splits and
 the metric that papers report for it). Where a data set has no validation split, 20 % of each
 training class is set aside, chosen by the pictures' names alone, so that the split never depends on
 their order on disk.

@@ -1,6 +1,6 @@
 """Frozen features: the cls token of the last block for every picture of a data set.
 
-Source: RECIPE 5. Pictures are resized so that the shorter side is the encoder's image size
+Source: paper section 4. Pictures are resized so that the shorter side is the encoder's image size
 (bicubic), cut to the central square and normalised with the mean and std that the encoder was
 trained with; the reference uses CLIP's for all encoders.
 

@@ -1,6 +1,6 @@
 """The paper's headline results, printed beside ours where the data set is one of the paper's.
 
-Source: RECIPE 5, "Headline results", in percent. A data set goes by its name here; a folder
+Source: the tables of paper section 4, in percent. A data set goes by its name here; a folder
 data set takes the name of its folder.
 """
 

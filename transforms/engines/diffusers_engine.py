@@ -1,4 +1,4 @@
-"""Stable Diffusion through diffusers' own `StableDiffusionPipeline` (RECIPE section 3).
+"""Stable Diffusion through diffusers' own `StableDiffusionPipeline` (paper, section 3.2).
 
 What is different from calling the pipeline with captions, and why:
 

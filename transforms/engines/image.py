@@ -15,7 +15,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class GeneratorConfig(Config):
-    """How images are painted (RECIPE section 3)."""
+    """How images are painted (paper, section 3.2)."""
 
     num_steps: Annotated[int, Field(gt=0)] = 50
     """Denoising steps; reference: 50."""

@@ -27,7 +27,7 @@ class EngineError(RuntimeError):
 
 
 class SamplingConfig(Config):
-    """How captions are sampled (RECIPE section 2)."""
+    """How captions are sampled (paper, section 3.1)."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.8
     """Reference: 0.8. 0 is greedy: each try then gives the same caption."""
