@@ -1,11 +1,5 @@
-"""The command: it finishes, continues exactly, refuses what does not fit, and says so."""
+"""The command: it finishes, refuses what does not fit, and says so in one sentence."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +7,16 @@ import pytest
 import torch
 import yaml
 
-from tests.trainer.making import TINY_TRAINING, write_images
+from tests.trainer.making import write_images
+from tests.trainer.running import command, final_state, losses, make_run, write_config
 from trainer import checkpoint, train
 from trainer.training import Training
 from transforms.core import storage
 
-ROOT = Path(__file__).parents[2]
-
-
-def write_config(run: Path, **changes: Any) -> str:
-    path = run / "train.yaml"
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**TINY_TRAINING, "run": str(run), **changes}))
-    return str(path)
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    write_images(tmp_path / "run" / "images")
-    write_config(tmp_path / "run")
-    return tmp_path / "run"
-
-
-def command(run: Path, *overrides: str) -> int:
-    return train.main([str(run / "train.yaml"), *overrides])
-
-
-def final_state(run: Path, step: int = 4) -> dict[str, Any]:
-    return checkpoint.load(checkpoint.list_steps(str(run / "train" / "checkpoints"))[step])
-
-
-def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested state with dotted names; runs are compared without their own paths."""
-    values: dict[str, Any] = {}
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    for key, value in items:
-        if isinstance(value, dict | list):
-            values.update(flat(value, f"{prefix}{key}."))  # type: ignore[arg-type]
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
-
-
-def assert_bitwise_equal(first: Path, second: Path) -> None:
-    states = [flat(final_state(run)) for run in (first, second)]
-    assert states[0].keys() == states[1].keys()
-    for name, value in states[0].items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, states[1][name]), name
-        elif not name.startswith("config."):
-            assert value == states[1][name], name
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    lines = (run / "train" / "metrics.jsonl").read_text().splitlines()
-    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+    return make_run(tmp_path / "run")
 
 
 def test_a_training_finishes_and_then_has_nothing_to_do(
@@ -83,36 +32,6 @@ def test_a_training_finishes_and_then_has_nothing_to_do(
     assert command(run) == 0
     assert "Trained already: 4 steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (run / "train").rglob("*")} == before
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-) -> None:
-    other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
-    assert command(other, "loader.num_workers=1") == 0
-
-    update = Training.update
-
-    def interrupted(self: Training, batch: Any) -> dict[str, float]:
-        if self.step == 1:
-            os.kill(os.getpid(), getattr(signal, name))
-        return update(self, batch)
-
-    monkeypatch.setattr(Training, "update", interrupted)
-    assert command(run) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert f"stopped by {name}, saved at step 2 of 4; run the same command to go on" in said
-    monkeypatch.undo()
-    assert list(checkpoint.list_steps(str(run / "train" / "checkpoints"))) == [2]
-    assert command(run) == 0
-    assert_bitwise_equal(run, other)
-    assert losses(run) == losses(other)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
@@ -228,78 +147,6 @@ def test_settings_without_effect_are_warned_about(
     assert command(tmp_path, "accumulation=2") == 0
     assert "No global crop has a positive" in caplog.text
     assert "Batch norms see a piece at a time" in caplog.text
-
-
-def start(run: Path, *overrides: str, ranks: int = 1) -> "subprocess.Popen[str]":
-    launcher = ["-m"]
-    if ranks > 1:
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-            "-m",
-        ]
-    return subprocess.Popen(
-        [sys.executable, *launcher, "trainer.train", str(run / "train.yaml"), *overrides],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
-    settings = ["steps=40", "optim.warmup=5", "checkpoint.every_s=0"]
-    assert command(other, *settings, "checkpoint.every_s=600") == 0
-    folder = str(run / "train" / "checkpoints")
-    for target in (5, 20):
-        process = start(run, *settings)
-        while max(checkpoint.list_steps(folder), default=0) < target:
-            time.sleep(0.02)
-            assert process.poll() is None, process.communicate()[1]
-        process.kill()
-        process.communicate()
-        assert max(checkpoint.list_steps(folder)) < 40, "killed in the middle"
-    process = start(run, *settings)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert "Trained 40 steps" in output
-    states = [flat(final_state(path, 40)) for path in (run, other)]
-    for name, value in states[0].items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, states[1][name]), name
-    assert losses(run) == losses(other)
-    assert [step for step, _ in losses(run)] == list(range(40))
-
-
-@pytest.mark.slow
-def test_torchrun_trains_as_one_process_does_and_stops_together(run: Path, tmp_path: Path) -> None:
-    settings = ["steps=30", "optim.warmup=5", "model.drop_path=0", "checkpoint.every_s=0"]
-    other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
-    assert command(other, *settings) == 0
-    folder = str(run / "train" / "checkpoints")
-    process = start(run, *settings, ranks=2)
-    while max(checkpoint.list_steps(folder), default=0) < 5:
-        time.sleep(0.05)
-        assert process.poll() is None, process.communicate()[1]
-    process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=100)[1]
-    assert process.returncode != 0
-    assert "run the same command to go on" in errors
-    process = start(run, *settings, ranks=2)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert output.count("Trained 30 steps") == 1
-    ours, theirs = losses(run), losses(other)
-    assert [step for step, _ in ours] == list(range(30))
-    # Rounding differs between one rank and two, and grows from step to step.
-    assert [loss for _, loss in ours[:5]] == pytest.approx([loss for _, loss in theirs[:5]], 1e-3)
 
 
 def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,65 @@
+"""Runs of the training command on the tiny data, and what they leave behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tests.trainer.making import TINY_TRAINING, write_images
+from trainer import checkpoint, train
+
+
+def write_config(run: Path, **changes: Any) -> str:
+    """Write `train.yaml` in a run's folder."""
+    path = run / "train.yaml"
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**TINY_TRAINING, "run": str(run), **changes}))
+    return str(path)
+
+
+def make_run(run: Path) -> Path:
+    """A run with images and a config, ready to be trained."""
+    write_images(run / "images")
+    write_config(run)
+    return run
+
+
+def command(run: Path, *overrides: str) -> int:
+    """Run the command in this process; returns its exit code."""
+    return train.main([str(run / "train.yaml"), *overrides])
+
+
+def final_state(run: Path, step: int = 4) -> dict[str, Any]:
+    """The checkpoint of a step."""
+    return checkpoint.load(checkpoint.list_steps(str(run / "train" / "checkpoints"))[step])
+
+
+def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested state with dotted names."""
+    values: dict[str, Any] = {}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    for key, value in items:
+        if isinstance(value, dict | list):
+            values.update(flat(value, f"{prefix}{key}."))  # type: ignore[arg-type]
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def assert_bitwise_equal(first: Path, second: Path, step: int = 4) -> None:
+    """Weights, teacher and optimiser of two runs are the same to the last bit."""
+    states = [flat(final_state(run, step)) for run in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[1][name]), name
+        elif not name.startswith("config."):
+            assert value == states[1][name], name
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line of metrics."""
+    lines = (run / "train" / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]

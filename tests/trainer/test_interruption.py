@@ -1,0 +1,127 @@
+"""Trainings that are stopped or killed continue exactly; ranks stop together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.running import (
+    assert_bitwise_equal,
+    command,
+    losses,
+    make_run,
+    write_config,
+)
+from trainer import checkpoint
+from trainer.training import Training
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    assert command(other, "loader.num_workers=1") == 0
+
+    update = Training.update
+
+    def interrupted(self: Training, batch: Any) -> dict[str, float]:
+        if self.step == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return update(self, batch)
+
+    monkeypatch.setattr(Training, "update", interrupted)
+    assert command(run) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped by {name}, saved at step 2 of 4; run the same command to go on" in said
+    monkeypatch.undo()
+    assert list(checkpoint.list_steps(str(run / "train" / "checkpoints"))) == [2]
+    assert command(run) == 0
+    assert_bitwise_equal(run, other)
+    assert losses(run) == losses(other)
+
+
+def start(run: Path, *overrides: str, ranks: int = 1) -> "subprocess.Popen[str]":
+    launcher = ["-m"]
+    if ranks > 1:
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "-m",
+        ]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "trainer.train", str(run / "train.yaml"), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    settings = ["steps=40", "optim.warmup=5", "checkpoint.every_s=0"]
+    assert command(other, *settings, "checkpoint.every_s=600") == 0
+    folder = str(run / "train" / "checkpoints")
+    for target in (5, 20):
+        process = start(run, *settings)
+        while max(checkpoint.list_steps(folder), default=0) < target:
+            time.sleep(0.02)
+            assert process.poll() is None, process.communicate()[1]
+        process.kill()
+        process.communicate()
+        assert max(checkpoint.list_steps(folder)) < 40, "killed in the middle"
+    process = start(run, *settings)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "Trained 40 steps" in output
+    assert_bitwise_equal(run, other, 40)
+    assert losses(run) == losses(other)
+    assert [step for step, _ in losses(run)] == list(range(40))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_does_and_stops_together(run: Path, tmp_path: Path) -> None:
+    settings = ["steps=30", "optim.warmup=5", "model.drop_path=0", "checkpoint.every_s=0"]
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    assert command(other, *settings) == 0
+    folder = str(run / "train" / "checkpoints")
+    process = start(run, *settings, ranks=2)
+    while max(checkpoint.list_steps(folder), default=0) < 5:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode != 0
+    assert "run the same command to go on" in errors
+    process = start(run, *settings, ranks=2)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output.count("Trained 30 steps") == 1
+    ours, theirs = losses(run), losses(other)
+    assert [step for step, _ in ours] == list(range(30))
+    # Rounding differs between one rank and two, and grows from step to step.
+    assert [loss for _, loss in ours[:5]] == pytest.approx([loss for _, loss in theirs[:5]], 1e-3)
