@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.captions import CaptionsConfig, raw_folder, run, stage
+from pipelines.captions import CaptionsConfig, raw_folder, run, stage, without_effect
+from pipelines.stage import UnfinishedError
 from transforms.core.config import ConfigError, load_config
 
 DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
@@ -87,6 +88,35 @@ def test_a_missing_accelerator_is_an_error_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"key .vllm\.device. has value .cuda."):
         run(config(tmp_path, "vllm.device=cuda"), [])
     assert not Path(raw_folder(str(tmp_path / "run")).url).exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("openai.concurrency=3", "'openai'"),
+        ("engine=openai", "'vllm'"),
+        ("sampling.temperature=0", "'max_tries'"),
+    ],
+)
+def test_settings_without_effect_are_named(tmp_path: Path, override: str, key: str) -> None:
+    assert without_effect(config(tmp_path)) == []
+    (sentence,) = without_effect(config(tmp_path, override))
+    assert key in sentence
+
+
+def test_pool_size_needs_pools(tmp_path: Path) -> None:
+    pool = ["prompts.num_pool_triples=4"]
+    assert without_effect(config(tmp_path, *pool)) == []
+    (sentence,) = without_effect(config(tmp_path, *pool, "prompts.shared_examples=false"))
+    assert "num_pool_triples" in sentence
+
+
+def test_an_endpoint_that_is_not_there_is_said_in_the_last_line(tmp_path: Path) -> None:
+    settings = ["engine=openai", "openai.base_url=http://127.0.0.1:9/v1", "openai.max_retries=0"]
+    with pytest.raises(UnfinishedError, match=r"^the endpoint http://127.0.0.1:9/v1 cannot be"):
+        run(config(tmp_path, *settings, "num_captions=160"), [])
+    run_folder = tmp_path / "run" / "captions-raw"
+    assert [path.name for path in run_folder.iterdir()] == ["run.yaml"]
 
 
 def test_an_endpoint_is_known_by_its_name(tmp_path: Path) -> None:
