@@ -118,7 +118,7 @@ class ShardBuild:
             fingerprint=fingerprint,
             seconds=round(time.monotonic() - self._started, 3),
             counts=tally.as_dict(),
-            versions=library_versions(),
+            versions=dict(library_versions()),
         )
         if storage.publish_bytes(encode_commit(record), self.folder.commit_url(self.shard)):
             return record

@@ -1,10 +1,13 @@
 """What a stage's output depends on, and the refusal to mix two different outputs in one folder."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -38,15 +41,14 @@ class Fingerprint:
         return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def library_versions() -> dict[str, str]:
+@lru_cache(maxsize=1)
+def library_versions() -> Mapping[str, str]:
     """Installed versions of the packages that shape the output."""
     found = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return MappingProxyType(found)
 
 
 def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]) -> None:
@@ -62,7 +64,7 @@ def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]
         "config": dict(config),
         "fingerprint": fingerprint.digest,
         "fields": dict(fingerprint.fields),
-        "versions": library_versions(),
+        "versions": dict(library_versions()),
     }
     text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
     if storage.publish_bytes(text.encode("utf-8"), run_yaml_url):
