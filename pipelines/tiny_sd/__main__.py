@@ -95,8 +95,9 @@ def finished_autoencoder(work: Path, composer: "Composer") -> "AutoencoderKL":
 
 def diffusion_task(work: Path) -> None:
     """Train the UNet and the text encoder, in each training process."""
-    from pipelines.tiny_sd.diffusion import DiffusionConfig, train_diffusion
+    from pipelines.tiny_sd.diffusion import train_diffusion
     from pipelines.tiny_sd.latents import LatentCache
+    from pipelines.tiny_sd.networks import DiffusionConfig
     from pipelines.tiny_sd.text_encoder import TextConfig, load_tokenizer
 
     composer, config, text = make_composer(work), DiffusionConfig(), TextConfig()
@@ -109,8 +110,8 @@ def diffusion_task(work: Path) -> None:
 
 def export_step(work: Path, out: Path) -> None:
     """Write the model folder from the latest checkpoints, finished or not."""
-    from pipelines.tiny_sd.diffusion import DiffusionConfig, Networks, build_scheduler
     from pipelines.tiny_sd.export import assemble, export
+    from pipelines.tiny_sd.networks import DiffusionConfig, Networks, build_scheduler
     from pipelines.tiny_sd.text_encoder import TextConfig, load_tokenizer
     from pipelines.tiny_sd.training import load_checkpoint
 

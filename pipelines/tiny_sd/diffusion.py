@@ -1,11 +1,8 @@
 """tiny-sd's diffusion: the UNet and the text encoder, trained together on cached latents.
 
-The UNet is diffusers' `UNet2DConditionModel` on 8x8x16 latents. The caption enters twice: pooled,
-through the time embedding of every block (`addition_embed_type="text"`, which the plain pipeline
-serves), and by cross-attention at 4x4. The target is v (Salimans and Ho, 2022) on a schedule with
-zero terminal signal-to-noise ratio (Lin et al., 2024) and min-SNR weights (Hang et al., 2023). Two
-linear heads that read the concept and the background off the text encoder teach it quickly which
-words matter.
+The target is v (Salimans and Ho, 2022) on a schedule with zero terminal signal-to-noise ratio (Lin
+et al., 2024) and min-SNR weights (Hang et al., 2023). Two linear heads that read the concept and the
+background off the text encoder teach it quickly which words matter.
 """
 
 import copy
@@ -17,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from pipelines.tiny_sd.captions import UNNAMED, write_caption
 from pipelines.tiny_sd.latents import LatentCache
+from pipelines.tiny_sd.networks import DiffusionConfig, Networks, build_scheduler
 from pipelines.tiny_sd.scenes import BACKGROUNDS
-from pipelines.tiny_sd.text_encoder import Reader, TextConfig, build_text_encoder, tokenize
+from pipelines.tiny_sd.text_encoder import TextConfig, tokenize
 from pipelines.tiny_sd.training import (
     Clock,
     average_gradients,
@@ -34,109 +31,10 @@ from pipelines.tiny_sd.training import (
 )
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTokenizer
 
 logger = logging.getLogger(__name__)
-
-
-class DiffusionConfig(BaseModel):
-    """Shape and training of the UNet."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    channels: tuple[int, int] = (96, 128)
-    """Channels at 8x8 and at 4x4."""
-    layers_per_block: int = 2
-    """Residual blocks per level."""
-    time_width: int = 192
-    """Width of the time embedding."""
-    num_cached: int = 64_000
-    """Composites encoded before training and drawn from during it."""
-    num_steps: int = 14_000
-    """Training steps."""
-    decay_steps: int = 4_000
-    """Last steps over which the learning rate falls linearly to zero."""
-    batch_size: int = 64
-    """Latents per step."""
-    learning_rate: float = 1e-3
-    """AdamW's learning rate after 200 steps of warm-up."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    snr_limit: float = 5.0
-    """Gamma of the min-SNR weights."""
-    reader_weight: float = 0.1
-    """Weight of the two heads that read the text encoder."""
-    ema_decay: float = 0.999
-    """Decay of the weights' moving average, per step."""
-    seed: int = 0
-    """Seed of the weights, the composites, the captions and the noise."""
-
-
-def build_unet(
-    config: DiffusionConfig, text: TextConfig, latent_channels: int
-) -> "UNet2DConditionModel":
-    """Make an untrained UNet."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        block_out_channels=config.channels,
-        layers_per_block=config.layers_per_block,
-        cross_attention_dim=text.width,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        resnet_time_scale_shift="scale_shift",
-        time_embedding_dim=config.time_width,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
-    )
-
-
-def build_scheduler() -> "DDIMScheduler":
-    """Make the noise schedule, which is also the recommended sampler."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-    )
-
-
-class Networks(nn.Module):
-    """All that the diffusion step trains: UNet, text encoder and the text encoder's reader."""
-
-    def __init__(
-        self,
-        tokenizer: "CLIPTokenizer",
-        num_concepts: int,
-        config: DiffusionConfig,
-        text: TextConfig,
-        latent_channels: int,
-    ) -> None:
-        """Build the untrained networks."""
-        from diffusers.models.attention_processor import AttnProcessor
-
-        super().__init__()
-        self.text_encoder = build_text_encoder(tokenizer, text)
-        torch.manual_seed(config.seed)
-        self.unet = build_unet(config, text, latent_channels)
-        self.reader = Reader(text.width, num_concepts)
-        # On a CPU and at this size plain attention takes half the time of the fused kernel.
-        self.text_encoder.set_attn_implementation("eager")
-        self.unet.set_attn_processor(AttnProcessor())
 
 
 def diffusion_loss(
@@ -181,10 +79,28 @@ class Batch:
 
 
 def draw_batch(
-    cache: LatentCache, concepts: list[str], size: int, rng: np.random.Generator
+    cache: LatentCache,
+    concepts: list[str],
+    size: int,
+    rng: np.random.Generator,
+    hard: tuple[str, ...] = (),
+    hard_share: float = 0.0,
 ) -> Batch:
-    """Draw cached latents and write a fresh caption for each."""
+    """Draw cached latents and write a fresh caption for each.
+
+    Args:
+        cache: encoded composites.
+        concepts: names by concept index.
+        size: how many to draw.
+        rng: draws them.
+        hard: concepts to draw more often.
+        hard_share: share of the batch that is drawn from these alone.
+    """
     picked = rng.integers(len(cache.latents), size=size)
+    num_hard = round(hard_share * size)
+    if num_hard:
+        among = np.flatnonzero(np.isin(cache.concepts, [concepts.index(name) for name in hard]))
+        picked[:num_hard] = rng.choice(among, size=num_hard)
     shown, backgrounds = cache.concepts[picked], cache.backgrounds[picked]
     captions = [
         write_caption(concepts[c], BACKGROUNDS[b], rng)
@@ -219,6 +135,15 @@ def losses(
     return denoising, reading
 
 
+def learning_rate(step: int, config: DiffusionConfig) -> float:
+    """Learning rate: two trapezoids, the second with a lower peak and no plateau."""
+    first = config.num_steps - config.num_review_steps
+    if step < first:
+        return trapezoid_rate(step, first, 200, config.decay_steps, config.learning_rate)
+    length = config.num_review_steps
+    return trapezoid_rate(step - first, length, 50, length, config.review_learning_rate)
+
+
 def train_diffusion(
     cache: LatentCache,
     concepts: list[str],
@@ -246,12 +171,13 @@ def train_diffusion(
         # A generator per step makes a resumed run see what an undisturbed one would have seen.
         rng = np.random.default_rng([config.seed, 5, step, rank])
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * world + rank)
-        batch = draw_batch(cache, concepts, config.batch_size // world, rng)
+        share = config.review_share if step >= config.num_steps - config.num_review_steps else 0.0
+        batch = draw_batch(
+            cache, concepts, config.batch_size // world, rng, config.hard_concepts, share
+        )
         denoising, reading = losses(networks, tokenizer, batch, alphas, config.snr_limit, generator)
         for group in optimizer.param_groups:
-            group["lr"] = trapezoid_rate(
-                step, config.num_steps, 200, config.decay_steps, config.learning_rate
-            )
+            group["lr"] = learning_rate(step, config)
         optimizer.zero_grad(set_to_none=True)
         (denoising + config.reader_weight * reading).backward()
         average_gradients(networks)

@@ -51,6 +51,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_the_encoder_stays_as_it_is_while_the_decoder_goes_on(tmp_path: Path) -> None:
+    joint = AUTOENCODER.model_copy(update={"num_steps": 5, "num_decoder_steps": 0})
+    first = train_autoencoder(make_composer(), joint, tmp_path / "a.pt")
+    encoder, decoder = weights(first.encoder), weights(first.decoder)
+    second = train_autoencoder(make_composer(), AUTOENCODER, tmp_path / "a.pt")
+    assert torch.equal(weights(second.encoder), encoder)
+    assert not torch.equal(weights(second.decoder), decoder)
+
+
 def test_a_constant_offset_has_no_edges_and_a_step_has() -> None:
     real = torch.zeros(1, 3, 8, 8)
     assert edge_loss(real + 0.5, real) == 0

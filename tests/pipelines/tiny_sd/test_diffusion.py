@@ -7,14 +7,15 @@ import torch
 
 from pipelines.tiny_sd.autoencoder import build_autoencoder
 from pipelines.tiny_sd.diffusion import (
-    Networks,
-    build_scheduler,
     diffusion_loss,
+    draw_batch,
+    learning_rate,
     train_diffusion,
     update_average,
 )
 from pipelines.tiny_sd.export import assemble, export
 from pipelines.tiny_sd.latents import LatentCache
+from pipelines.tiny_sd.networks import Networks, build_scheduler
 from pipelines.tiny_sd.text_encoder import load_tokenizer, tokenize
 from tests.pipelines.tiny_sd.stand_ins import AUTOENCODER, CONCEPTS, DIFFUSION, TEXT, make_composer
 
@@ -111,6 +112,28 @@ def test_training_and_export_make_a_folder_that_diffusers_loads(tmp_path: Path) 
     assert picture.shape == (1, 64, 64, 3)
     assert np.isfinite(picture).all()
     assert (picture == paint()).all()
+
+
+def test_a_batch_holds_its_share_of_hard_concepts() -> None:
+    composer = make_composer()
+    cache = LatentCache(build_autoencoder(AUTOENCODER).eval(), composer, 64, seed=0)
+    rng = np.random.default_rng(0)
+    for share, least in ((0.0, 80), (0.5, 130)):
+        batches = [draw_batch(cache, CONCEPTS, 10, rng, ("dog",), share) for _ in range(20)]
+        shown = torch.cat([b.concepts for b in batches])
+        dogs = (shown == 1).sum() / (shown >= 0).sum() * 200
+        assert least < dogs < least + 40
+
+
+def test_the_learning_rate_rises_twice_and_ends_at_zero() -> None:
+    config = DIFFUSION.model_copy(
+        update={"num_steps": 1000, "num_review_steps": 400, "decay_steps": 100}
+    )
+    rates = [learning_rate(step, config) for step in range(1000)]
+    assert max(rates[:600]) == config.learning_rate
+    assert rates[599] < 0.02 * config.learning_rate
+    assert 0.8 * config.review_learning_rate < max(rates[600:]) <= config.review_learning_rate
+    assert rates[-1] < 0.01 * config.review_learning_rate
 
 
 def test_the_average_moves_by_one_minus_decay(tmp_path: Path) -> None:
