@@ -15,6 +15,11 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' requirements/$(MACHINE).txt 2>/dev/nul
 PRISM := .cache/bin/prism
 BEAM_VERSION := $(shell sed -n 's/^apache-beam==//p' requirements/$(MACHINE).txt 2>/dev/null)
 
+# Importing torch and vLLM anew without their bytecode takes a quarter of a minute every time.
+export PYTHONDONTWRITEBYTECODE :=
+# Waiting threads that spin take the time of those that work, wherever anything else runs.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo captions curate images report train evaluate test test-slow test-all \
         lint format lock prism tiny-sd testset clean

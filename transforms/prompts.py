@@ -1,4 +1,4 @@
-"""Prompts: what the language model is asked, a pure function of (seed, ordinal) (paper, section 3.1).
+"""Prompts: what the language model is asked, a pure function of (seed, ordinal) (paper, 3.1).
 
 Three templates: the concept alone (`c`), with a background, or with a relation to something that
 the model chooses. Places and textures use `c` only. A prompt is a one-line instruction, three

@@ -7,10 +7,10 @@ Safe when two workers make the same shard at once, and when a worker dies at any
 3. the commit record is published last, and is the commit.
 """
 
+import contextlib
 import errno
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -21,6 +21,7 @@ from transforms.core import storage, tables, tars
 from transforms.core.counters import Count, Tally
 from transforms.core.fingerprint import library_versions
 from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
+from transforms.core.scratch import scratch_folder
 from transforms.core.shards import (
     CommitRecord,
     DamagedFileError,
@@ -48,15 +49,15 @@ class ShardBuild:
         self._ids: list[str] = []
         self._built = False
         self._started = time.monotonic()
+        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "ShardBuild":
-        self._scratch = tempfile.TemporaryDirectory(prefix="synclr-")
         name = os.path.basename(self.folder.shard_path(self.shard))
-        self._path = os.path.join(self._scratch.name, name)
+        self._path = os.path.join(self._cleanup.enter_context(scratch_folder()), name)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._scratch.cleanup()
+        self._cleanup.close()
 
     def write(self, produced: Iterable[Produced]) -> None:
         """Build the file from samples, and set failures aside."""
