@@ -1,9 +1,10 @@
 """What happens to the colours of a crop: for a whole batch at once, on the device.
 
-Source: SimCLR's, BYOL's and StableRep's augmentations as the paper's appendix lists them. The draws are made
-beside the crops on the CPU (see `trainer.crops`); here they are only carried out, so the same draws
-give the same pictures in any batch. The definition of each operation is torchvision's; deliberate
-difference: the Gaussian kernel's reach follows the largest sigma (three of them) and not the image.
+Source: SimCLR's, BYOL's and StableRep's augmentations as the paper's appendix lists them. The draws
+are made beside the crops on the CPU (see `trainer.crops`); here they are only carried out, so the
+same draws give the same pictures in any batch. The definition of each operation is torchvision's;
+deliberate difference: the Gaussian kernel's reach follows the largest sigma (three of them) and not
+the image.
 
 Order: downsample, colour jitter (its four operations in a random order), grey, blur, solarise.
 """

@@ -1,8 +1,8 @@
 """Weighted nearest neighbours on frozen features: the quick look at an encoder.
 
-Source: the protocol of DINO (the paper has no such score): cosine similarity, the k nearest training pictures
-vote with weight exp(similarity / temperature). Nothing is fitted and nothing is chosen, so training
-and validation pictures together are the neighbours.
+Source: the protocol of DINO (the paper has no such score): cosine similarity, the k nearest
+training pictures vote with weight exp(similarity / temperature). Nothing is fitted and nothing is
+chosen, so training and validation pictures together are the neighbours.
 """
 
 import logging

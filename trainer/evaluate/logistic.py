@@ -1,8 +1,8 @@
 """Multinomial logistic regression on frozen features, its L2 strength chosen on validation.
 
-Source: paper section 4, fine-grained classification: L-BFGS, at most 1,000 iterations, standardised features, 45
-strengths from 1e-6 to 1e5 evenly spaced in the logarithm, the best one on the validation split,
-then a last fit on training and validation pictures together.
+Source: paper section 4, fine-grained classification: L-BFGS, at most 1,000 iterations, standardised
+features, 45 strengths from 1e-6 to 1e5 evenly spaced in the logarithm, the best one on the
+validation split, then a last fit on training and validation pictures together.
 
 What the strength multiplies is not stated there. Here a fit minimises
 
