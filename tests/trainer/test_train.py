@@ -156,3 +156,13 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "objective.prototype_head.num_prototypes" in shown
     assert "optim.weight_decay" in shown
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_a_cpu_does(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other")
+    exact = ["model.drop_path=0", "steps=8", "optim.warmup=2"]
+    assert command(run, "device=cuda", *exact) == 0
+    assert command(other, "device=cpu", *exact) == 0
+    ours, theirs = losses(run), losses(other)
+    assert [loss for _, loss in ours[:3]] == pytest.approx([loss for _, loss in theirs[:3]], 1e-2)
