@@ -47,7 +47,7 @@ def test_things_are_dealt_out_whole_and_evenly() -> None:
     assert splits.keys() == things.keys()
     for drawings in (1, 2):
         found = [splits[thing] for thing, count in things.items() if count == drawings]
-        assert [found.count(name) for name in ("train", "val", "test")] == [8, 2, 10]
+        assert [found.count(name) for name in ("train", "val", "test")] == [6, 4, 10]
     turned = make_testset.split_things("animal", dict(reversed(things.items())))
     assert turned == splits, "the order of the list does not matter"
 
