@@ -34,6 +34,9 @@ class TrainConfig(Config):
     """Optimiser steps (paper: 500k; scaling plots 300k; ablations 85k)."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
     """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
+    num_threads: int | None = no_fingerprint(None)
+    """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder is
+    fastest with one: the work of a step is too little to share."""
     precision: Precision = "bf16"
     """Of the networks' arithmetic; weights and losses are float32 always."""
     log_every: int = no_fingerprint(10)
@@ -51,6 +54,8 @@ class TrainConfig(Config):
         for name in ("images_per_caption", "captions_per_batch", "accumulation", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads is {self.num_threads}: expected 1 or more")
         if self.crops.num_local and self.crops.local_size % self.model.patch_size:
             raise ValueError(
                 f"crops.local_size {self.crops.local_size} is not a multiple of model.patch_size "

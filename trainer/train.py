@@ -62,6 +62,8 @@ def train(config: TrainConfig, device: torch.device) -> str:
     if finished:
         return f"Trained already: {config.steps} steps, {finished}"
 
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     training = Training(config, device)
     state = checkpoint.load_newest(checkpoints)
     if state is not None:
