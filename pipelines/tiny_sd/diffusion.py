@@ -1,8 +1,8 @@
 """tiny-sd's diffusion: the UNet and the text encoder, trained together on cached latents.
 
-The target is v (Salimans and Ho, 2022) on a schedule with zero terminal signal-to-noise ratio (Lin
-et al., 2024) and min-SNR weights (Hang et al., 2023). Two linear heads that read the concept and the
-background off the text encoder teach it quickly which words matter.
+The target is v (Salimans and Ho, 2022) on a schedule with zero terminal signal-to-noise ratio
+(Lin et al., 2024) and min-SNR weights (Hang et al., 2023). Two linear heads that read the concept
+and the background off the text encoder teach it quickly which words matter.
 """
 
 import copy
@@ -167,11 +167,12 @@ def train_diffusion(
     alphas = build_scheduler().alphas_cumprod
     rank, world = rank_and_world()
     clock = Clock(config.num_steps, config.batch_size, start)
+    review_start = config.num_steps - config.num_review_steps
     for step in range(start, config.num_steps):
         # A generator per step makes a resumed run see what an undisturbed one would have seen.
         rng = np.random.default_rng([config.seed, 5, step, rank])
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * world + rank)
-        share = config.review_share if step >= config.num_steps - config.num_review_steps else 0.0
+        share = config.review_share if step >= review_start else 0.0
         batch = draw_batch(
             cache, concepts, config.batch_size // world, rng, config.hard_concepts, share
         )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GUIDANCE = 2.5
 """Classifier-free guidance, the method's value."""
 
-NUM_SAMPLING_STEPS = 10
+NUM_SAMPLING_STEPS = 12
 """DDIM steps: the recommended setting."""
 
 SEEDS = 4
