@@ -4,48 +4,18 @@ The commands are those of the Makefile, with fewer captions and steps.
 """
 
 import json
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-import webdataset
 
+from tests.demo import ROOT, demo_commands, images, prompts
 from transforms.core import storage
 from transforms.core.shards import read_index
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-ROOT = Path(__file__).parent.parent
-SMALLER = {
-    "pipelines captions": ["num_captions=24", "captions_per_shard=12"],
-    "pipelines curate": ["num_captions=24", "captions_per_shard=12"],
-    "pipelines images": ["captions_per_shard=6"],
-    "trainer.train": ["steps=4", "optim.warmup=1", "captions_per_batch=8"],
-    "trainer.evaluate": ["num_untrained=1"],
-    "pipelines report": [],
-}
-"""Part of a command -> overrides that make it small."""
-
-
-def demo_commands(run: Path) -> list[list[str]]:
-    """What `make demo` runs, made small."""
-    printed = subprocess.run(
-        ["make", "--no-print-directory", "-n", "demo", f"RUN={run}"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    commands = []
-    for line in printed.splitlines():
-        for part, overrides in SMALLER.items():
-            if f"-m {part}" in line:
-                words = shlex.split(line)
-                commands.append([sys.executable, *words[1:], *overrides])
-    assert len(commands) == len(SMALLER), printed
-    return commands
 
 
 def run_demo(run: Path) -> list[str]:
@@ -68,27 +38,6 @@ def kill_when(command: list[str], committed: Path) -> None:
     assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-
-
-def prompts(run: Path) -> dict[int, tuple[str, ...]]:
-    """What each ordinal was asked for, of the captions that came of it."""
-    rows = [
-        row
-        for path in sorted((run / "captions-raw/shards").rglob("*.parquet"))
-        for row in pq.read_table(path).to_pylist()
-    ]
-    columns = ("concept", "source", "template", "background", "relation")
-    return {row["ordinal"]: tuple(str(row[column]) for column in columns) for row in rows}
-
-
-def images(run: Path) -> dict[str, tuple[bytes, ...]]:
-    """Caption text -> its images."""
-    paths = [str(path) for path in sorted((run / "images/shards").rglob("*.tar"))]
-    samples = webdataset.WebDataset(paths, shardshuffle=False)
-    return {
-        sample["txt"].decode(): tuple(sample[f"{number}.jpg"] for number in range(4))
-        for sample in samples
-    }
 
 
 def check_whole(run: Path, stage: str) -> None:

@@ -1,10 +1,12 @@
 """The same stages on Beam's portable path: the same bytes as on the direct runner."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipelines.stage import UnfinishedError, run_stage
+from tests.demo import ROOT, demo_commands, images, prompts
 from tests.pipelines.counting import stage
 from tests.pipelines.portable import needs_prism, worker_pool
 from tests.pipelines.test_stage import content
@@ -28,3 +30,20 @@ def test_a_worker_error_is_one_sentence(tmp_path: Path) -> None:
     ):
         run_stage(stage(url, 5, raise_in=3), flags)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(1200)
+def test_captions_and_images_are_those_of_the_direct_runner(tmp_path: Path) -> None:
+    direct, portable = tmp_path / "direct", tmp_path / "portable"
+    for command in demo_commands(direct)[:3]:
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with worker_pool(tmp_path / "pool.log") as flags:
+        for command in demo_commands(portable)[:3]:
+            subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True)
+    ours, theirs = prompts(portable), prompts(direct)
+    both = set(ours) & set(theirs)
+    assert both
+    assert all(ours[ordinal] == theirs[ordinal] for ordinal in both)
+    shared = set(images(portable)) & set(images(direct))
+    assert shared
+    assert all(images(portable)[text] == images(direct)[text] for text in shared)
