@@ -42,7 +42,7 @@ def render(report: RunReport) -> str:
         "Captions and their images": _contact_sheet(report.examples),
         "Training": _training(report),
         "Scores": _scores(report.scores),
-        "What was left out": _losses(report),
+        "Counters and failures": _losses(report),
         "Settings": _settings(report),
     }
     body = "\n".join(
@@ -148,8 +148,8 @@ def _losses(report: RunReport) -> str:
     if not rows:
         return '<p class="quiet">Nothing was dropped, made again or given up.</p>'
     note = (
-        '<p class="quiet">“Counted” is every attempt that was dropped or made again; “given up” '
-        "are the records that are missing in the end.</p>"
+        '<p class="quiet">“Counted” is what happened on the way, by the counters of the '
+        "commit records; “given up” are the records that are missing in the end.</p>"
     )
     return note + _table(("stage", "", "reason", "number"), rows)
 

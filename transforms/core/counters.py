@@ -24,8 +24,6 @@ class Count(StrEnum):
     DROP_CONCEPT_MISSING = "drop_concept_missing"
     DROP_NON_TEXT = "drop_non_text"
     DROP_REPEATED = "drop_repeated"
-    DUPLICATES = "duplicates"
-    """Captions left out by curation because an equal one was kept."""
 
     IMAGE_NOT_FINITE = "image_not_finite"
     """Images with a value that is no number."""
