@@ -35,8 +35,8 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
     """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
     num_threads: int | None = no_fingerprint(None)
-    """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder is
-    fastest with one: the work of a step is too little to share."""
+    """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder
+    is fastest with one: the work of a step is too little to share."""
     precision: Precision = "bf16"
     """Of the networks' arithmetic; weights and losses are float32 always."""
     log_every: int = no_fingerprint(10)
