@@ -15,6 +15,10 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' requirements/$(MACHINE).txt 2>/dev/nul
 PRISM := .cache/bin/prism
 BEAM_VERSION := $(shell sed -n 's/^apache-beam==//p' requirements/$(MACHINE).txt 2>/dev/null)
 
+ifeq ($(wildcard requirements/$(MACHINE).txt),)
+$(error MACHINE=$(MACHINE): expected cpu, gpu or laptop)
+endif
+
 # Importing torch and vLLM anew without their bytecode takes a quarter of a minute every time.
 export PYTHONDONTWRITEBYTECODE :=
 # Waiting threads that spin take the time of those that work, wherever anything else runs.
@@ -33,7 +37,6 @@ help:  ## List the targets
 install: $(STAMP)  ## Install the pinned versions into .venv
 
 $(STAMP): requirements/$(MACHINE).txt setup.py
-	@test -n "$(UV_VERSION)" || { echo "MACHINE=$(MACHINE): expected cpu, gpu or laptop" >&2; exit 2; }
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON=" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/uv --version 2>/dev/null | grep -qF "uv $(UV_VERSION)" \

@@ -5,6 +5,7 @@ Installed as `synclr`. Nothing below this module reads argv or the environment.
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,8 @@ Apache Beam: --runner=FlinkRunner --flink_master=HOST:PORT, --runner=DataflowRun
 the stage runs in this process. `python -m pipelines STAGE --help` lists the keys of a stage.
 
 exit code: 0 everything asked for is committed; 1 work is left undone, the last line says what is
-missing and how to go on; 2 the config is wrong."""
+missing and how to go on; 2 the config is wrong; 130 interrupted by Ctrl-C: go on with the same
+command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +66,6 @@ def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) ->
         return _fail(str(error), WRONG_CONFIG)
     except (UnfinishedError, StorageError, DamagedFileError) as error:
         return _fail(str(error), UNFINISHED)
-    except KeyboardInterrupt:
-        # Everything committed is whole, so there is nothing to tidy up; Beam's threads would
-        # keep the process alive until their shard is done.
-        _fail(f"{job}: interrupted; run the same command again to go on", INTERRUPTED)
-        os._exit(INTERRUPTED)
     return OK
 
 
@@ -86,8 +83,16 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _interrupted(*_: object) -> None:
+    # Everything committed is whole, so there is nothing to tidy up; an exception would travel
+    # through Beam and the engines, whose threads keep the process alive until their shard is done.
+    os.write(2, b"\ninterrupted; run the same command again to go on\n")
+    os._exit(INTERRUPTED)
+
+
 def entry() -> None:
     """The process's entry: exits at once, since engines leave threads that would hold it up."""
+    signal.signal(signal.SIGINT, _interrupted)
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -37,6 +37,8 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
         ConfigError: The folder was made with other settings, or holds more than the plan.
         UnfinishedError: Some shards could not be made; those committed stay.
     """
+    if beam_flags:
+        _options(beam_flags)  # A wrong flag is an error before anything is written.
     claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
     if is_complete(stage):
         say(f"{stage.folder.url} is complete: {stage.num_records:,} {stage.unit}, nothing to do")

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_MEMORY_LOCK = threading.Lock()
+_MEMORY_LOCK = threading.RLock()
 _GO_ON = "nothing committed is lost; mend the cause and run the same command again"
 
 
@@ -198,11 +198,10 @@ def _link(local_path: str, url: str) -> bool:
 
 def _pipe_exclusive(filesystem: Any, data: bytes, url: str) -> bool:
     if url.startswith("memory://"):
-        with _MEMORY_LOCK:
-            if filesystem.exists(url):
-                return False
-            filesystem.pipe_file(url, data)
-            return True
+        if filesystem.exists(url):
+            return False
+        filesystem.pipe_file(url, data)
+        return True
     try:
         # One request, whatever the size: the precondition and the content arrive together, and
         # a connection cut half-way leaves nothing behind.
@@ -245,9 +244,13 @@ def _sync_folder(path: str) -> None:
 
 @contextlib.contextmanager
 def _sentences(action: str, url: str) -> Iterator[None]:
-    """Turn whatever a storage library raises into a `StorageError` with a sentence."""
+    """Turn whatever a storage library raises into a `StorageError` with a sentence.
+
+    fsspec's memory shows files while they are written: there, one call at a time.
+    """
     try:
-        yield
+        with _MEMORY_LOCK if url.startswith("memory://") else contextlib.nullcontext():
+            yield
     except StorageError:
         raise
     except FileNotFoundError as error:
