@@ -36,7 +36,7 @@ def run(config: ReportConfig, flags: Sequence[str]) -> None:
             f"{config.run} holds nothing to report on: run its stages first, or mend `run`"
         )
     url = storage.join(config.run, "report.html")
-    storage.replace_bytes(render(report).encode("utf-8"), url)
+    storage.update_bytes(render(report).encode("utf-8"), url)
     print(in_short(report))
     print(f"\nreport: {url}")
 

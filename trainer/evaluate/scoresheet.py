@@ -99,16 +99,9 @@ def publish(folder: str, tasks: Iterable[str], checkpoint: str) -> list[Row]:
     found = [scores for task in tasks if (scores := load(folder, task)) is not None]
     rows = [row for scores in found if scores.checkpoint == checkpoint for row in scores.rows]
     content = json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
-    _update(storage.join(folder, "scores.json"), content)
-    _update(storage.join(folder, "scores.md"), markdown(rows))
+    storage.update_bytes(content.encode("utf-8"), storage.join(folder, "scores.json"))
+    storage.update_bytes(markdown(rows).encode("utf-8"), storage.join(folder, "scores.md"))
     return rows
-
-
-def _update(url: str, text: str) -> None:
-    """Write a derived file unless it says the same already."""
-    content = text.encode("utf-8")
-    if not storage.exists(url) or storage.read_bytes(url) != content:
-        storage.replace_bytes(content, url)
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

@@ -135,6 +135,16 @@ def replace_bytes(data: bytes, url: str) -> None:
             _remote(url).pipe_file(url, data)
 
 
+def update_bytes(data: bytes, url: str) -> None:
+    """As `replace_bytes`, but a file that says the same already stays as it is."""
+    try:
+        if read_bytes(url) == data:
+            return
+    except MissingFileError:
+        pass
+    replace_bytes(data, url)
+
+
 def disk_full(action: str, path: str, error: OSError) -> StorageError:
     """The sentence for a full disk, also for files that others write."""
     return StorageError(error.errno, f"cannot {action} {path}: the disk is full; {_GO_ON}")

@@ -58,6 +58,16 @@ def test_replace_and_list(any_storage: str) -> None:
     assert not storage.exists(storage.join(any_storage, "other"))
 
 
+def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
+    url = str(tmp_path / "derived")
+    storage.update_bytes(b"one", url)
+    before = os.stat(url).st_ino
+    storage.update_bytes(b"one", url)
+    assert os.stat(url).st_ino == before
+    storage.update_bytes(b"two", url)
+    assert storage.read_bytes(url) == b"two"
+
+
 def test_missing_file_is_a_sentence(any_storage: str, tmp_path: Path) -> None:
     url = storage.join(any_storage, "absent")
     with pytest.raises(storage.MissingFileError, match=r"cannot read .*absent: there is no such"):
