@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 
+from pipelines.options import beam_options
 from transforms.core import shards, storage
 from transforms.core.config import ConfigError
 from transforms.core.fingerprint import claim
@@ -38,7 +39,7 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
         UnfinishedError: Some shards could not be made; those committed stay.
     """
     if beam_flags:
-        _options(beam_flags)  # A wrong flag is an error before anything is written.
+        beam_options(beam_flags)  # A wrong flag is an error before anything is written.
     claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
     if is_complete(stage):
         say(f"{stage.folder.url} is complete: {stage.num_records:,} {stage.unit}, nothing to do")
@@ -155,15 +156,9 @@ def _produce(stage: Stage, pending: Sequence[int], beam_flags: Sequence[str]) ->
 
     from transforms.produce import ProduceShards
 
-    pipeline = beam.Pipeline(options=_options(beam_flags))
+    pipeline = beam.Pipeline(options=beam_options(beam_flags))
     pipeline | "Plan" >> beam.Create(list(pending)) | ProduceShards(stage)
     run_pipeline(pipeline, f"{stage.folder.url}: {AGAIN}")
-
-
-def _options(beam_flags: Sequence[str]) -> object:
-    from pipelines.options import beam_options
-
-    return beam_options(beam_flags)
 
 
 def run_pipeline(pipeline: object, going_on: str) -> None:
