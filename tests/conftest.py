@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from transforms.core import storage
+from transforms.core import remote_files
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +67,10 @@ def unavailable_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], in
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
-    storage._filesystem.cache_clear()
+    remote_files.forget_connections()
     yield lambda: _Unavailable.refused
     server.shutdown()
-    storage._filesystem.cache_clear()
+    remote_files.forget_connections()
 
 
 @pytest.fixture(params=["local", "memory", "gcs"])

@@ -1,9 +1,9 @@
 """All reading and writing of runs: local disk, `memory://` and `gs://` behind a few calls.
 
 Files are published, never edited: a publish creates the final name exclusively or reports that it
-was there already, and a reader never sees half a file. On GCS this is `ifGenerationMatch=0`, on
-local disk a hard link to a synced temporary file. gcsfs retries connection loss, 429 and 5xx six
-times with exponential back-off (about half a minute) before an error reaches us.
+was there already, and a reader never sees half a file. On GCS this is `ifGenerationMatch=0`
+(`remote_files`), on local disk a hard link to a synced temporary file (`local_files`). Whatever
+goes wrong arrives as a `StorageError` with a sentence.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ import errno
 import os
 import shutil
 import threading
-import uuid
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+
+from transforms.core import local_files, remote_files
+from transforms.core.local_files import temporary_beside, write_synced
 
 _MEMORY_LOCK = threading.RLock()
 _GO_ON = "nothing committed is lost; mend the cause and run the same command again"
@@ -45,7 +45,7 @@ def is_local(url: str) -> bool:
 def exists(url: str) -> bool:
     """Whether a file or folder stands under this name."""
     with _sentences("look up", url):
-        return os.path.exists(url) if is_local(url) else bool(_remote(url).exists(url))
+        return os.path.exists(url) if is_local(url) else remote_files.exists(url)
 
 
 def read_bytes(url: str) -> bytes:
@@ -58,17 +58,16 @@ def read_bytes(url: str) -> bytes:
     with _sentences("read", url):
         if is_local(url):
             return Path(url).read_bytes()
-        content: bytes = _remote(url).cat_file(url)
-        return content
+        return remote_files.read(url)
 
 
 def download(url: str, local_path: str) -> None:
     """Copy a file to local disk; `local_path` is whole or absent, also when interrupted."""
-    with _sentences("download", url), _temporary_beside(local_path) as temporary:
+    with _sentences("download", url), temporary_beside(local_path) as temporary:
         if is_local(url):
             shutil.copyfile(url, temporary)
         else:
-            _remote(url).get_file(url, temporary)
+            remote_files.download(url, temporary)
         os.replace(temporary, local_path)
 
 
@@ -79,19 +78,8 @@ def list_files(url: str) -> dict[str, int]:
     are left out.
     """
     with _sentences("list", url):
-        if is_local(url):
-            return dict(_walk(url, ""))
-        filesystem = _remote(url)
-        root = str(filesystem._strip_protocol(url)).rstrip("/") + "/"
-        try:
-            found = filesystem.find(url, detail=True)
-        except FileNotFoundError:
-            return {}
-        return {
-            name.removeprefix(root): int(info["size"])
-            for name, info in found.items()
-            if name.startswith(root) and not name.rpartition("/")[2].startswith(".")
-        }
+        found = local_files.walk(url) if is_local(url) else remote_files.walk(url)
+        return {name: size for name, size in found if not name.rpartition("/")[2].startswith(".")}
 
 
 def publish_file(local_path: str, url: str) -> bool:
@@ -105,18 +93,18 @@ def publish_file(local_path: str, url: str) -> bool:
     """
     with _sentences("write", url):
         if is_local(url):
-            return _link(local_path, url)
-        return _pipe_exclusive(_remote(url), Path(local_path).read_bytes(), url)
+            return local_files.link(local_path, url)
+        return remote_files.create(url, Path(local_path).read_bytes())
 
 
 def publish_bytes(data: bytes, url: str) -> bool:
     """As `publish_file`, from memory."""
     with _sentences("write", url):
         if is_local(url):
-            with _temporary_beside(url) as temporary:
-                _write_synced(data, temporary)
-                return _link(temporary, url)
-        return _pipe_exclusive(_remote(url), data, url)
+            with temporary_beside(url) as temporary:
+                write_synced(data, temporary)
+                return local_files.link(temporary, url)
+        return remote_files.create(url, data)
 
 
 def replace_bytes(data: bytes, url: str) -> None:
@@ -127,12 +115,12 @@ def replace_bytes(data: bytes, url: str) -> None:
     """
     with _sentences("write", url):
         if is_local(url):
-            with _temporary_beside(url) as temporary:
-                _write_synced(data, temporary)
+            with temporary_beside(url) as temporary:
+                write_synced(data, temporary)
                 os.replace(temporary, url)
-                _sync_folder(url)
+                local_files.sync_folder(url)
         else:
-            _remote(url).pipe_file(url, data)
+            remote_files.overwrite(url, data)
 
 
 def update_bytes(data: bytes, url: str) -> None:
@@ -145,111 +133,18 @@ def update_bytes(data: bytes, url: str) -> None:
     replace_bytes(data, url)
 
 
+def delete(url: str) -> None:
+    """Remove a file; one that is not there is no error, so that several may tidy up at once."""
+    with _sentences("delete", url), contextlib.suppress(FileNotFoundError):
+        if is_local(url):
+            os.unlink(url)
+        else:
+            remote_files.delete(url)
+
+
 def disk_full(action: str, path: str, error: OSError) -> StorageError:
     """The sentence for a full disk, also for files that others write."""
     return StorageError(error.errno, f"cannot {action} {path}: the disk is full; {_GO_ON}")
-
-
-@lru_cache(maxsize=4)
-def _filesystem(protocol: str) -> Any:
-    if protocol in ("gs", "gcs"):
-        # The plain class: the one fsspec would choose asks for a gRPC endpoint first, which
-        # emulators and proxies of GCS do not have (it waits a minute for it).
-        from gcsfs.core import GCSFileSystem
-
-        return GCSFileSystem(use_listings_cache=False)
-    import fsspec
-
-    return fsspec.filesystem(protocol, use_listings_cache=False)
-
-
-def _remote(url: str) -> Any:
-    protocol = url.partition("://")[0]
-    if protocol not in ("gs", "gcs", "memory"):
-        raise ValueError(f"{url!r}: expected a local path, gs://bucket/... or memory://...")
-    return _filesystem(protocol)
-
-
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/")
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                yield prefix + entry.name, entry.stat().st_size
-
-
-def _link(local_path: str, url: str) -> bool:
-    """Give a whole, synced file its final name; the link fails if the name is taken."""
-    os.makedirs(os.path.dirname(url) or ".", exist_ok=True)
-    try:
-        _sync(local_path)
-        try:
-            os.link(local_path, url)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            # Scratch is on another disk: copy next to the final name first.
-            with _temporary_beside(url) as temporary:
-                shutil.copyfile(local_path, temporary)
-                _sync(temporary)
-                os.link(temporary, url)
-    except FileExistsError:
-        return False
-    _sync_folder(url)
-    return True
-
-
-def _pipe_exclusive(filesystem: Any, data: bytes, url: str) -> bool:
-    if url.startswith("memory://"):
-        if filesystem.exists(url):
-            return False
-        filesystem.pipe_file(url, data)
-        return True
-    try:
-        # One request, whatever the size: the precondition and the content arrive together, and
-        # a connection cut half-way leaves nothing behind.
-        filesystem.pipe_file(url, data, mode="create", chunksize=len(data) + 1)
-    except FileExistsError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _temporary_beside(path: str) -> Iterator[str]:
-    folder, name = os.path.split(path)
-    os.makedirs(folder or ".", exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _write_synced(data: bytes, path: str) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(path: str) -> None:
-    _sync(os.path.dirname(path) or ".")
 
 
 @contextlib.contextmanager
@@ -273,26 +168,10 @@ def _sentences(action: str, url: str) -> Iterator[None]:
         reason = error.strerror or _one_line(error)
         raise StorageError(error.errno, f"cannot {action} {url}: {reason}; {_GO_ON}") from error
     except Exception as error:
-        if not _is_remote_failure(error):
+        if not remote_files.is_failure(error):
             raise
         reason = f"the server answered {_one_line(error)!r} and retrying did not help"
         raise StorageError(None, f"cannot {action} {url}: {reason}; {_GO_ON}") from error
-
-
-def _is_remote_failure(error: Exception) -> bool:
-    import aiohttp
-    import google.auth.exceptions
-    import requests
-    from gcsfs.retry import ChecksumError, HttpError
-
-    kinds: tuple[type[Exception], ...] = (
-        HttpError,
-        ChecksumError,
-        aiohttp.ClientError,
-        google.auth.exceptions.GoogleAuthError,
-        requests.RequestException,
-    )
-    return isinstance(error, kinds)
 
 
 def _one_line(error: Exception) -> str:

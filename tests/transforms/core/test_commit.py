@@ -63,8 +63,8 @@ def test_second_worker_adopts_the_first_ones_shard(any_storage: str) -> None:
 
 def test_orphan_of_a_dead_worker_is_adopted(any_storage: str, tmp_path: object) -> None:
     first = build(any_storage, [0, 1, 2, 4])
-    _forget(folder(any_storage).commit_url(0))
-    _forget(folder(any_storage).failures_url(0))
+    storage.delete(folder(any_storage).commit_url(0))
+    storage.delete(folder(any_storage).failures_url(0))
     # The second worker made other records: what counts is what the published file lacks.
     second = build(any_storage, [0, 3])
     assert second.sha256 == first.sha256
@@ -75,7 +75,7 @@ def test_orphan_of_a_dead_worker_is_adopted(any_storage: str, tmp_path: object) 
 
 def test_whole_orphan_needs_no_production(any_storage: str) -> None:
     build(any_storage, [0, 1, 2, 3, 4])
-    _forget(folder(any_storage).commit_url(0))
+    storage.delete(folder(any_storage).commit_url(0))
     with ShardBuild(folder(any_storage), 0) as again:
         assert again.published_by_another(OWED)
         assert again.commit(OWED, "print", Tally()).num_samples == 5
@@ -83,8 +83,8 @@ def test_whole_orphan_needs_no_production(any_storage: str) -> None:
 
 def test_incomplete_orphan_is_made_again(any_storage: str) -> None:
     build(any_storage, [0, 1])
-    _forget(folder(any_storage).commit_url(0))
-    _forget(folder(any_storage).failures_url(0))
+    storage.delete(folder(any_storage).commit_url(0))
+    storage.delete(folder(any_storage).failures_url(0))
     with ShardBuild(folder(any_storage), 0) as again:
         assert not again.published_by_another(OWED)
 
@@ -139,13 +139,3 @@ def test_damaged_commit_record_names_the_file_and_the_way_out(tmp_path: object) 
     storage.publish_bytes(b'{"shard": 0', folder(url).commit_url(0))
     with pytest.raises(DamagedFileError, match=r"captions-000000\.json is damaged .* delete it"):
         read_commit(folder(url), 0)
-
-
-def _forget(url: str) -> None:
-    """Delete a file of a run, as if the worker had died before writing it."""
-    if storage.is_local(url):
-        import os
-
-        os.unlink(url)
-    else:
-        storage._remote(url).rm_file(url)

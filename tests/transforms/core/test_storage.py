@@ -68,6 +68,16 @@ def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
     assert storage.read_bytes(url) == b"two"
 
 
+def test_delete_is_repeatable(any_storage: str) -> None:
+    url = storage.join(any_storage, "a/b")
+    storage.publish_bytes(b"x", url)
+    storage.publish_bytes(b"x", url + "c")
+    storage.delete(url)
+    storage.delete(url)
+    assert storage.list_files(any_storage) == {"a/bc": 1}
+    assert storage.publish_bytes(b"y", url)
+
+
 def test_missing_file_is_a_sentence(any_storage: str, tmp_path: Path) -> None:
     url = storage.join(any_storage, "absent")
     with pytest.raises(storage.MissingFileError, match=r"cannot read .*absent: there is no such"):

@@ -1,0 +1,78 @@
+"""What storage needs of a local disk: whole files under final names, or none."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+
+
+def walk(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Every file below a folder, with its size; folders that start with a dot are left out."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from walk(entry.path, f"{prefix}{entry.name}/")
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                yield prefix + entry.name, entry.stat().st_size
+
+
+def link(local_path: str, final_path: str) -> bool:
+    """Give a whole file its final name, synced to disk; False if the name is taken."""
+    os.makedirs(os.path.dirname(final_path) or ".", exist_ok=True)
+    try:
+        _sync(local_path)
+        try:
+            os.link(local_path, final_path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # Scratch is on another disk: copy next to the final name first.
+            with temporary_beside(final_path) as temporary:
+                shutil.copyfile(local_path, temporary)
+                _sync(temporary)
+                os.link(temporary, final_path)
+    except FileExistsError:
+        return False
+    sync_folder(final_path)
+    return True
+
+
+@contextlib.contextmanager
+def temporary_beside(path: str) -> Iterator[str]:
+    """A hidden name in the folder of `path`, which is made; gone at the end."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_synced(data: bytes, path: str) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: str) -> None:
+    """Wait until the disk has the name of the file at `path`."""
+    _sync(os.path.dirname(path) or ".")
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

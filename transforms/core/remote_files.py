@@ -1,0 +1,122 @@
+"""What storage needs of `gs://` and `memory://`, through fsspec.
+
+gcsfs tries each request six times, after 1, 2, 4, 8 and 16 seconds and a random part of one more,
+when the server answers 408, 429 or 5xx or the connection is lost; then the error reaches us. What
+it lacks is a limit for a server that accepts a request and says nothing more.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+SILENCE_S = 120.0
+"""A connection on which nothing has moved for so long is lost, and the request tried again."""
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder stands there."""
+    return bool(filesystem(url).exists(url))
+
+
+def read(url: str) -> bytes:
+    """The content of a file."""
+    content: bytes = filesystem(url).cat_file(url)
+    return content
+
+
+def download(url: str, local_path: str) -> None:
+    """Copy a file to local disk."""
+    filesystem(url).get_file(url, local_path)
+
+
+def walk(url: str) -> Iterator[tuple[str, int]]:
+    """Every file below a folder, with its size."""
+    files = filesystem(url)
+    root = str(files._strip_protocol(url)).rstrip("/") + "/"
+    try:
+        found = files.find(url, detail=True)
+    except FileNotFoundError:
+        return
+    for name, info in found.items():
+        if name.startswith(root):
+            yield name.removeprefix(root), int(info["size"])
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a file that must not be there yet; False if it is.
+
+    In memory the caller's lock makes the look and the write one step.
+    """
+    files = filesystem(url)
+    if url.startswith("memory://"):
+        if files.exists(url):
+            return False
+        files.pipe_file(url, data)
+        return True
+    try:
+        # One request, whatever the size: the precondition and the content arrive together, and
+        # a connection cut half-way leaves nothing behind.
+        files.pipe_file(url, data, mode="create", chunksize=len(data) + 1)
+    except FileExistsError:
+        return False
+    return True
+
+
+def overwrite(url: str, data: bytes) -> None:
+    """Write a file in place of another, or a new one."""
+    filesystem(url).pipe_file(url, data)
+
+
+def delete(url: str) -> None:
+    """Remove a file; `FileNotFoundError` if there is none."""
+    filesystem(url).rm_file(url)
+
+
+def filesystem(url: str) -> Any:
+    """The fsspec file system of a URL.
+
+    Raises:
+        ValueError: It is of a kind that we do not support.
+    """
+    protocol = url.partition("://")[0]
+    if protocol not in ("gs", "gcs", "memory"):
+        raise ValueError(f"{url!r}: expected a local path, gs://bucket/... or memory://...")
+    return _filesystem(protocol)
+
+
+def forget_connections() -> None:
+    """Look for the server anew: its address is read from the environment once."""
+    _filesystem.cache_clear()
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an exception is about the server or the way to it, and not a mistake of ours."""
+    import aiohttp
+    import google.auth.exceptions
+    import requests
+    from gcsfs.retry import ChecksumError, HttpError
+
+    kinds: tuple[type[Exception], ...] = (
+        HttpError,
+        ChecksumError,
+        aiohttp.ClientError,
+        google.auth.exceptions.GoogleAuthError,
+        requests.RequestException,
+    )
+    return isinstance(error, kinds)
+
+
+@lru_cache(maxsize=4)
+def _filesystem(protocol: str) -> Any:
+    if protocol == "memory":
+        import fsspec
+
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    import aiohttp
+
+    # The plain class: the one fsspec would choose asks for a gRPC endpoint first, which emulators
+    # and proxies of GCS do not have (it waits a minute for it).
+    from gcsfs.core import GCSFileSystem
+
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+    return GCSFileSystem(use_listings_cache=False, requests_timeout=limits)
