@@ -8,8 +8,11 @@ import uuid
 from collections.abc import Iterator
 
 
-def walk(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Every file below a folder, with its size; folders that start with a dot are left out."""
+def walk(folder: str, prefix: str = "") -> Iterator[tuple[str, int, float]]:
+    """Every file below a folder: its name, size, and the time it was written.
+
+    Folders that start with a dot are left out.
+    """
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
@@ -20,7 +23,8 @@ def walk(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
                 yield from walk(entry.path, f"{prefix}{entry.name}/")
         else:
             with contextlib.suppress(FileNotFoundError):
-                yield prefix + entry.name, entry.stat().st_size
+                status = entry.stat()
+                yield prefix + entry.name, status.st_size, status.st_mtime
 
 
 def link(local_path: str, final_path: str) -> bool:

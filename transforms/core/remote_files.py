@@ -6,11 +6,15 @@ it lacks is a limit for a server that accepts a request and says nothing more.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import lru_cache, partial
 from typing import Any
 
 SILENCE_S = 120.0
 """A connection on which nothing has moved for so long is lost, and the request tried again."""
+
+_LISTERS = 16
 
 
 def exists(url: str) -> bool:
@@ -29,17 +33,53 @@ def download(url: str, local_path: str) -> None:
     filesystem(url).get_file(url, local_path)
 
 
-def walk(url: str) -> Iterator[tuple[str, int]]:
-    """Every file below a folder, with its size."""
-    files = filesystem(url)
-    root = str(files._strip_protocol(url)).rstrip("/") + "/"
-    try:
-        found = files.find(url, detail=True)
-    except FileNotFoundError:
+def walk(url: str) -> Iterator[tuple[str, int, float]]:
+    """Every file below a folder: its name, size, and the time it was written.
+
+    On GCS one request for each folder, and one more for each further thousand files in it, of
+    several folders at once. Only what is used is asked for: the server's full answer would be ten
+    times as long, and a run has a million files.
+    """
+    if url.startswith("memory://"):
+        files = filesystem(url)
+        root = str(files._strip_protocol(url)).rstrip("/") + "/"
+        for name, info in files.find(url, detail=True).items():
+            yield name.removeprefix(root), int(info["size"]), float(info["created"])
         return
-    for name, info in found.items():
-        if name.startswith(root):
-            yield name.removeprefix(root), int(info["size"])
+    bucket, _, key = url.partition("://")[2].rstrip("/").partition("/")
+    root = f"{key}/" if key else ""
+    with ThreadPoolExecutor(_LISTERS, "list") as pool:
+        folders = [root]
+        while folders:
+            pages = pool.map(partial(_list_folder, filesystem(url), bucket), folders)
+            folders = []
+            for inner_folders, found in pages:
+                folders += inner_folders
+                for name, size, modified in found:
+                    yield name.removeprefix(root), size, modified
+
+
+def _list_folder(
+    files: Any, bucket: str, folder: str
+) -> tuple[list[str], list[tuple[str, int, float]]]:
+    """The folders and the files right below `folder`, by their full names in the bucket."""
+    folders: list[str] = []
+    found: list[tuple[str, int, float]] = []
+    token = None
+    while True:
+        page = files.call(
+            "GET", "b/{}/o", bucket, json_out=True, prefix=folder, delimiter="/",
+            fields="items(name,size,updated),prefixes,nextPageToken", pageToken=token,
+        )  # fmt: skip
+        folders += page.get("prefixes", [])
+        for item in page.get("items", []):
+            # Some tools put an empty object where they think that a folder should be.
+            if not item["name"].endswith("/"):
+                written = datetime.fromisoformat(item["updated"]).timestamp()
+                found.append((item["name"], int(item["size"]), written))
+        token = page.get("nextPageToken")
+        if token is None:
+            return folders, found
 
 
 def create(url: str, data: bytes) -> bool:

@@ -2,7 +2,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,18 @@ def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
     assert os.stat(url).st_ino == before
     storage.update_bytes(b"two", url)
     assert storage.read_bytes(url) == b"two"
+
+
+def test_listing_goes_through_folders_and_pages(any_storage: str) -> None:
+    names = {f"a/{number:04d}" for number in range(1003)} | {"a/b/c/d", "e"}
+    started = time.time()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: storage.publish_bytes(b"12", f"{any_storage}/{name}"), names))
+    storage.publish_bytes(b"", f"{any_storage}-beside/f")
+    assert storage.list_files(any_storage) == dict.fromkeys(names, 2)
+    times = storage.list_times(any_storage)
+    assert set(times) == names
+    assert all(started - 2 < time_ < time.time() + 2 for time_ in times.values())
 
 
 def test_delete_is_repeatable(any_storage: str) -> None:
