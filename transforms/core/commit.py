@@ -33,10 +33,15 @@ from transforms.core.shards import (
 from transforms.core.stage import Produced, Record
 
 _WRITERS: dict[str, Callable[[str, Iterable[Record]], list[str]]] = {
-    ".tar": tars.write_tar,  # type: ignore[dict-item]
-    ".parquet": tables.write_captions,  # type: ignore[dict-item]
+    "images": tars.write_tar,  # type: ignore[dict-item]
+    "captions": tables.write_captions,
+    "backgrounds": tables.write_backgrounds,  # type: ignore[dict-item]
 }
-_ID_READERS = {".tar": tars.read_tar_ids, ".parquet": tables.read_caption_ids}
+_ID_READERS = {
+    "images": tars.read_tar_ids,
+    "captions": tables.read_caption_ids,
+    "backgrounds": tables.read_background_ids,
+}
 
 
 class ShardBuild:
@@ -59,10 +64,11 @@ class ShardBuild:
     def __exit__(self, *exception: object) -> None:
         self._cleanup.close()
 
-    def write(self, produced: Iterable[Produced]) -> None:
-        """Build the file from samples, and set failures aside."""
+    def write(self, produced: Iterable[Produced] | pa.Table) -> None:
+        """Build the file from samples, and set failures aside; a table holds samples only."""
+        samples = produced if isinstance(produced, pa.Table) else self._samples(produced)
         try:
-            self._ids = _WRITERS[self.folder.suffix](self._path, self._samples(produced))
+            self._ids = _WRITERS[self.folder.name](self._path, samples)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -138,7 +144,7 @@ class ShardBuild:
         """Take over the file of a worker that published it and has not committed (yet)."""
         storage.download(url, self._path)
         try:
-            self._ids = _ID_READERS[self.folder.suffix](self._path)
+            self._ids = _ID_READERS[self.folder.name](self._path)
         except (tarfile.TarError, pa.ArrowInvalid) as error:
             raise DamagedFileError(
                 f"{url} is damaged and not committed ({error}): delete it and run again"

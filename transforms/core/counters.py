@@ -24,6 +24,12 @@ class Count(StrEnum):
     DROP_CONCEPT_MISSING = "drop_concept_missing"
     DROP_NON_TEXT = "drop_non_text"
     DROP_REPEATED = "drop_repeated"
+    DROP_BLOCKED = "drop_blocked"
+
+    DROP_NAMES_CONCEPT = "drop_names_concept"
+    """Places that say no more than the concept's name."""
+    DROP_TOO_FEW_PLACES = "drop_too_few_places"
+    """Concepts for which a model found hardly any place."""
 
     IMAGE_NOT_FINITE = "image_not_finite"
     """Images with a value that is no number."""

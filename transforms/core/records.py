@@ -1,4 +1,4 @@
-"""The records that move through a run, each a frozen dataclass with its Arrow schema.
+"""The records that move through a run, each a frozen dataclass; those in Parquet have a schema.
 
 Concept -> Prompt -> Caption -> ImageSet. A record that could not be made is a `Failure`.
 """
@@ -26,6 +26,22 @@ class Concept:
     """Share of the captions relative to the other concepts."""
     backgrounds: tuple[str, ...]
     """Places where it plausibly is; empty when nobody listed any."""
+    hypernym: str | None = None
+    """What it is a kind of, where a list says so: a tench is a cyprinid fish."""
+
+
+@dataclass(frozen=True)
+class Backgrounds:
+    """The places that a language model found for a concept; the columns of background shards."""
+
+    source: str
+    concept: str
+    places: tuple[str, ...]
+
+    @property
+    def record_id(self) -> str:
+        """Names are unique within a source."""
+        return f"{self.source}/{self.concept}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,25 @@ class Failure:
     detail: str
     """A sentence for people: the exception or the rejected text."""
 
+
+CONCEPT_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("backgrounds", pa.list_(pa.string()), nullable=False),
+        pa.field("hypernym", pa.string()),
+    ]
+)
+
+BACKGROUNDS_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("concept", pa.string(), nullable=False),
+        pa.field("places", pa.list_(pa.string()), nullable=False),
+    ]
+)
 
 CAPTION_SCHEMA = pa.schema(
     [

@@ -1,15 +1,15 @@
 """A stage: what a job hands to the one transform that runs it, and what the job must provide."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from transforms.core.counters import Tally
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.records import Caption, Failure, ImageSet
+from transforms.core.records import Backgrounds, Caption, Failure, ImageSet
 from transforms.core.shards import StageFolder
 
-Record = Caption | ImageSet
+Record = Backgrounds | Caption | ImageSet
 Produced = Record | Failure
 
 
@@ -22,8 +22,12 @@ class Producer(Protocol):
     def record_ids(self, shard: int) -> list[str]:
         """Every record the shard owes, in order; each ends as a sample or as a failure."""
 
-    def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
-        """The shard's records. An exception loses the shard's work, and Beam tries it again."""
+    def produce(self, shard: int, tally: Tally) -> Iterable[Produced]:
+        """Make the shard's records; an exception loses the shard's work.
+
+        The model and the tally are used before this returns (so it is no generator): another thread
+        iterates over the records, while this one may make the next shard.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
