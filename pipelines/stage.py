@@ -4,7 +4,6 @@ The launching process counts commit records against the plan, so the progress ba
 laptop, Flink and Dataflow. Exit codes: 0 when everything is committed, 1 when work is left.
 """
 
-import concurrent.futures
 import contextlib
 import random
 import sys
@@ -12,18 +11,18 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipelines.options import beam_options
 from transforms.core import shards, storage
 from transforms.core.config import ConfigError
 from transforms.core.fingerprint import claim
+from transforms.core.outputs import write_plan
 from transforms.core.progress import bar
 from transforms.core.shards import CommitRecord
 from transforms.core.stage import Stage, StageOutput
 
 POLL_INTERVAL_S = 1.0
-_READERS = 16
 AGAIN = "run the same command again to go on"
 
 
@@ -45,6 +44,7 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
         say(f"{stage.folder.url} is complete: {stage.num_records:,} {stage.unit}, nothing to do")
         return
     pending = plan(stage)
+    write_plan(stage)
     if pending:
         # Two launchers on one output meet seldom when each goes its own way through the plan.
         random.SystemRandom().shuffle(pending)
@@ -81,30 +81,30 @@ def finish(stage: StageOutput) -> None:
             f"{len(missing)} of {stage.num_shards} shards are missing in {stage.folder.url} "
             f"(first: {first}): {AGAIN}"
         )
-    records = read_all_commits(stage)
-    foreign = [r.shard for r in records if r.fingerprint != stage.fingerprint.digest]
-    if foreign:
-        raise UnfinishedError(
-            f"{len(foreign)} shards in {stage.folder.url} were committed with another fingerprint "
-            f"(first: {foreign[0]}): delete their commit records and shard files, then {AGAIN}"
-        )
+    write_plan(stage)
     metadata = {
         "stage": stage.folder.name,
         "fingerprint": stage.fingerprint.digest,
         **stage.metadata,
     }
-    shards.write_index(stage.folder, records, metadata)
-    made = sum(record.num_samples for record in records)
-    failed = sum(record.num_failures for record in records)
+    records = shards.read_commits(stage.folder, range(stage.num_shards))
+    success = shards.write_index(stage.folder, _of_this_stage(stage, records), metadata)
+    made, failed = success["num_samples"], success["num_failures"]
     letters = f", {failed:,} failures in {stage.folder.url}/failures" if failed else ""
     say(f"{stage.folder.url}: {made:,} {stage.unit} in {stage.num_shards} shards{letters}")
 
 
-def read_all_commits(stage: StageOutput) -> list[CommitRecord]:
-    """Every commit record of a stage whose shards are all committed."""
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        return list(
-            pool.map(lambda i: shards.read_commit(stage.folder, i), range(stage.num_shards))
+def _of_this_stage(stage: StageOutput, records: Iterable[CommitRecord]) -> Iterator[CommitRecord]:
+    """The records, and an error in the end if some were made with other settings."""
+    foreign = []
+    for record in records:
+        if record.fingerprint != stage.fingerprint.digest:
+            foreign.append(record.shard)
+        yield record
+    if foreign:
+        raise UnfinishedError(
+            f"{len(foreign)} shards in {stage.folder.url} were committed with another fingerprint "
+            f"(first: {foreign[0]}): delete their commit records and shard files, then {AGAIN}"
         )
 
 

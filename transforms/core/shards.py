@@ -1,29 +1,43 @@
 """The layout of a stage's folder: names of shards, commit records, and the index.
 
-    <stage>/run.yaml
+    <stage>/run.yaml  plan.json
             shards/012/images-012345.tar
             commits/012/images-012345.json
             failures/012/images-012345.parquet
             index.parquet  _SUCCESS
+            retry-1/...                     a stage of its own: dead letters of this one, made again
 
 The commit record is the commit: a shard file without one is unfinished business of a dead worker
 and is adopted by the next. Readers use the index only.
+
+A folder holds the files of a thousand neighbours, so that it can be listed in one request. Writing
+is spread over all of them all the same, as a store that splits its load by name wants it: a plan is
+worked through in random order.
 """
 
 import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.core import storage
 
 SHARDS_PER_FOLDER = 1000
+
+_CHUNK = 4096
+"""Commit records in memory at a time."""
+_LOCAL_READERS, _REMOTE_READERS = 4, 64
+"""Threads that read commit records: disks answer at once, servers take their time."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -47,7 +61,7 @@ class StageFolder:
 
     Attributes:
         url: Folder or URL, for instance `gs://bucket/run/images`.
-        name: What its shards hold: "images" or "captions".
+        name: What its shards hold: "images", "captions" or "backgrounds".
         suffix: Of its shard files: ".tar" or ".parquet".
     """
 
@@ -75,10 +89,19 @@ class StageFolder:
         """Where a shard's dead letters stand, if there are any."""
         return storage.join(self.url, self._path("failures", shard, ".parquet"))
 
+    def retry(self, number: int) -> "StageFolder":
+        """The folder of the first, second, ... retry of this stage's dead letters."""
+        return StageFolder(storage.join(self.url, f"retry-{number}"), self.name, self.suffix)
+
     @property
     def run_yaml_url(self) -> str:
         """The resolved config and fingerprint of the output."""
         return storage.join(self.url, "run.yaml")
+
+    @property
+    def plan_url(self) -> str:
+        """How much is to be made, for whoever looks at the folder without the config."""
+        return storage.join(self.url, "plan.json")
 
     @property
     def index_url(self) -> str:
@@ -144,10 +167,24 @@ def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
     return record
 
 
+def read_commits(folder: StageFolder, shards: Sequence[int]) -> Iterator[CommitRecord]:
+    """The commit records of many shards, in the order of `shards`; few are in memory at a time.
+
+    Raises:
+        DamagedFileError: A record is not what a commit writes.
+        storage.MissingFileError: A shard is not committed.
+    """
+    readers = _LOCAL_READERS if storage.is_local(folder.url) else _REMOTE_READERS
+    with ThreadPoolExecutor(readers, "commits") as pool:
+        for start in range(0, len(shards), _CHUNK):
+            yield from pool.map(partial(read_commit, folder), shards[start : start + _CHUNK])
+
+
 def committed_shards(folder: StageFolder) -> set[int]:
     """The shards that have a commit record, by one listing."""
     names = storage.list_files(storage.join(folder.url, "commits"))
-    return {int(name.rpartition("-")[2].removesuffix(".json")) for name in names}
+    numbers = (name.rpartition("-")[2].removesuffix(".json") for name in names)
+    return {int(number) for number in numbers if number.isdigit()}
 
 
 def file_sha256(path: str) -> str:
@@ -156,26 +193,59 @@ def file_sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def index_table(records: Iterable[CommitRecord]) -> pa.Table:
+    """The rows of an index, in the order of the shards; holds a few records at a time."""
+    batches = []
+    iterator = iter(records)
+    while rows := list(islice(iterator, _CHUNK)):
+        columns = [[getattr(row, name) for row in rows] for name in INDEX_SCHEMA.names]
+        batches.append(pa.record_batch(columns, schema=INDEX_SCHEMA))
+    return pa.Table.from_batches(batches, INDEX_SCHEMA).sort_by("shard").combine_chunks()
+
+
 def write_index(
     folder: StageFolder, records: Iterable[CommitRecord], metadata: Mapping[str, str]
-) -> None:
+) -> dict[str, Any]:
     """Write `index.parquet`, then `_SUCCESS`: the stage is complete.
 
-    The same records give the same bytes, so two workers that finish together agree.
+    Complete retries of its dead letters are part of it. The same records give the same bytes, so
+    two workers that finish together agree.
+
+    Returns:
+        What `_SUCCESS` says; shards of retries are not among its `num_shards`.
     """
-    rows = sorted(records, key=lambda record: record.shard)
-    columns = [[getattr(row, name) for row in rows] for name in INDEX_SCHEMA.names]
-    table = pa.table(columns, schema=INDEX_SCHEMA.with_metadata(dict(metadata)))
+    own = index_table(records)
+    retried = _retried(folder, own.num_rows)
+    table = pa.concat_tables([own, *retried]).combine_chunks()
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, compression="zstd")
     storage.replace_bytes(buffer.getvalue(), folder.index_url)
     summary = {
-        "num_shards": len(rows),
-        "num_samples": sum(row.num_samples for row in rows),
-        "num_failures": sum(row.num_failures for row in rows),
+        "num_shards": own.num_rows,
+        "num_samples": _sum(table, "num_samples"),
+        "num_failures": _sum(own, "num_failures") - sum(_sum(t, "num_samples") for t in retried),
         "index_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
     }
     storage.replace_bytes(json.dumps(summary, sort_keys=True).encode(), folder.success_url)
+    return summary
+
+
+def _retried(folder: StageFolder, num_shards: int) -> list[pa.Table]:
+    """The indices of complete retries, their shards numbered on after the stage's own."""
+    tables: list[pa.Table] = []
+    while read_success(retry := folder.retry(len(tables) + 1)) is not None:
+        table = read_index(retry.index_url).table
+        name = retry.url.rpartition("/")[2]
+        paths = [f"{name}/{path}" for path in table["path"].to_pylist()]
+        numbers = range(num_shards, num_shards + table.num_rows)
+        num_shards += table.num_rows
+        columns = [pa.array(numbers, pa.int64()), pa.array(paths), *table.columns[2:]]
+        tables.append(pa.table(columns, schema=INDEX_SCHEMA))
+    return tables
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    return int(pc.sum(table[column], min_count=0).as_py())
 
 
 def read_success(folder: StageFolder) -> dict[str, Any] | None:

@@ -1,3 +1,6 @@
+import dataclasses
+import random
+
 import pytest
 
 from transforms.core import storage
@@ -7,6 +10,7 @@ from transforms.core.shards import (
     StageFolder,
     committed_shards,
     encode_commit,
+    read_commits,
     read_index,
     read_success,
     write_index,
@@ -36,6 +40,38 @@ def test_index_round_trip(any_storage: str) -> None:
     summary = read_success(folder)
     assert summary is not None
     assert (summary["num_shards"], summary["num_samples"], summary["num_failures"]) == (3, 15, 1)
+
+
+def test_complete_retries_are_part_of_the_index(tmp_path: object) -> None:
+    folder = StageFolder(f"{tmp_path}/images", "images", ".tar")
+    one = dataclasses.replace(record(0), num_samples=1)
+    write_index(folder.retry(1), [one], {})
+    write_index(folder.retry(3), [one], {})  # of no account before there is a second
+    summary = write_index(folder, map(record, (2, 0, 1, 3)), {})
+    # Shards 1 and 3 lack a record each; the retry made one of them.
+    assert (summary["num_shards"], summary["num_samples"], summary["num_failures"]) == (4, 21, 1)
+    rows = read_index(folder.index_url).table.to_pylist()
+    assert [row["shard"] for row in rows] == list(range(5))
+    assert rows[4]["path"] == "retry-1/shards/000/images-000000.tar"
+
+
+def test_an_index_does_not_depend_on_the_order_of_many_records(tmp_path: object) -> None:
+    numbers = list(range(10_000))
+    folders = [StageFolder(f"{tmp_path}/{name}", "images", ".tar") for name in "ab"]
+    for folder in folders:
+        random.Random(folder.url).shuffle(numbers)
+        write_index(folder, map(record, numbers), {})
+    first, second = (storage.read_bytes(folder.index_url) for folder in folders)
+    assert first == second
+
+
+def test_commits_are_read_in_order(any_storage: str) -> None:
+    folder = StageFolder(any_storage, "images", ".tar")
+    for shard in range(9):
+        storage.publish_bytes(encode_commit(record(shard)), folder.commit_url(shard))
+    assert list(read_commits(folder, range(8))) == [record(shard) for shard in range(8)]
+    with pytest.raises(storage.MissingFileError, match="images-000009"):
+        list(read_commits(folder, range(10)))
 
 
 def test_committed_are_found_by_one_listing(any_storage: str) -> None:

@@ -1,0 +1,68 @@
+"""What the folders of a run say about themselves, for those who look at it without its configs."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from transforms.core import storage
+from transforms.core.fingerprint import Fingerprint
+from transforms.core.shards import DamagedFileError, StageFolder
+from transforms.core.stage import StageOutput
+
+STAGES = ("backgrounds", "captions-raw", "captions", "images")
+"""Folders of the batch stages of a run, in their order."""
+
+
+def write_plan(output: StageOutput) -> None:
+    """Write `plan.json`: how much the stage is to make. A stage that grows writes it again."""
+    plan = {
+        "name": output.folder.name,
+        "suffix": output.folder.suffix,
+        "num_shards": output.num_shards,
+        "num_records": output.num_records,
+        "unit": output.unit,
+        "metadata": dict(output.metadata),
+    }
+    data = json.dumps(plan, indent=1, sort_keys=True).encode("utf-8")
+    storage.update_bytes(data, output.folder.plan_url)
+
+
+def read_output(url: str) -> StageOutput | None:
+    """The stage output in a folder, by its `run.yaml` and `plan.json`; None if there is none.
+
+    Raises:
+        DamagedFileError: One of the two does not hold what a stage writes there.
+    """
+    folder = StageFolder(url, "", "")
+    try:
+        plan_text = storage.read_bytes(folder.plan_url)
+        run_text = storage.read_bytes(folder.run_yaml_url)
+    except storage.MissingFileError:
+        return None
+    try:
+        plan: dict[str, Any] = json.loads(plan_text)
+        run: dict[str, Any] = yaml.safe_load(run_text)
+        return StageOutput(
+            folder=StageFolder(url, plan.pop("name"), plan.pop("suffix")),
+            fingerprint=Fingerprint(run["fields"]),
+            config=run["config"],
+            **plan,
+        )
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DamagedFileError(
+            f"{folder.run_yaml_url} or plan.json beside it is damaged "
+            f"({type(error).__name__} {error}): expected what a stage writes there"
+        ) from error
+
+
+def find_outputs(run: str) -> Iterator[StageOutput]:
+    """The stages of a run that were started, in their order, each followed by its retries."""
+    for name in STAGES:
+        url = storage.join(run, name)
+        number = 0
+        while (output := read_output(url)) is not None:
+            yield output
+            number += 1
+            url = StageFolder(storage.join(run, name), "", "").retry(number).url
