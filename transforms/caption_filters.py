@@ -7,13 +7,14 @@ run of letters, digits and marks, or a single ideograph or kana.
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from transforms.core.config import Config
+from transforms.core.config import Config, ConfigError, no_fingerprint
 from transforms.core.counters import Count
 from transforms.core.records import Prompt
 
@@ -21,15 +22,22 @@ _LIST_MARK = re.compile(r"^(?:[-*•·–—]+|\(?\d{1,2}[.):]|=+>|→)\s+")
 _DOUBLE_QUOTES = '"“”«»`'
 _QUOTE_PAIRS = {'""', "''", "“”", "‘’", "«»", "``", "”“", '"”', '“"'}
 _SENTENCE_END = re.compile(r"[.!?。！？](?=\s|$)")
+_SENTENCE_GAP = re.compile(r"(?<=[.!?。！？])\s+")
 _WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯]|[^\W_぀-ヿ㐀-䶿一-鿿가-힯]+(?:['’][^\W_]+)*")
 _MARKUP = re.compile(r"https?://|www\.|</?[a-zA-Z][^>]*>|[{}\\|]|\[[^\]]*\]\(")
 _STOP_WORDS = frozenset(
     {"a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to", "with"}
 )
+_QUALIFIER = re.compile(r"\(.*?\)")
+_MODEL_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+_MODEL_NOUN = re.compile(r"(?<=\s)(?:aircraft|airplane|car)$")
+"""What a list appends to a maker's model (paper, appendix), and a caption of it need not say."""
 _IRREGULAR = {
     "children": "child",
+    "dice": "die",
     "feet": "foot",
     "geese": "goose",
+    "lice": "louse",
     "mice": "mouse",
     "oxen": "ox",
     "people": "person",
@@ -44,6 +52,9 @@ _PLURALS = (
     ("zzes", "z"),
     ("men", "man"),
     ("i", "us"),
+    ("ae", "a"),
+    ("ices", "ex"),
+    ("ices", "ix"),
 )
 """Endings of plurals and what stands there in the singular."""
 
@@ -65,10 +76,44 @@ class FilterConfig(Config):
     """Share of the words of a concept's name that its caption must hold; 0 turns this off."""
     min_letters: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Share of letters among the characters that are not spaces."""
+    block_list: str | None = no_fingerprint(None)
+    """File of words and phrases, one per line in the singular, that no caption may hold, plurals
+    included. Empty lines and lines that start with `#` do not count."""
+
+
+Phrases = Mapping[str, tuple[tuple[str, ...], ...]]
+"""Words and phrases, each as its words, by the first of them."""
+
+
+def load_block_list(path: str | None) -> Phrases:
+    """Read the phrases of `FilterConfig.block_list`; None is a list without any.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line holds no word.
+    """
+    if path is None:
+        return {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(
+            f"key 'filters.block_list' has value {path!r}: it cannot be read: {reason}"
+        ) from error
+    phrases = {
+        line: tuple(words_of(line)) for line in lines if line.strip() and not line.startswith("#")
+    }
+    wordless = [line for line, words in phrases.items() if not words]
+    if wordless:
+        raise ConfigError(f"block list {path!r}: line {wordless[0]!r} holds no word")
+    listed = sorted(set(phrases.values()))
+    return {first: tuple(group) for first, group in itertools.groupby(listed, lambda p: p[0])}
 
 
 def clean(text: str, finished: bool) -> str:
-    """A caption out of what the model wrote: one line, without list marks, quotes and cut ends.
+    """A caption out of what the model wrote: one line without list marks, quotes and cut ends.
+
+    Sentences that repeat an earlier one are left out: small models fall into loops.
 
     Args:
         text: The completion.
@@ -81,6 +126,7 @@ def clean(text: str, finished: bool) -> str:
     if not finished:
         ends = [match.end() for match in _SENTENCE_END.finditer(caption)]
         caption = caption[: ends[-1]] if ends else caption
+    caption = _without_repeats(caption)
     # A single sentence stands without its full stop, so that two captions that differ by it only
     # count as the same.
     if caption.endswith(".") and not caption.endswith("..") and ". " not in caption:
@@ -88,7 +134,9 @@ def clean(text: str, finished: bool) -> str:
     return caption.strip()
 
 
-def drop_reason(caption: str, finished: bool, prompt: Prompt, config: FilterConfig) -> Count | None:
+def drop_reason(
+    caption: str, finished: bool, prompt: Prompt, config: FilterConfig, blocked: Phrases
+) -> Count | None:
     """Why a cleaned caption is not good enough, or None if it is.
 
     Args:
@@ -96,6 +144,7 @@ def drop_reason(caption: str, finished: bool, prompt: Prompt, config: FilterConf
         finished: As for `clean`: a cut sentence without an end is too long.
         prompt: What it answers.
         config: Limits.
+        blocked: Phrases that it may not hold.
     """
     words = words_of(caption)
     if not words:
@@ -110,6 +159,8 @@ def drop_reason(caption: str, finished: bool, prompt: Prompt, config: FilterConf
         return Count.DROP_TOO_LONG
     if _is_repetitive(words):
         return Count.DROP_REPEATED
+    if blocked and _holds_any(words, blocked):
+        return Count.DROP_BLOCKED
     if not mentions(caption, prompt.concept.name, config.min_mention):
         return Count.DROP_CONCEPT_MISSING
     return None
@@ -137,9 +188,11 @@ def mentions(caption: str, name: str, share: float) -> bool:
     """Whether a caption is about the concept: enough of the name's words stand in it.
 
     Number, case, accents, hyphens and the order of words do not count, neither do articles and
-    what stands in parentheses: "T-shirt" is in "two t shirts", "café" in "a cafe".
+    what stands in parentheses: "T-shirt" is in "two t shirts", "café" in "a cafe", and
+    "crane (bird)" in "a crane". A maker's model needs neither its year nor what kind of thing it
+    is: "Audi TT 2012 car" is in "a red Audi TT".
     """
-    said, wanted = _plain(caption), _plain(re.sub(r"\(.*?\)", " ", name) or name)
+    said, wanted = _plain(caption), _plain(_essence(name))
     wanted_words = [word for word in words_of(wanted) if word not in _STOP_WORDS]
     if not wanted_words:
         return wanted.strip() in said
@@ -154,10 +207,30 @@ def mentions(caption: str, name: str, share: float) -> bool:
     return found >= share * len(wanted_words)
 
 
+def _essence(name: str) -> str:
+    """A concept's name without what only tells it apart from others, unless that is all of it."""
+    essence = _QUALIFIER.sub(" ", name).strip()
+    if essence[:1].isupper():
+        essence = _MODEL_YEAR.sub(" ", _MODEL_NOUN.sub("", essence)).strip()
+    return essence or name
+
+
 def _plain(text: str) -> str:
     """Lower-case and without accents."""
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+def _without_repeats(caption: str) -> str:
+    seen: set[str] = set()
+    kept = []
+    for sentence in _SENTENCE_GAP.split(caption):
+        key = sentence.casefold().rstrip(".!?。！？")
+        # A single word may be an abbreviation.
+        if key not in seen or " " not in key:
+            kept.append(sentence)
+        seen.add(key)
+    return " ".join(kept)
 
 
 def _strip_quotes(text: str) -> str:
@@ -193,6 +266,17 @@ def _prompt_runs(text: str) -> frozenset[tuple[str, ...]]:
 
 def _shares_run(words: list[str], runs: frozenset[tuple[str, ...]]) -> bool:
     return any(run in runs for run in _runs(words, _LEAK_WORDS))
+
+
+def _holds_any(words: list[str], phrases: Phrases) -> bool:
+    forms = [base_forms(word) | {word} for word in words]
+    return any(
+        start + len(phrase) <= len(words)
+        and all(wanted in form for wanted, form in zip(phrase, forms[start:], strict=False))
+        for start in range(len(words))
+        for first in forms[start]
+        for phrase in phrases.get(first, ())
+    )
 
 
 def _is_repetitive(words: list[str]) -> bool:

@@ -9,11 +9,11 @@ Different from the paper on purpose: it keeps every completion; we drop what is 
 its concept, with a counted reason.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transforms.caption_filters import FilterConfig, clean, drop_reason
+from transforms.caption_filters import FilterConfig, Phrases, clean, drop_reason
 from transforms.core.counters import Count, Tally
 from transforms.core.records import Caption, Failure, Prompt
 from transforms.core.seeding import caption_id, derive
@@ -22,9 +22,9 @@ from transforms.engines.openai_engine import OpenAIConfig, OpenAIEngine
 from transforms.engines.text import Completion, SamplingConfig, TextEngine, complete_each
 from transforms.engines.text_models import TextModel
 from transforms.engines.vllm_engine import VllmConfig, VllmEngine
-from transforms.prompts import PromptBuilder
+from transforms.prompts import PromptSource
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Counts changes to the code that change what a prompt asks or which captions are kept."""
 
 
@@ -50,54 +50,64 @@ class CaptionProducer:
 
     Args:
         prompts: What to ask.
-        engine: Whom to ask.
+        engine: Whom to ask; None where the text of a prompt is a caption already.
         filters: What to keep.
+        blocked: What no caption may hold.
         captions_per_shard: Ordinals of a shard.
         max_tries: Times an ordinal is asked before it becomes a dead letter.
     """
 
     def __init__(
         self,
-        prompts: PromptBuilder,
-        engine: EngineSpec,
+        prompts: PromptSource,
+        engine: EngineSpec | None,
         filters: FilterConfig,
+        blocked: Phrases,
         captions_per_shard: int,
         max_tries: int,
     ) -> None:
         self._prompts = prompts
         self._spec = engine
         self._filters = filters
+        self._blocked = blocked
         self._captions_per_shard = captions_per_shard
-        self._max_tries = max_tries
+        # A given caption is the same at every try.
+        self._max_tries = max_tries if engine else 1
         self._engine: TextEngine | None = None
 
     def setup(self) -> None:
         """Load the model."""
-        self._engine = self._spec.open()
+        if self._spec is not None:
+            self._engine = self._spec.open()
 
     def record_ids(self, shard: int) -> list[str]:
         """The ordinals of a shard."""
         return [str(ordinal) for ordinal in self._ordinals(shard)]
 
-    def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
+    def produce(self, shard: int, tally: Tally) -> list[Produced]:
         """Captions and dead letters of a shard, in the order of their ordinals."""
-        assert self._engine is not None, "setup comes first"
         results: dict[int, Produced] = {}
         pending = [self._prompts.build(ordinal) for ordinal in self._ordinals(shard)]
         for attempt in range(self._max_tries):
             if attempt and pending:
                 tally.count(Count.RETRIES, len(pending))
-            texts = [prompt.text for prompt in pending]
-            seeds = [sampling_seed(prompt, attempt) for prompt in pending]
-            completions = complete_each(self._engine, texts, seeds)
+            completions = self._complete(pending, attempt)
             for prompt, completion in zip(pending, completions, strict=True):
                 tally.count(Count.TOKENS, completion.num_tokens)
-                result = judge(prompt, completion, self._filters)
+                result = judge(prompt, completion, self._filters, self._blocked)
                 if isinstance(result, Failure):
                     tally.count(Count(result.reason))
                 results[prompt.ordinal] = result
             pending = [prompt for prompt in pending if _worth_another_try(results[prompt.ordinal])]
-        yield from (results[ordinal] for ordinal in self._ordinals(shard))
+        return [results[ordinal] for ordinal in self._ordinals(shard)]
+
+    def _complete(self, prompts: Sequence[Prompt], attempt: int) -> list[Completion]:
+        texts = [prompt.text for prompt in prompts]
+        if self._spec is None:
+            return [Completion(text, True, 0) for text in texts]
+        assert self._engine is not None, "setup comes first"
+        seeds = [sampling_seed(prompt, attempt) for prompt in prompts]
+        return complete_each(self._engine, texts, seeds)
 
     def _ordinals(self, shard: int) -> range:
         start = shard * self._captions_per_shard
@@ -114,13 +124,15 @@ def _worth_another_try(result: Produced) -> bool:
     return isinstance(result, Failure) and result.reason != Count.ENGINE_ERROR
 
 
-def judge(prompt: Prompt, completion: Completion, filters: FilterConfig) -> Caption | Failure:
+def judge(
+    prompt: Prompt, completion: Completion, filters: FilterConfig, blocked: Phrases
+) -> Caption | Failure:
     """The caption that a completion holds, or why it holds none."""
     ordinal = str(prompt.ordinal)
     if completion.error is not None:
         return Failure(ordinal, Count.ENGINE_ERROR.value, completion.error)
     text = clean(completion.text, completion.finished)
-    reason = drop_reason(text, completion.finished, prompt, filters)
+    reason = drop_reason(text, completion.finished, prompt, filters, blocked)
     if reason is not None:
         return Failure(ordinal, reason.value, f"{prompt.concept.name} => {completion.text.strip()}")
     return Caption(

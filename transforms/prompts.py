@@ -11,10 +11,9 @@ each prompt alone is distributed as with independent draws, only prompts of one 
 """
 
 import bisect
-import dataclasses
 import itertools
 import random
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field, model_validator
 
@@ -60,11 +59,44 @@ class PromptConfig(Config):
     """Example triples in a shard's pool, for each group of examples; needs shared_examples."""
 
 
+class PromptSource(Protocol):
+    """Anything that has a prompt for every ordinal. It is pickled."""
+
+    def build(self, ordinal: int) -> Prompt:
+        """The prompt of an ordinal, the same in every process."""
+
+    def digests(self) -> dict[str, str]:
+        """Identities of what prompts are drawn from, for the fingerprint."""
+
+
+class ConceptSampler:
+    """Draws concepts by their weights.
+
+    Args:
+        concepts: At least one; their weights need not sum to one.
+    """
+
+    def __init__(self, concepts: tuple[Concept, ...]) -> None:
+        if not concepts:
+            raise ConfigError("no concepts to write about: expected at least one")
+        self._concepts = concepts
+        self._cumulative = list(itertools.accumulate(concept.weight for concept in concepts))
+
+    def at(self, share: float) -> Concept:
+        """The concept at a place in [0, 1) of the line on which each is as long as its weight."""
+        place = bisect.bisect_right(self._cumulative, share * self._cumulative[-1])
+        return self._concepts[min(place, len(self._concepts) - 1)]
+
+    def digest(self) -> str:
+        """Identity of the list, 16 hex digits."""
+        return text_digest(map(repr, self._concepts))
+
+
 class PromptBuilder:
     """Makes the prompt of any ordinal. Pickles; holds lists, no model.
 
     Args:
-        concepts: What to write about, with weights that sum to one.
+        concepts: What to write about.
         examples: The in-context examples.
         relations: Choices for the template `c, relation`.
         config: Template shares and pools.
@@ -81,24 +113,19 @@ class PromptBuilder:
         seed: int,
         pool_span: int,
     ) -> None:
-        if not concepts:
-            raise ConfigError("no concepts to write about: expected at least one")
-        self._concepts = concepts
+        self._concepts = ConceptSampler(concepts)
         self._examples = examples
         self._relations = relations
         self._config = config
         self._seed = seed
         self._pool_span = pool_span
-        self._cumulative = list(itertools.accumulate(c.weight for c in concepts))
         self._pools: dict[tuple[int, Group], list[str]] = {}
 
     def build(self, ordinal: int) -> Prompt:
         """The prompt of an ordinal, the same in every process."""
         # Only `random()` is drawn: its sequence is the same in every version of Python.
         draw = random.Random(derive(self._seed, "prompt", ordinal)).random
-        last = len(self._concepts) - 1
-        place = bisect.bisect_right(self._cumulative, draw() * self._cumulative[-1])
-        concept = self._concepts[min(place, last)]
+        concept = self._concepts.at(draw())
         template = self._template(concept, draw())
         background = relation = None
         group = _KIND_GROUPS[concept.kind]
@@ -121,10 +148,9 @@ class PromptBuilder:
 
     def digests(self) -> dict[str, str]:
         """Identities of the lists that prompts are drawn from, for the fingerprint."""
-        concepts = (repr(dataclasses.astuple(concept)) for concept in self._concepts)
         instructions = (f"{name}\t{text}" for name, text in INSTRUCTIONS.items())
         return {
-            "concepts_hash": text_digest(concepts),
+            "concepts_hash": self._concepts.digest(),
             "examples_hash": self._examples.digest(),
             "relations_hash": text_digest(self._relations),
             "instructions_hash": text_digest(instructions),

@@ -1,20 +1,26 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.caption_filters import (
     FilterConfig,
+    Phrases,
     base_forms,
     clean,
     drop_reason,
+    load_block_list,
     mentions,
     words_of,
 )
+from transforms.core.config import ConfigError
 from transforms.core.counters import Count
 from transforms.core.records import Concept, Prompt
 
 EXAMPLE = "fox => A young fox with bright orange fur looks up from the frozen grass in the morning"
 FILTERS = FilterConfig()
+NONE_BLOCKED: Phrases = {}
 
 
 def prompt(name: str = "kettle") -> Prompt:
@@ -23,8 +29,10 @@ def prompt(name: str = "kettle") -> Prompt:
     return Prompt(0, concept, "c", None, None, text, 0)
 
 
-def reason(caption: str, name: str = "kettle", finished: bool = True) -> Count | None:
-    return drop_reason(caption, finished, prompt(name), FILTERS)
+def reason(
+    caption: str, name: str = "kettle", finished: bool = True, blocked: Phrases = NONE_BLOCKED
+) -> Count | None:
+    return drop_reason(caption, finished, prompt(name), FILTERS, blocked)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,9 @@ def reason(caption: str, name: str = "kettle", finished: bool = True) -> Count |
         ("5 kettles", "5 kettles"),
         ("-20 degrees", "-20 degrees"),
         ("Cafe\u0301", "Café"),
+        ("A kettle steams. A kettle steams. A kettle", "A kettle steams. A kettle"),
+        ("It steams! A kettle. It steams", "It steams! A kettle"),
+        ("A mug of A. A. Milne", "A mug of A. A. Milne"),
         ("...", "..."),
         ("", ""),
         ("\n\n", ""),
@@ -74,7 +85,7 @@ def test_clean_captions_are_one_trimmed_line(text: str, finished: bool) -> None:
 @given(st.text(max_size=80), st.text(min_size=1, max_size=20), st.booleans())
 def test_any_text_has_a_verdict(text: str, name: str, finished: bool) -> None:
     caption = clean(text, finished)
-    verdict = drop_reason(caption, finished, prompt(name.replace("\n", " ")), FILTERS)
+    verdict = reason(caption, name.replace("\n", " "), finished)
     assert verdict is None or str(verdict).startswith("drop_")
 
 
@@ -143,6 +154,13 @@ def test_limits_of_length() -> None:
         ("🦊", "A small 🦊 in the snow"),
         ("X", "A large X on a wall"),
         ("С-300", "С-300 на параде"),
+        ("crane (machine)", "Two cranes above a harbour"),
+        ("Audi TT RS Coupe 2012 car", "A red Audi TT RS on a wet road"),
+        ("BMW M3 Coupe 2012 car", "A BMW M3 at night"),
+        ("Boeing 737-300 aircraft", "A Boeing 737 lands"),
+        ("streetcar", "Two streetcars in the rain"),
+        ("alga", "Algae on a rock"),
+        ("matrix", "Matrices on a blackboard"),
     ],
 )
 def test_a_concept_is_recognised(name: str, caption: str) -> None:
@@ -160,10 +178,39 @@ def test_a_concept_is_recognised(name: str, caption: str) -> None:
         ("犬", "黒い猫が寝る"),
         ("🦊", "A small 🐻 in the snow"),
         ("X", "A large box"),
+        ("freight car", "A freight yard"),
+        ("Audi TT RS Coupe 2012 car", "A red car of 2012"),
+        ("1900 coin", "A house of 1900"),
     ],
 )
 def test_another_concept_is_not(name: str, caption: str) -> None:
     assert not mentions(caption, name, FILTERS.min_mention)
+
+
+def test_blocked_words_and_phrases(tmp_path: Path) -> None:
+    path = tmp_path / "blocked.txt"
+    path.write_text("# Not for us.\ngun\n\nNo. Entry sign\ngun dog\n", encoding="utf-8")
+    blocked = load_block_list(str(path))
+    for caption, is_blocked in {
+        "A kettle beside two guns": True,
+        "A gun dog and a kettle": True,
+        "A kettle by a no entry sign": True,
+        "A kettle below no-entry signs": True,
+        "A kettle of a gunner by no entry": False,
+        "A kettle by a sign": False,
+    }.items():
+        assert reason(caption, blocked=blocked) is (Count.DROP_BLOCKED if is_blocked else None)
+        assert reason(caption) is None
+
+
+def test_wrong_block_lists(tmp_path: Path) -> None:
+    assert load_block_list(None) == {}
+    with pytest.raises(ConfigError, match=r"filters\.block_list.*absent.*cannot be read"):
+        load_block_list(str(tmp_path / "absent"))
+    path = tmp_path / "blocked.txt"
+    path.write_text("gun\n?!\n")
+    with pytest.raises(ConfigError, match=r"line '\?!' holds no word"):
+        load_block_list(str(path))
 
 
 def test_words_and_forms() -> None:

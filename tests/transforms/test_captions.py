@@ -46,7 +46,7 @@ def good(concept: str, place: int, call: int) -> Completion:
 
 def producer(engine: ScriptedEngine, max_tries: int = 3) -> CaptionProducer:
     builder = PromptBuilder(CONCEPTS, EXAMPLES, RELATIONS, PromptConfig(), 0, SIZE)
-    made = CaptionProducer(builder, SPEC, FilterConfig(), SIZE, max_tries)
+    made = CaptionProducer(builder, SPEC, FilterConfig(), {}, SIZE, max_tries)
     made._engine = engine
     return made
 
@@ -135,7 +135,7 @@ def test_what_the_engine_refuses_is_not_asked_again() -> None:
 
 def test_a_producer_pickles_before_and_holds_no_model() -> None:
     builder = PromptBuilder(CONCEPTS, EXAMPLES, RELATIONS, PromptConfig(), 0, SIZE)
-    made = CaptionProducer(builder, SPEC, FilterConfig(), SIZE, 3)
+    made = CaptionProducer(builder, SPEC, FilterConfig(), {}, SIZE, 3)
     again = pickle.loads(pickle.dumps(made))
     assert again.record_ids(7) == made.record_ids(7)
     with pytest.raises(AssertionError, match="setup"):

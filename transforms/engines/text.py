@@ -1,7 +1,8 @@
 """Language models behind one interface: prompts in, completions out, and what happens on failure.
 
 A prompt that makes an engine fail costs one completion: the batch is cut until the prompt stands
-alone. An engine that fails whatever it is asked stops the run instead.
+alone. Whether the prompt or the engine is to blame shows a harmless prompt: an engine that does not
+answer it is restarted, once, and when it still does not, the run stops.
 """
 
 import logging
@@ -18,8 +19,12 @@ _LOGGER = logging.getLogger(__name__)
 STOP = "\n"
 """A caption is one line."""
 
-MAX_FAILURES_IN_A_ROW = 3
-"""Prompts failing on their own, with no success in between, before the engine counts as dead."""
+HARMLESS_PROMPT = "A red apple on a"
+"""An engine that works completes it."""
+
+MAX_FAILURES_IN_A_ROW = 8
+"""Prompts failing on their own, with no success in between, before the run stops: something is
+wrong with all of them."""
 
 
 class EngineError(RuntimeError):
@@ -58,7 +63,8 @@ class TextEngine(Protocol):
         """One completion per prompt, in order; each depends on its own prompt and seed.
 
         Raises:
-            Exception: Anything; the engine is then restarted before it is used again.
+            EngineError: Asking again, or something else, will not help.
+            Exception: Anything; the engine must then complete another batch, or raise again.
         """
 
     def restart(self) -> None:
@@ -71,11 +77,11 @@ def complete_each(
     """As `engine.complete`, but a prompt that makes it raise gets a completion with an error.
 
     Raises:
-        EngineError: The engine fails on everything.
+        EngineError: The engine is dead, or every prompt fails.
     """
     completions: list[Completion | None] = [None] * len(prompts)
     spans = [(0, len(prompts))] if prompts else []
-    failures_in_a_row = 0
+    num_restarts = failures_in_a_row = 0
     while spans:
         start, end = spans.pop()
         try:
@@ -85,41 +91,45 @@ def complete_each(
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             _LOGGER.warning("the text engine failed on %d prompts: %s", end - start, reason)
-            if end - start == 1:
-                failures_in_a_row += 1
-                completions[start] = Completion("", False, 0, reason)
-            if failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-                raise _dead(reason) from error
-            _restart(engine)
-            spans += _parts(start, end)
-            continue
+            num_restarts += _restarted(engine, reason)
+            # More than it takes to find one prompt that kills the engine: it dies of itself.
+            if num_restarts > len(prompts).bit_length() + 1:
+                raise _dead(f"it died {num_restarts} times", reason) from error
+            if end - start > 1:
+                middle = (start + end) // 2
+                spans += [(middle, end), (start, middle)]
+                continue
+            part, num_restarts = [Completion("", False, 0, reason)], 0
         assert len(part) == end - start, "an engine completes every prompt"
         completions[start:end] = part
-        failures_in_a_row = 0
+        failed = [completion for completion in part if completion.error is not None]
+        failures_in_a_row = failures_in_a_row + len(failed) if len(failed) == len(part) else 0
+        if failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise _dead("it fails on every prompt", str(failed[-1].error))
     return [completion for completion in completions if completion is not None]
 
 
-def _parts(start: int, end: int) -> list[tuple[int, int]]:
-    """What to try next when a span failed, last one first.
+def _restarted(engine: TextEngine, reason: str) -> bool:
+    """Make sure that the engine works; whether it had to be restarted for that.
 
-    Its first prompt alone, to learn soon whether the engine works at all, then the halves of the
-    rest.
+    Raises:
+        EngineError: It does not, restarted or not.
     """
-    if end - start == 1:
-        return []
-    middle = (start + 1 + end) // 2
-    parts = [(middle, end), (start + 1, middle), (start, start + 1)]
-    return [(first, last) for first, last in parts if first < last]
-
-
-def _restart(engine: TextEngine) -> None:
+    try:
+        engine.complete([HARMLESS_PROMPT], [0])
+        return False
+    except Exception:
+        _LOGGER.warning("the text engine is dead and restarted once")
     try:
         engine.restart()
+        engine.complete([HARMLESS_PROMPT], [0])
+        return True
     except Exception as error:
-        raise _dead(f"it cannot be restarted: {type(error).__name__}: {error}") from error
+        again = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _dead(f"it died ({reason}) and did not come back when restarted", again) from error
 
 
-def _dead(reason: str) -> EngineError:
+def _dead(what: str, reason: str) -> EngineError:
     return EngineError(
-        f"the text engine fails whatever it is asked ({reason}); everything committed is kept"
+        f"the text engine does not work: {what} ({reason}); everything committed so far is kept"
     )

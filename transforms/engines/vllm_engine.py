@@ -22,7 +22,7 @@ from pydantic import Field
 
 from transforms.core.config import Config, ConfigError, no_fingerprint
 from transforms.engines.nucleus import nucleus_processor
-from transforms.engines.text import STOP, Completion, SamplingConfig
+from transforms.engines.text import STOP, Completion, EngineError, SamplingConfig
 from transforms.engines.text_models import TextModel
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,16 +68,16 @@ class VllmEngine:
         self._source = model.source(config.model_cache)
         self._commit = model.commit
         self._llm: Any = self._load()
+        self._tokenizer = self._llm.get_tokenizer()
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
         """One completion per prompt; prompts that are too long get an error."""
-        tokenizer = self._llm.get_tokenizer()
-        tokens: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+        tokens: list[list[int]] = self._tokenizer(list(prompts))["input_ids"]
         room = self._config.max_model_len - self._sampling.max_new_tokens
         fitting = [i for i, ids in enumerate(tokens) if len(ids) <= room]
         questions = [{"prompt_token_ids": tokens[i]} for i in fitting]
         sampling = [self._sampling_params(seeds[i]) for i in fitting]
-        outputs = self._llm.generate(questions, sampling, use_tqdm=False) if fitting else []
+        outputs = self._generate(questions, sampling) if fitting else []
         completions = [
             Completion("", False, 0, f"the prompt has {len(ids)} tokens, only {room} fit")
             for ids in tokens
@@ -89,10 +89,21 @@ class VllmEngine:
         return completions
 
     def restart(self) -> None:
-        """Drop the model, whose state is unknown after an exception, and load it again."""
+        """Load the model again."""
         self._llm = None
         gc.collect()
         self._llm = self._load()
+
+    def _generate(self, questions: list[Any], sampling: list[Any]) -> list[Any]:
+        if self._llm is None:
+            raise EngineError("vLLM stopped in the middle of a batch and must be restarted")
+        try:
+            return self._llm.generate(questions, sampling, use_tqdm=False)
+        except Exception:
+            # What is left of the batch would be among the answers to the next one.
+            if self._llm.llm_engine.has_unfinished_requests():
+                self._llm = None
+            raise
 
     def _load(self) -> Any:
         from vllm import LLM
