@@ -7,7 +7,8 @@ by comparing ids, batch by batch, so nothing goes stale when captions repeat or 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from trainer.chunked import sum_in_chunks
 
 
 def multi_positive_loss(
@@ -16,7 +17,7 @@ def multi_positive_loss(
     anchor_ids: Tensor,
     key_ids: Tensor,
     *,
-    temperature: float,
+    temperature: float | Tensor,
     exclude: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -30,11 +31,11 @@ def multi_positive_loss(
         keys: [M, D], need not be normalised.
         anchor_ids: int64 [N].
         key_ids: int64 [M].
-        temperature: Divides the similarities (paper 0.08).
+        temperature: Divides the similarities (paper 0.08); as a tensor it may be learned.
         exclude: int64 [N], the index of the key that is left out for an anchor, neither positive
             nor negative (usually the key of the same image); -1 for none.
-        chunk_size: Anchors at a time; their similarities are computed again in the backward pass,
-            so that no more than [chunk_size, M] of them ever exist. None takes all at once.
+        chunk_size: Anchors at a time: no more than [chunk_size, M] similarities ever exist. None
+            takes all at once.
 
     Returns:
         The mean over anchors; an anchor without positives adds 0. Computed in at least float32.
@@ -45,25 +46,15 @@ def multi_positive_loss(
         return anchors.to(dtype).sum()
     if exclude is None:
         exclude = torch.full_like(anchor_ids, -1)
+    left_out = exclude
+
+    def chunk_loss(chunk: Tensor, keys: Tensor, rows: slice) -> Tensor:
+        return _summed_loss(chunk, keys, anchor_ids[rows], key_ids, left_out[rows])
+
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors = functional.normalize(anchors.to(dtype), dim=-1)
+        anchors = functional.normalize(anchors.to(dtype), dim=-1) / temperature
         keys = functional.normalize(keys.to(dtype), dim=-1)
-        if chunk_size is None or chunk_size >= num_anchors:
-            total = _summed_loss(anchors, keys, anchor_ids, key_ids, exclude, temperature)
-        else:
-            total = anchors.new_zeros(())
-            for chunk in torch.arange(num_anchors, device=anchors.device).split(chunk_size):
-                total = total + checkpoint(
-                    _summed_loss,
-                    anchors[chunk],
-                    keys,
-                    anchor_ids[chunk],
-                    key_ids,
-                    exclude[chunk],
-                    temperature,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
+        total = sum_in_chunks(chunk_loss, anchors, keys, chunk_size)
     return total / num_anchors
 
 
@@ -73,10 +64,9 @@ def _summed_loss(
     anchor_ids: Tensor,
     key_ids: Tensor,
     exclude: Tensor,
-    temperature: float,
 ) -> Tensor:
-    """Sum of the losses of normalised anchors [n, D] against normalised keys [M, D]."""
-    logits = anchors @ keys.T / temperature
+    """Sum of the losses of anchors [n, D], of length 1 / temperature, against unit keys [M, D]."""
+    logits = anchors @ keys.T
     excluded = exclude[:, None] == torch.arange(len(keys), device=keys.device)
     positive = (anchor_ids[:, None] == key_ids) & ~excluded
     num_positives = positive.sum(dim=1)

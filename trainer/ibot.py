@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from trainer.heads import Prototypes
+from trainer.chunked import sum_in_chunks
 from trainer.sinkhorn import prototype_potentials, targets_of
 
 
@@ -62,8 +61,8 @@ class TeacherTargets:
 
     features: Tensor
     """[T, bottleneck] of the teacher's prototype head."""
-    weight: Tensor
-    """[K, bottleneck], the teacher's prototypes."""
+    prototypes: Tensor
+    """[K, bottleneck], the teacher's."""
     potentials: Tensor
     """[K], from Sinkhorn-Knopp over all tokens of the batch."""
     temperature: float
@@ -72,11 +71,17 @@ class TeacherTargets:
         """The targets of some of the tokens, balanced over all of them."""
         return dataclasses.replace(self, features=self.features[tokens])
 
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """The targets themselves [T, K]; for few tokens at a time."""
+        logits = _logits(self.features, self.prototypes)
+        return targets_of(logits, self.potentials, temperature=self.temperature)
+
 
 @torch.no_grad()
 def teacher_targets(
     features: Tensor,
-    prototypes: Prototypes,
+    prototypes: Tensor,
     *,
     temperature: float,
     iterations: int = 3,
@@ -87,27 +92,26 @@ def teacher_targets(
 
     Args:
         features: [T, bottleneck] of this rank's masked tokens.
-        prototypes: The teacher's layer.
+        prototypes: [K, bottleneck], the teacher's.
         temperature: The teacher's.
         iterations: Of Sinkhorn-Knopp.
         group: Ranks that are balanced together; all of them must call, also with T = 0.
         chunk_size: Tokens at a time; None takes all at once.
     """
-    weight = prototypes.weight()
 
     def logit_chunks() -> Iterator[Tensor]:
         for chunk in features.split(chunk_size or max(len(features), 1)):
-            yield _logits(chunk, weight)
+            yield _logits(chunk, prototypes)
 
     potentials = prototype_potentials(
         logit_chunks, temperature=temperature, iterations=iterations, group=group
     )
-    return TeacherTargets(features, weight, potentials, temperature)
+    return TeacherTargets(features, prototypes, potentials, temperature)
 
 
 def chunked_ibot_loss(
     features: Tensor,
-    prototypes: Prototypes,
+    prototypes: Tensor,
     targets: TeacherTargets,
     weights: Tensor,
     *,
@@ -118,44 +122,25 @@ def chunked_ibot_loss(
 
     Args:
         features: [T, bottleneck] of the student's prototype head.
-        prototypes: The student's layer.
+        prototypes: [K, bottleneck], the student's.
         targets: Of the same tokens.
         weights: [T], from `token_weights`.
         temperature: The student's.
-        chunk_size: Tokens at a time, computed again in the backward pass; None takes all at once.
+        chunk_size: Tokens at a time; None takes all at once.
     """
-    weight = prototypes.weight()
-    total = (weight.sum() + features.sum()) * 0.0  # Keeps every parameter in the graph if T = 0.
-    for start in range(0, len(features), chunk_size or max(len(features), 1)):
-        chunk = slice(start, start + (chunk_size or len(features)))
-        total = total + checkpoint(
-            _chunk_loss,
-            features[chunk],
-            weight,
-            targets.select(chunk),
-            weights[chunk],
-            temperature,
-            use_reentrant=False,
-            preserve_rng_state=False,
+
+    def chunk_loss(chunk: Tensor, prototypes: Tensor, rows: slice) -> Tensor:
+        wanted = targets.select(rows).dense()
+        return _weighted_cross_entropy(
+            _logits(chunk, prototypes), wanted, weights[rows], temperature
         )
-    return total
+
+    return sum_in_chunks(chunk_loss, features, prototypes, chunk_size)
 
 
-def _chunk_loss(
-    features: Tensor, weight: Tensor, targets: TeacherTargets, weights: Tensor, temperature: float
-) -> Tensor:
-    with torch.no_grad():
-        wanted = targets_of(
-            _logits(targets.features, targets.weight),
-            targets.potentials,
-            temperature=targets.temperature,
-        )
-    return _weighted_cross_entropy(_logits(features, weight), wanted, weights, temperature)
-
-
-def _logits(features: Tensor, weight: Tensor) -> Tensor:
+def _logits(features: Tensor, prototypes: Tensor) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
-        return features.to(weight.dtype) @ weight.T
+        return features.to(prototypes.dtype) @ prototypes.T
 
 
 def _weighted_cross_entropy(

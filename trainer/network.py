@@ -1,6 +1,6 @@
 """Student and teacher: the encoder with its heads. Source: paper section 3.3."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,28 @@ from trainer.heads import (
     build_predictor,
     build_projector,
 )
-from trainer.vit import EncoderConfig, build_encoder, encode_masked
+from trainer.vit import EncoderConfig, build_encoder, encode
 from transforms.core.seeding import derive
+
+
+class Outputs(NamedTuple):
+    """What a network says about a piece; None where it was not asked."""
+
+    embeddings: Tensor
+    """[n, out] of the global crops, from the projector and, where there is one, the predictor."""
+    local_embeddings: Tensor | None
+    """[l, out] of the local crops."""
+    features: Tensor | None
+    """[T, bottleneck] of the chosen patches, unit vectors."""
+    prototypes: Tensor | None
+    """[K, bottleneck], which the features are compared with."""
 
 
 class Network(nn.Module):
     """The encoder with its heads; a teacher has no predictor, and its batch norms use the batch.
+
+    One call takes all that a loss needs, so that each backward pass belongs to one forward pass,
+    as the wrappers that spread a network over several GPUs want it.
 
     Args:
         model: The encoder's shape.
@@ -39,6 +55,7 @@ class Network(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        self.recompute = False
         self.encoder = build_encoder(model, derive(seed, "encoder"), drop_path=drop_path)
         self.prototype_head: PrototypeHead | None = None
         self.mask_token: nn.Parameter | None = None
@@ -54,39 +71,52 @@ class Network(nn.Module):
                 self.predictor = build_predictor(contrastive_head)
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, hide: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of images, and features of their masked patches.
+        self,
+        images: Tensor,
+        local_images: Tensor | None = None,
+        mask: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> Outputs:
+        """Embeddings of crops, and features of chosen patches.
 
         Args:
-            images: [n, 3, H, W], normalised.
-            mask: bool [n, P], True for the patches that iBOT asks about.
-            hide: Whether the encoder sees the mask token in their place (the student's does).
-
-        Returns:
-            [n, out] from the projector and, where there is one, the predictor; and
-            [T, bottleneck] of the T masked patches in row order, None without a mask.
+            images: Global crops [n, 3, H, W], normalised.
+            local_images: Local crops [l, 3, h, w], normalised.
+            mask: bool [n, P], True for the patches that the encoder does not see (the student's).
+            patches: int64 [T], the patches that iBOT asks about, counted over all n * P.
         """
-        encoder: Any = self.encoder
-        if mask is not None and hide:
-            assert self.mask_token is not None, "hiding patches needs the prototype head"
-            tokens = encode_masked(encoder, images, mask, self.mask_token)
-        else:
-            tokens = encoder.forward_features(images)
+        tokens = encode(self.encoder, images, mask, self.mask_token, recompute=self.recompute)
+        embeddings = self._embed(tokens)
+        local_embeddings = None
+        if local_images is not None:
+            local_tokens = encode(self.encoder, local_images, recompute=self.recompute)
+            local_embeddings = self._embed(local_tokens)
+        features = prototypes = None
+        if patches is not None:
+            assert self.prototype_head is not None, "only iBOT asks about patches"
+            features = self.prototype_head(tokens[:, 1:].flatten(0, 1)[patches])
+            prototypes = self.prototype_head.prototypes.weight()
+        return Outputs(embeddings, local_embeddings, features, prototypes)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
         embeddings: Tensor = self.projector(tokens[:, 0])
         if self.predictor is not None:
             embeddings = self.predictor(embeddings)
-        if mask is None or self.prototype_head is None:
-            return embeddings, None
-        return embeddings, self.prototype_head(tokens[:, 1:][mask])
+        return embeddings
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Teacher = momentum * teacher + (1 - momentum) * student, buffers included.
+def update_teacher(teacher: nn.Module, student: nn.Module, share: float | Tensor) -> None:
+    """Move the teacher towards the student by a share of what lies between, buffers included.
 
     Call it once per optimiser step, however many pieces the batch came in.
+
+    Args:
+        teacher: Has no weights that the student has not.
+        student: As it is now.
+        share: 1 - momentum; as a scalar tensor it may be decided on the device.
     """
-    values = student.state_dict()
-    for name, value in teacher.state_dict().items():
-        value.lerp_(values[name], 1.0 - momentum)
+    own, values = teacher.state_dict(), student.state_dict()
+    steps = torch._foreach_sub([values[name] for name in own], list(own.values()))
+    torch._foreach_mul_(steps, share)
+    torch._foreach_add_(list(own.values()), steps)

@@ -23,6 +23,8 @@ class OptimConfig(Config):
     """AdamW's decay rates of its two averages."""
     weight_decay: tuple[float, float] = (0.04, 0.2)
     """Start and end of the cosine (not on biases, norms, tokens, positions, gains)."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; null does not clip (paper)."""
     ema_momentum: tuple[float, float] = (0.994, 1.0)
     """Start and end of the cosine of the teacher's momentum."""
 
@@ -32,6 +34,8 @@ class OptimConfig(Config):
             raise ValueError(f"learning_rate is {self.learning_rate}: expected more than 0")
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}: expected 0 or more steps")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}: expected more than 0, or null")
         return self
 
 
@@ -41,7 +45,7 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over a module's trainable parameters, in two groups: decayed and not."""
+    """Fused AdamW over a module's trainable parameters, in two groups: decayed and not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -53,6 +57,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
         ],
         lr=config.learning_rate,
         betas=config.betas,
+        fused=True,
     )
 
 

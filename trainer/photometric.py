@@ -19,6 +19,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.transfer import to_device
 from transforms.core.config import Config
 
 # Columns of the draws. ORDER is the first of four: the operation that is the first, second, ...
@@ -136,13 +137,17 @@ def augment(
     _blur(images, draws[:, SIGMA], reach=math.ceil(3 * config.sigma[1]))
     solarised = _rows(draws[:, SOLARISE] > 0, images)
     images[solarised] = _solarise(images[solarised])
-    shape = (1, 3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    return (images - _channels(mean, images)) / _channels(std, images)
+
+
+def _channels(values: tuple[float, float, float], images: Tensor) -> Tensor:
+    """[1, 3, 1, 1] on the images' device."""
+    return to_device(torch.tensor(values).view(1, 3, 1, 1), images.device)
 
 
 def _rows(chosen: Tensor, images: Tensor) -> Tensor:
     """Indices of the chosen images (bool [N] on the CPU) on the images' device."""
-    return chosen.nonzero().squeeze(1).to(images.device)
+    return to_device(chosen.nonzero().squeeze(1), images.device)
 
 
 def _downsample(images: Tensor, sizes: Tensor) -> None:
@@ -172,13 +177,13 @@ def _jitter(images: Tensor, draws: Tensor) -> None:
         for number, (operation, column) in enumerate(operations):
             chosen = jittered & (draws[:, ORDER + turn] == number)
             rows = _rows(chosen, images)
-            factors = draws[chosen, column].view(-1, 1, 1, 1).to(images.device)
+            factors = to_device(draws[chosen, column].view(-1, 1, 1, 1), images.device)
             images[rows] = operation(images[rows], factors)
 
 
 def _grey(images: Tensor) -> Tensor:
     """[N, 1, H, W]."""
-    return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return (images * _channels(LUMA, images)).sum(dim=1, keepdim=True)
 
 
 def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
@@ -223,7 +228,7 @@ def _blur(images: Tensor, sigmas: Tensor, reach: int) -> None:
     reach = min(reach, images.shape[-1] - 1)
     distances = torch.arange(-reach, reach + 1, dtype=torch.float32)
     weights = (-0.5 * (distances / sigmas[blurred, None]).square()).softmax(dim=1)
-    taps = weights.to(images.device).T[:, :, None, None, None]  # [taps, n, 1, 1, 1]
+    taps = to_device(weights, images.device).T[:, :, None, None, None]  # [taps, n, 1, 1, 1]
     result = images[rows]
     height, width = result.shape[-2:]
     padded = functional.pad(result, (reach, reach, 0, 0), mode="reflect")

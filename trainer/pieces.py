@@ -1,4 +1,7 @@
-"""From a rank's batch on the CPU to the pieces that the networks take, on the device."""
+"""From a rank's batch on the CPU to the pieces that the networks take, on the device.
+
+All that has to be counted is counted here on the CPU, so that a step never waits for the device.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +12,24 @@ from torch import Tensor
 
 from trainer import distributed, ibot
 from trainer.stream import Batch
+from trainer.transfer import to_device
 
 Augment = Callable[[Tensor, Tensor], Tensor]
 """From uint8 pixels and their draws to normalised images on the device."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The masked patches of a piece."""
+
+    mask: Tensor
+    """bool [n * M * G, P], all False for crops that are not masked."""
+    patches: Tensor
+    """int64 [T], the same patches, counted over all n * M * G * P."""
+    weights: Tensor
+    """float64 [T], what each adds to the mean over the masked images of an average rank."""
+    among: slice
+    """Where they stand among the rank's."""
 
 
 @dataclass(frozen=True)
@@ -20,20 +38,28 @@ class Piece:
 
     global_images: Tensor
     """[n * M * G, 3, S, S], augmented."""
-    mask: Tensor | None
-    """bool [n * M * G, P], all False for crops that are not masked; None without iBOT."""
+    masked: Masked | None
+    """None without iBOT."""
     global_ids: Tensor
     """int64 [n * M * G]: two crops are positives of each other where these are equal."""
-    local_images: Tensor
-    """[n * M * L, 3, s, s], augmented."""
+    local_images: Tensor | None
+    """[n * M * L, 3, s, s], augmented; None where L is 0."""
     local_ids: Tensor
     """int64 [n * M * L]."""
     share: float
     """Its part of the rank's captions."""
     first_key: int
     """Where its first global crop stands among the keys of all ranks."""
-    tokens: slice
-    """Its masked tokens among the rank's."""
+
+
+@dataclass(frozen=True)
+class StepMasks:
+    """The patches to hide in a rank's global crops."""
+
+    masks: Tensor
+    """bool [N * M * G, P]."""
+    images_per_rank: float
+    """Masked crops of the batch, over the number of ranks."""
 
 
 def image_ids(
@@ -48,8 +74,8 @@ def image_ids(
 
 def step_masks(
     batch: Batch, *, first_position: int, captions_per_batch: int, share: float, seed: int
-) -> Tensor:
-    """The patches to hide, bool [N * M * G, P], in the crops that the step chose to mask.
+) -> StepMasks:
+    """The patches to hide, in the crops that the step chose to mask.
 
     Crops are chosen by position over the batch of all ranks: any number of ranks masks the same.
 
@@ -64,13 +90,14 @@ def step_masks(
     chosen = ibot.choose_masked_images(captions_per_batch * per_caption, share, seed)
     slots = (batch.positions - first_position).numpy()
     mine = torch.from_numpy(chosen.reshape(-1, per_caption)[slots].reshape(-1, 1))
-    return batch.crops.patch_masks & mine
+    images_per_rank = int(chosen.sum()) / distributed.world_size()
+    return StepMasks(batch.crops.patch_masks & mine, images_per_rank)
 
 
 def split(
     batch: Batch,
     ids: Tensor,
-    masks: Tensor | None,
+    masks: StepMasks | None,
     num_pieces: int,
     augment: Augment,
     device: torch.device,
@@ -80,7 +107,7 @@ def split(
     Args:
         batch: A rank's, on the CPU.
         ids: int64 [N * M] from `image_ids`.
-        masks: bool [N * M * G, P] from `step_masks`, or None.
+        masks: From `step_masks`, or None.
         num_pieces: A divisor of the number of captions N.
         augment: Carries out the draws.
         device: Where pieces are wanted.
@@ -96,20 +123,35 @@ def split(
     for first in range(0, num_images, size):
         globals_ = slice(first * num_global, (first + size) * num_global)
         locals_ = slice(first * num_local, (first + size) * num_local)
-        mask = None if masks is None else masks[globals_]
-        tokens_after = tokens_before + (0 if mask is None else int(mask.sum()))
-        own_ids = ids[first : first + size].to(device)
+        masked = None
+        if masks is not None:
+            masked = _masked(masks, globals_, tokens_before, device)
+            tokens_before = masked.among.stop
+        own_ids = ids[first : first + size]
+        local_images = None
+        if num_local:
+            local_images = augment(crops.local_pixels[locals_], crops.local_draws[locals_])
         pieces.append(
             Piece(
                 global_images=augment(crops.global_pixels[globals_], crops.global_draws[globals_]),
-                mask=None if mask is None else mask.to(device),
-                global_ids=own_ids.repeat_interleave(num_global),
-                local_images=augment(crops.local_pixels[locals_], crops.local_draws[locals_]),
-                local_ids=own_ids.repeat_interleave(num_local),
+                masked=masked,
+                global_ids=to_device(own_ids.repeat_interleave(num_global), device),
+                local_images=local_images,
+                local_ids=to_device(own_ids.repeat_interleave(num_local), device),
                 share=size / num_images,
                 first_key=keys_before + globals_.start,
-                tokens=slice(tokens_before, tokens_after),
             )
         )
-        tokens_before = tokens_after
     return pieces
+
+
+def _masked(masks: StepMasks, crops: slice, tokens_before: int, device: torch.device) -> Masked:
+    mask = masks.masks[crops]
+    image, _ = mask.nonzero(as_tuple=True)
+    weights = ibot.token_weights(image, masks.images_per_rank)
+    return Masked(
+        mask=to_device(mask, device),
+        patches=to_device(mask.flatten().nonzero().squeeze(1), device),
+        weights=to_device(weights, device),
+        among=slice(tokens_before, tokens_before + len(image)),
+    )

@@ -5,8 +5,9 @@ the state of the stream is one integer. Step s takes the next `captions_per_batc
 ranks take turns on them; the batch holds the same samples for any number of ranks and workers.
 """
 
+import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.crops import Crops, CropsConfig, concatenate, crop_image, decode
-from trainer.data import DataConfig, ShardReader
+from trainer.data import DataConfig, Sample, ShardReader
 from trainer.photometric import PhotometricConfig
 from transforms.core import storage
 from transforms.core.seeding import derive
@@ -95,8 +96,19 @@ class Batch:
     """int64 [N]: the caption ids' 64 bits, equal where captions are."""
     positions: Tensor
     """int64 [N]."""
+    targets: Tensor
+    """int64 [N, W]: what else the objective has to know of each sample; W is 0 for most."""
     num_replaced: int
     """Samples that could not be decoded, over these positions."""
+
+    def pin_memory(self) -> "Batch":
+        """The batch with its pixels where a GPU can copy them while the CPU goes on."""
+        crops = dataclasses.replace(
+            self.crops,
+            global_pixels=self.crops.global_pixels.pin_memory(),
+            local_pixels=self.crops.local_pixels.pin_memory(),
+        )
+        return dataclasses.replace(self, crops=crops)
 
 
 @dataclass(frozen=True)
@@ -116,16 +128,35 @@ class CropSpec:
     patch_size: int
     patch_share: float
     images_per_caption: int
+    """That a sample must have."""
+    one_image: bool = False
+    """Take one of a sample's images, drawn anew each epoch."""
 
 
 class CroppedSamples(Dataset[Any]):
-    """The sample of each position, decoded and cropped; map-style, indexed by position."""
+    """The sample of each position, decoded and cropped; map-style, indexed by position.
 
-    def __init__(self, reader: ShardReader, order: SampleOrder, spec: CropSpec, seed: int) -> None:
+    Args:
+        reader: Of the shards.
+        order: Which sample each position has.
+        spec: How samples are cropped.
+        seed: Of the training.
+        target: What goes into `Batch.targets`, int64 [W] of a sample; None for W = 0.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        order: SampleOrder,
+        spec: CropSpec,
+        seed: int,
+        target: Callable[[Sample], Tensor] | None = None,
+    ) -> None:
         self.reader = reader
         self.order = order
         self.spec = spec
         self.seed = seed
+        self.target = target
 
     def __getitem__(self, position: int) -> Batch | Failed:
         try:
@@ -140,7 +171,8 @@ class CroppedSamples(Dataset[Any]):
             try:
                 if len(sample.images) != self.spec.images_per_caption:
                     raise ValueError(f"{len(sample.images)} images")
-                pixels = [decode(image) for image in sample.images]
+                chosen = self._images(epoch, position)
+                pixels = [decode(sample.images[number]) for number in chosen]
             except (ValueError, RuntimeError):
                 seed = derive(self.seed, "replacement", epoch, position, attempt)
                 number = seed % self.order.num_samples
@@ -155,18 +187,31 @@ class CroppedSamples(Dataset[Any]):
                     patch_share=self.spec.patch_share,
                     seed=derive(self.seed, "crops", epoch, position, image_number),
                 )
-                for image_number, image in enumerate(pixels)
+                for image_number, image in zip(chosen, pixels, strict=True)
             ]
             return Batch(
                 crops=concatenate(crops),
                 caption_ids=torch.tensor([_as_int64(sample.caption_id)]),
                 positions=torch.tensor([position]),
+                targets=self._target(sample)[None],
                 num_replaced=attempt,
             )
         raise DamagedFileError(
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
             f"have not {self.spec.images_per_caption} images; run `verify` on the run"
         )
+
+    def _images(self, epoch: int, position: int) -> list[int]:
+        """Numbers of the images that are taken."""
+        number = self.spec.images_per_caption
+        if not self.spec.one_image:
+            return list(range(number))
+        return [derive(self.seed, "image", epoch, position) % number]
+
+    def _target(self, sample: Sample) -> Tensor:
+        if self.target is None:
+            return torch.empty(0, dtype=torch.int64)
+        return self.target(sample)
 
 
 def _as_int64(caption_id: str) -> int:
@@ -189,6 +234,7 @@ def collate(parts: list[Batch | Failed]) -> Batch | Failed:
         crops=concatenate([part.crops for part in good]),
         caption_ids=torch.cat([part.caption_ids for part in good]),
         positions=torch.cat([part.positions for part in good]),
+        targets=torch.cat([part.targets for part in good]),
         num_replaced=sum(part.num_replaced for part in good),
     )
 
@@ -221,6 +267,7 @@ def batches(
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch if workers else None,
         multiprocessing_context=context if workers else None,
     )

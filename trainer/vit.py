@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from transforms.core.config import Config
 
@@ -98,21 +99,34 @@ def use_plain_attention(module: nn.Module) -> None:
             setattr(part, "fused_attn", False)  # noqa: B010
 
 
-def encode_masked(encoder: Any, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
-    """As `forward_features`, with patches hidden from the encoder.
+def encode(
+    encoder: Any,
+    images: Tensor,
+    mask: Tensor | None = None,
+    mask_token: Tensor | None = None,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """As `forward_features`, perhaps with patches hidden from the encoder.
 
     Args:
         encoder: One made by `build_encoder`.
         images: [N, 3, H, W], normalised.
         mask: bool [N, P], True for the patches that `mask_token` stands in for, before the
-            position embedding is added.
-        mask_token: [D].
+            position embedding is added; None hides nothing.
+        mask_token: [D], with a mask.
+        recompute: Keep only the input of each block and compute the rest again in the backward
+            pass.
 
     Returns:
         [N, 1 + P, D].
     """
     patches = encoder.patch_embed(images)  # [N, H / patch, W / patch, D]
-    hidden = mask.view(*patches.shape[:3], 1)
-    patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
-    tokens: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(patches))))
+    if mask is not None and mask_token is not None:
+        hidden = mask.view(*patches.shape[:3], 1)
+        patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
+    tokens: Tensor = encoder.norm_pre(encoder._pos_embed(patches))
+    for block in encoder.blocks:
+        tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+    tokens = encoder.norm(tokens)
     return tokens

@@ -11,8 +11,9 @@ from torch.multiprocessing.spawn import start_processes
 from tests.trainer.making import TINY_TRAINING
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.execution import prepare, whole
+from trainer.objectives import build_networks, build_objective
 from trainer.stream import batches
-from trainer.synclr import Objective, build_networks
 from trainer.train import open_samples
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -30,25 +31,15 @@ def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
 def step_gradients(config: TrainConfig, step: int) -> Result:
     """This rank's loss terms and gradients, averaged over the ranks."""
     torch.set_num_threads(1)
-    student, teacher = build_networks(config.model, config.objective, config.seed)
+    student, teacher = build_networks(config)
     student.double()
     if teacher is not None:
         with torch.no_grad():  # As after some training: not the student's copy.
             for number, value in enumerate(teacher.double().state_dict().values()):
                 noise = torch.Generator().manual_seed(number)
                 value += 0.02 * torch.randn(value.shape, generator=noise, dtype=value.dtype).abs()
-    objective = Objective(
-        config.objective,
-        config.model,
-        config.photometric,
-        student,
-        teacher,
-        images_per_caption=config.images_per_caption,
-        captions_per_batch=config.captions_per_batch,
-        accumulation=config.accumulation,
-        precision="fp32",
-        seed=config.seed,
-    )
+    spread = prepare(student, teacher, config.execution, torch.device("cpu"))
+    objective = build_objective(config, spread, teacher)
     stream = batches(
         open_samples(config),
         config.loader,
@@ -59,14 +50,13 @@ def step_gradients(config: TrainConfig, step: int) -> Result:
         ranks=distributed.world_size(),
     )
     terms = objective.backward(next(stream), step)
-    distributed.average_gradients(student.parameters())
     for term in terms.values():
         distributed.all_reduce(term).div_(distributed.world_size())
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in student.named_parameters()
     }
-    return terms, gradients
+    return terms, whole(gradients)
 
 
 def gradients_of_ranks(

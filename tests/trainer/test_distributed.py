@@ -1,15 +1,20 @@
-"""Two real processes over gloo compute what one computes: loss and gradients, in float64."""
+"""Real processes over gloo compute what one computes: loss and gradients, in float64."""
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.trainer.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
 from tests.trainer.making import write_images
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.execution import ExecutionConfig
 from trainer.ibot import choose_masked_images
 from transforms.core.seeding import derive
+
+Case = tuple[TrainConfig, int]
+"""A training and a step of it."""
 
 
 def masked_per_rank(config: TrainConfig, step: int) -> list[int]:
@@ -24,26 +29,33 @@ def first_step(config: TrainConfig, wanted: list[int]) -> int:
     return next(step for step in range(10_000) if masked_per_rank(config, step) == wanted)
 
 
-def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
+def cases(run: Path) -> tuple[list[Case], list[Case]]:
+    """Steps for one process, and the same ones for several ranks."""
+    write_images(run / "images")
     exact = {"model": {"drop_path": 0.0}}
     layer_norm = {"contrastive_head": {"norm": "ln", "hidden": 16, "out": 8}}
     own_keys = {"teacher": False, "ibot_weight": 0.0, "positives": "image"}
     chunks = {"ibot_chunk": 3, "contrastive_chunk": 3}
-    plain = tiny_config(tmp_path, **exact)
-    chunked = tiny_config(tmp_path, **exact, objective=chunks)
-    simclr = tiny_config(
-        tmp_path, **exact, objective=own_keys, crops={"num_local": 0, "num_global": 2}
-    )
-    whole = tiny_config(tmp_path, **exact, objective=layer_norm)
-    pieces = tiny_config(tmp_path, **exact, objective=layer_norm, accumulation=2)
+    plain = tiny_config(run, **exact)
+    chunked = tiny_config(run, **exact, objective=chunks)
+    simclr = tiny_config(run, **exact, objective=own_keys, crops={"num_local": 0, "num_global": 2})
+    whole = tiny_config(run, **exact, objective=layer_norm, captions_per_batch=8)
+    pieces = whole.model_copy(update={"accumulation": 2})
+    sharded = whole.model_copy(update={"execution": ExecutionConfig(sharding="shard")})
     unequal = first_step(plain, [3, 1])
     none_masked = first_step(plain, [4, 0])
-    cases = [(plain, unequal), (chunked, none_masked), (simclr, 0), (pieces, 2)]
-    alone = [step_gradients(*case) for case in [*cases[:3], (whole, 2)]]
-    for rank in gradients_of_ranks(cases, 2, tmp_path):
-        for expected, result in zip(alone, rank, strict=True):
-            assert_same(expected, result)
+    shared = [(plain, unequal), (chunked, none_masked), (simclr, 0)]
+    return [*shared, (whole, 2), (whole, 2)], [*shared, (pieces, 2), (sharded, 2)]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_are_one_process(tmp_path: Path, ranks: int) -> None:
+    """Over two ranks the masked crops are 3 and 1, and 4 and none."""
+    alone, spread = cases(tmp_path)
+    expected = [step_gradients(*case) for case in alone]
+    for rank in gradients_of_ranks(spread, ranks, tmp_path):
+        for one, several in zip(expected, rank, strict=True):
+            assert_same(one, several)
 
 
 def test_alone_communication_changes_nothing() -> None:
@@ -51,4 +63,4 @@ def test_alone_communication_changes_nothing() -> None:
     assert distributed.gather(tensor) is tensor
     assert distributed.sum_over_ranks(tensor) is tensor
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.any_rank(True, torch.device("cpu"))
+    assert distributed.any_rank(True, False) == [True, False]

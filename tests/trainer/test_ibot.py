@@ -54,10 +54,12 @@ def test_the_chunked_form_is_the_dense_one(chunk_size: int | None) -> None:
     dense = ibot_loss(student(features), wanted, image_ids, temperature=0.1)
     expected = torch.autograd.grad(dense, [features, *student.parameters()])
 
-    targets = teacher_targets(teacher_features, teacher, temperature=0.04, chunk_size=chunk_size)
+    targets = teacher_targets(
+        teacher_features, teacher.weight(), temperature=0.04, chunk_size=chunk_size
+    )
     chunked = chunked_ibot_loss(
         features,
-        student,
+        student.weight(),
         targets,
         token_weights(image_ids),
         temperature=0.1,
@@ -72,9 +74,10 @@ def test_the_chunked_form_is_the_dense_one(chunk_size: int | None) -> None:
 def test_without_masked_tokens_the_loss_is_zero_with_a_gradient() -> None:
     prototypes = Prototypes(4, 5)
     features = torch.empty(0, 4, requires_grad=True)
-    targets = teacher_targets(torch.empty(0, 4), prototypes, temperature=0.04)
+    weight = prototypes.weight()
+    targets = teacher_targets(torch.empty(0, 4), weight, temperature=0.04)
     no_ids = torch.empty(0, dtype=torch.int64)
-    loss = chunked_ibot_loss(features, prototypes, targets, token_weights(no_ids), temperature=0.1)
+    loss = chunked_ibot_loss(features, weight, targets, token_weights(no_ids), temperature=0.1)
     loss.backward()
     assert loss.item() == 0.0
     assert prototypes.direction.grad is not None

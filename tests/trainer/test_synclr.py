@@ -13,7 +13,8 @@ from tests.trainer.making import write_images
 from trainer import synclr
 from trainer.contrastive import multi_positive_loss
 from trainer.network import update_teacher
-from trainer.synclr import ObjectiveConfig, build_networks
+from trainer.objective import ObjectiveConfig
+from trainer.synclr import build_networks
 from trainer.training import Training
 
 STABLEREP: dict[str, Any] = {
@@ -143,7 +144,7 @@ def test_the_teacher_is_the_students_copy_and_then_its_average() -> None:
     with torch.no_grad():
         for value in student.state_dict().values():
             value += 1.0
-    update_teacher(teacher, student, momentum=0.9)
+    update_teacher(teacher, student, 0.1)
     for name, value in teacher.state_dict().items():
         torch.testing.assert_close(value, before[name] + 0.1, msg=name)
     assert any("running_mean" in name for name in before), "buffers are averaged, too"
@@ -157,11 +158,11 @@ def test_the_teacher_moves_once_per_optimiser_step(
     from trainer.stream import batches
     from trainer.train import open_samples
 
-    momenta: list[float] = []
+    shares: list[float] = []
 
-    def record(teacher: Any, student: Any, momentum: float) -> None:
-        momenta.append(momentum)
-        update_teacher(teacher, student, momentum)
+    def record(teacher: Any, student: Any, share: Tensor) -> None:
+        shares.append(float(share))
+        update_teacher(teacher, student, share)
 
     monkeypatch.setattr(module, "update_teacher", record)
     config = tiny_config(run, accumulation=accumulation)
@@ -170,9 +171,9 @@ def test_the_teacher_moves_once_per_optimiser_step(
         open_samples(config), config.loader, first_step=0, last_step=3, captions_per_batch=4
     ):
         training.update(batch)
-    assert len(momenta) == 3
-    assert momenta[0] == pytest.approx(0.994)
-    assert momenta == sorted(momenta)
+    assert len(shares) == 3
+    assert shares[0] == pytest.approx(1 - 0.994)
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_ibot_without_a_teacher_is_refused() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.vit import EncoderConfig, build_encoder, encode_masked, use_plain_attention
+from trainer.vit import EncoderConfig, build_encoder, encode, use_plain_attention
 
 TINY = EncoderConfig(image_size=32, patch_size=8, width=24, depth=2, num_heads=3)
 
@@ -43,8 +43,8 @@ def test_hidden_patches_do_not_show() -> None:
     changed = images.clone()
     changed[:, :, :8, :8] = 0.0
     token = torch.randn(24)
-    first, second = encode_masked(encoder, images, mask, token)
-    first_changed, second_changed = encode_masked(encoder, changed, mask, token)
+    first, second = encode(encoder, images, mask, token)
+    first_changed, second_changed = encode(encoder, changed, mask, token)
     torch.testing.assert_close(first, first_changed)
     assert not torch.allclose(second, second_changed)
 
@@ -54,7 +54,7 @@ def test_nothing_hidden_is_forward_features() -> None:
     images = torch.randn(2, 3, 32, 32)
     nothing = torch.zeros(2, 16, dtype=torch.bool)
     assert torch.equal(
-        encode_masked(encoder, images, nothing, torch.randn(24)), encoder.forward_features(images)
+        encode(encoder, images, nothing, torch.randn(24)), encoder.forward_features(images)
     )
 
 

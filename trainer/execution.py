@@ -1,0 +1,127 @@
+"""How networks are run on the hardware: none of it changes what is learned, but for rounding.
+
+Several ranks either hold all weights each and average their gradients while the backward pass
+goes on (`replicate`, torch's `DistributedDataParallel`), or share them out (`shard`, torch's
+`fully_shard`, FSDP2), block by block. Batch norms see all ranks in both, and checkpoints are the
+same in both, for any number of ranks.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer import distributed
+from trainer.vit import use_plain_attention
+from transforms.core.config import Config, no_fingerprint
+
+Precision = Literal["fp32", "bf16"]
+
+
+class ExecutionConfig(Config):
+    """Trades of speed for memory; rounding aside the training is the same."""
+
+    sharding: Literal["replicate", "shard"] = no_fingerprint("replicate")
+    """Over several ranks: `replicate` all weights (DDP), or `shard` weights, gradients, optimiser
+    and teacher (FSDP2), for encoders that do not fit."""
+    compile: bool = no_fingerprint(False)
+    """Compile each block of the encoder; the first steps take a minute longer. Its drop path draws
+    other noise."""
+    recompute: bool = no_fingerprint(False)
+    """Keep only the input of each block of the student, and compute the rest again in the backward
+    pass: a third more arithmetic for a fraction of the memory."""
+
+
+def prepare(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    config: ExecutionConfig,
+    device: torch.device,
+) -> nn.Module:
+    """Move networks to the device, in place, and spread them over the ranks.
+
+    Returns:
+        What to call in place of the student. Parameters, optimiser and state stay the student's.
+    """
+    for network in filter(None, (student, teacher)):
+        network.to(device)
+        encoder: Any = network.encoder
+        if device.type == "cpu":
+            use_plain_attention(encoder)
+        if config.compile:
+            for block in encoder.blocks:
+                block.compile()
+        if config.sharding == "shard" and distributed.is_on():
+            _shard(network)
+    if config.recompute:
+        student.recompute = True  # type: ignore[assignment]
+    if config.sharding == "shard" or not distributed.is_on():
+        return student
+    return DistributedDataParallel(
+        student,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _shard(network: nn.Module) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    device = next(network.parameters()).device.type
+    mesh = init_device_mesh(device, (distributed.world_size(),))
+    encoder: Any = network.encoder
+    for block in encoder.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+@contextlib.contextmanager
+def gradients_wait(student: nn.Module, *, last: bool) -> Iterator[None]:
+    """Average gradients over the ranks only in the backward pass of the last piece."""
+    if isinstance(student, DistributedDataParallel) and not last:
+        with student.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(state: Any) -> Any:
+    """A state dict, however nested, with every tensor whole; all ranks must call it together."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [whole(value) for value in state]
+    return state.full_tensor() if isinstance(state, DTensor) else state
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a whole state dict into a module, spread over the ranks or not."""
+    own = module.state_dict()
+    spread = {name: _spread(value, own[name]) for name, value in state.items() if name in own}
+    module.load_state_dict({**state, **spread})
+
+
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a whole state dict into an optimiser, spread over the ranks or not."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                values[name] = _spread(value, parameter)
+
+
+def _spread(value: Tensor, template: Tensor) -> Tensor:
+    """A whole tensor, spread over the ranks as the template is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(template, DTensor):
+        return value
+    mesh, placements = template.device_mesh, template.placements
+    return distribute_tensor(value.to(template.device), mesh, placements, src_data_rank=None)

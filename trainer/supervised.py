@@ -1,0 +1,91 @@
+"""Supervised cross-entropy over the caption's concept, which the paper compares with (table 5)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.data import Sample
+from trainer.objective import Objective
+from trainer.pieces import Piece
+from trainer.stream import Batch
+from trainer.transfer import to_device
+from trainer.vit import EncoderConfig, build_encoder, encode
+from transforms.core import storage
+from transforms.core.seeding import derive
+from transforms.core.shards import DamagedFileError, read_index
+
+
+class Classifier(nn.Module):
+    """The encoder with a linear layer on its cls token."""
+
+    def __init__(self, model: EncoderConfig, num_classes: int, seed: int) -> None:
+        super().__init__()
+        self.recompute = False
+        self.encoder = build_encoder(model, derive(seed, "encoder"), drop_path=model.drop_path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "heads"))
+            self.classes = nn.Linear(model.width, num_classes)
+            nn.init.trunc_normal_(self.classes.weight, std=0.02)
+            nn.init.zeros_(self.classes.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [n, classes] of images [n, 3, H, W]."""
+        tokens = encode(self.encoder, images, recompute=self.recompute)
+        logits: Tensor = self.classes(tokens[:, 0])
+        return logits
+
+
+class Supervised(Objective):
+    """The loss is its only term."""
+
+    def _losses(self, batch: Batch, step: int) -> list[Callable[[], dict[str, Tensor]]]:
+        pieces = self._pieces(batch)
+        crops_per_caption = len(batch.crops.global_pixels) // len(batch.targets)
+        labels = to_device(batch.targets[:, 0].repeat_interleave(crops_per_caption), self.device)
+        return [
+            partial(self._terms, piece, part)
+            for piece, part in zip(pieces, labels.chunk(len(pieces)), strict=True)
+        ]
+
+    def _terms(self, piece: Piece, labels: Tensor) -> dict[str, Tensor]:
+        logits: Tensor = self._run(self.student, piece.global_images)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return {"loss": piece.share * functional.cross_entropy(logits.to(dtype), labels)}
+
+
+def concept_labels(captions: str) -> dict[str, int]:
+    """The concepts of a complete captions stage, in alphabetic order, with their numbers.
+
+    Args:
+        captions: Its folder or URL.
+
+    Raises:
+        storage.StorageError: It is not there or cannot be read.
+    """
+    index = read_index(storage.join(captions, "index.parquet"))
+    concepts: set[str] = set()
+    for path in index.table["path"].to_pylist():
+        content = storage.read_bytes(storage.join(index.folder, path))
+        shard = pq.read_table(pa.BufferReader(content), columns=["concept"])
+        concepts.update(shard["concept"].unique().to_pylist())
+    return {concept: number for number, concept in enumerate(sorted(concepts))}
+
+
+def label_of(sample: Sample, labels: dict[str, int]) -> Tensor:
+    """int64 [1], the number of the sample's concept.
+
+    Raises:
+        DamagedFileError: It has none, or one that the captions do not have.
+    """
+    concept = sample.meta.get("concept")
+    if concept not in labels:
+        raise DamagedFileError(
+            f"the concept of sample {sample.caption_id} is {concept!r}: expected one of the "
+            f"{len(labels)} of the run's captions"
+        )
+    return torch.tensor([labels[concept]])
