@@ -170,9 +170,10 @@ def _sentences(action: str, url: str) -> Iterator[None]:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError(error.errno, f"cannot {action} {url}: there is no such file") from (
-            error
-        )
+        what = "bucket" if action == "write" else "file"
+        raise MissingFileError(
+            error.errno, f"cannot {action} {url}: there is no such {what}"
+        ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(action, url, error) from error

@@ -101,6 +101,11 @@ def test_missing_file_is_a_sentence(any_storage: str, tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
+def test_missing_bucket_is_a_sentence(gcs_bucket: str) -> None:
+    with pytest.raises(storage.MissingFileError, match="there is no such bucket"):
+        storage.publish_bytes(b"", f"{gcs_bucket}-absent/a")
+
+
 def test_no_temporary_file_is_left(tmp_path: Path) -> None:
     url = str(tmp_path / "out" / "a")
     storage.publish_bytes(b"1", url)

