@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 import pipelines
 from pipelines.options import runs_here
 from pipelines.stage import is_complete, run_stage
+from transforms.backgrounds import with_run_backgrounds
 from transforms.caption_filters import FilterConfig, load_block_list
 from transforms.captions import CODE_VERSION, CaptionProducer, EngineSpec
 from transforms.concepts import load_concepts
@@ -58,6 +59,8 @@ class CaptionsConfig(Config):
     """Which captions of the paper's Table 2; `file` takes those of captions_file."""
     concepts: str = no_fingerprint("")
     """Concept list: a .yaml file of sources, or a .txt file with one concept per line."""
+    use_backgrounds: Literal["list", "run"] = "list"
+    """Places from the concept list, or those that the backgrounds stage of this run has found."""
     captions_file: str = no_fingerprint("")
     """Captions for `variant: file`: text with one per line, or .csv or .parquet with a column
     `text`."""
@@ -177,7 +180,10 @@ def prompt_source(config: CaptionsConfig) -> PromptSource:
                 "shards)"
             )
         return given
-    concepts = variant_concepts(config.variant, load_concepts(config.concepts))
+    concepts = load_concepts(config.concepts)
+    if config.use_backgrounds == "run":
+        concepts = with_run_backgrounds(concepts, config.run)
+    concepts = variant_concepts(config.variant, concepts)
     if config.variant == "IN+h+Places":
         return WordPrompts(concepts, config.seed)
     prompts = config.prompts

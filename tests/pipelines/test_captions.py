@@ -3,9 +3,17 @@ from typing import Any
 
 import pytest
 
-from pipelines.captions import CaptionsConfig, raw_folder, run, stage, without_effect
+from pipelines.captions import (
+    CaptionsConfig,
+    prompt_source,
+    raw_folder,
+    run,
+    stage,
+    without_effect,
+)
 from pipelines.stage import UnfinishedError
 from transforms.core.config import ConfigError, load_config
+from transforms.core.shards import read_index
 
 DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
 
@@ -69,6 +77,13 @@ def test_a_run_may_grow_move_and_change_speed_but_nothing_else(tmp_path: Path) -
         (["concepts=nowhere.yaml"], "nowhere.yaml"),
         (["examples=nowhere"], "nowhere/objects.yaml"),
         (["relations=nowhere.yaml"], "nowhere.yaml"),
+        (["variant=half"], "'IN+Places+LLM'"),
+        (["variant=IN+h+Places"], "at least one place"),
+        (["variant=file"], "key 'captions_file' is missing"),
+        (["variant=file", "captions_file=nowhere.csv"], "nowhere.csv"),
+        (["model=''"], "key 'model' is missing"),
+        (["concepts=''"], "key 'concepts' is missing"),
+        (["filters.block_list=nowhere.txt"], "nowhere.txt"),
     ],
 )
 def test_wrong_settings_are_said_in_a_sentence(
@@ -96,6 +111,7 @@ def test_a_missing_accelerator_is_an_error_before_anything_is_written(
         ("openai.concurrency=3", "'openai'"),
         ("engine=openai", "'vllm'"),
         ("sampling.temperature=0", "'max_tries'"),
+        ("variant=IN+h+Places", "'model', 'sampling', 'vllm' have no effect"),
     ],
 )
 def test_settings_without_effect_are_named(tmp_path: Path, override: str, key: str) -> None:
@@ -111,12 +127,40 @@ def test_pool_size_needs_pools(tmp_path: Path) -> None:
     assert "num_pool_triples" in sentence
 
 
+def test_variants_change_what_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "concepts.yaml"
+    path.write_text(
+        "sources:\n- {source: a, concepts: [{name: fox, backgrounds: [den]}, kettle]}\n"
+        "- {source: b, kind: place, concepts: [harbour]}\n"
+    )
+    asked = {}
+    for variant in ("full", "IN+Places+LLM", "IN+OurBG+LLM"):
+        settings = config(tmp_path, f"concepts={path}", f"variant={variant}")
+        prompts = [prompt_source(settings).build(ordinal) for ordinal in range(200)]
+        asked[variant] = {(p.concept.name, p.template, p.background) for p in prompts}
+    assert len({name for name, _, _ in asked["full"]}) == 3
+    assert asked["IN+Places+LLM"] == {(n, "c-background", "harbour") for n in ("fox", "kettle")}
+    assert asked["IN+OurBG+LLM"] == {("fox", "c-background", "den"), ("kettle", "c", None)}
+
+
+def test_captions_of_a_file_need_neither_concepts_nor_a_model(tmp_path: Path) -> None:
+    given = tmp_path / "given.txt"
+    given.write_text("".join(f"A photo of the house number {i}\n" for i in range(10)))
+    settings = {"run": f"{tmp_path}/run", "variant": "file", "captions_file": str(given)}
+    wanted = {"num_captions": 4, "captions_per_shard": 2, "oversampling": 2}
+    run(CaptionsConfig(**settings, **wanted), [])
+    index = read_index(raw_folder(f"{tmp_path}/run").index_url)
+    assert index.table["num_samples"].to_pylist() == [2, 2, 2, 2]
+    with pytest.raises(ConfigError, match="holds 10 captions, but 12 are asked for"):
+        stage(CaptionsConfig(**settings, **{**wanted, "oversampling": 3}))
+
+
 def test_an_endpoint_that_is_not_there_is_said_in_the_last_line(tmp_path: Path) -> None:
     settings = ["engine=openai", "openai.base_url=http://127.0.0.1:9/v1", "openai.max_retries=0"]
     with pytest.raises(UnfinishedError, match=r"^the endpoint http://127.0.0.1:9/v1 cannot be"):
         run(config(tmp_path, *settings, "num_captions=160"), [])
     run_folder = tmp_path / "run" / "captions-raw"
-    assert [path.name for path in run_folder.iterdir()] == ["run.yaml"]
+    assert {path.name for path in run_folder.iterdir()} == {"run.yaml", "plan.json"}
 
 
 def test_an_endpoint_is_known_by_its_name(tmp_path: Path) -> None:
