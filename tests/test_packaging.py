@@ -83,9 +83,10 @@ def test_roles_install_only_what_they_need() -> None:
     exec("BEAM = ['apache-beam']\n" + extras.group(), roles)
     found = roles["EXTRAS"]
     assert isinstance(found, dict)
-    heavy = {"vllm": "captions", "diffusers": "images", "timm": "trainer"}
-    for package, owner in heavy.items():
+    # timm has the models, and the names of ImageNet's classes.
+    heavy = {"vllm": {"captions"}, "diffusers": {"images"}, "timm": {"captions", "trainer"}}
+    for package, owners in heavy.items():
         holders = {
             role for role, needs in found.items() if any(n.startswith(package) for n in needs)
         }
-        assert holders == {owner}
+        assert holders == owners

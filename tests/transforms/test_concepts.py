@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.concepts import MAX_NAME_LENGTH, load_concepts
+from transforms.concepts import Duplicate, load_concepts, read_list
 from transforms.core.config import ConfigError
+from transforms.imagenet import MAX_NAME_LENGTH
 
 LIST = """
 backgrounds:
@@ -46,6 +47,7 @@ def test_a_list_states_kinds_weights_and_backgrounds(tmp_path: Path) -> None:
     )
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=4),
     sizes=st.lists(st.integers(1, 5), min_size=4, max_size=4),
@@ -55,7 +57,7 @@ def test_weights_sum_to_one_and_sources_get_their_shares(
 ) -> None:
     lines = []
     for i, (share, size) in enumerate(zip(shares, sizes, strict=False)):
-        names = ", ".join(f"c{n}" for n in range(size))
+        names = ", ".join(f"s{i} c{n}" for n in range(size))
         lines.append(f"  - {{source: s{i}, share: {share}, concepts: [{names}]}}\n")
     sources = "".join(lines)
     concepts = load_concepts(write(tmp_path_factory.mktemp("lists"), f"sources:\n{sources}"))
@@ -74,6 +76,42 @@ def test_a_text_file_has_one_object_per_line(tmp_path: Path) -> None:
     assert concepts[0].weight == 0.5
 
 
+def test_what_two_sources_name_stays_with_the_first(tmp_path: Path) -> None:
+    text = """
+sources:
+  - {source: a, share: 3, concepts: [fox, Library]}
+  - {source: b, share: 1, concepts: [FOX, owl, hen]}
+  - {source: c, share: 4, kind: place, concepts: [library]}
+"""
+    found = read_list(write(tmp_path, text))
+    assert [(c.name, c.source) for c in found.concepts] == [
+        ("fox", "a"),
+        ("Library", "a"),
+        ("owl", "b"),
+        ("hen", "b"),
+        ("library", "c"),  # A place of that name is another concept.
+    ]
+    assert found.duplicates == (Duplicate("FOX", "b", "a"),)
+    assert [c.weight for c in found.concepts] == [3 / 16, 3 / 16, 1 / 16, 1 / 16, 1 / 2]
+    assert found.total_share == 8
+
+
+def test_a_source_may_be_a_file_beside_the_list(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "cars.txt").write_text("# cars\nAudi TT 2012\nSmart car\n")
+    (tmp_path / "roads.txt").write_text("# roads\nbridge\ntunnel\nbridge\n")
+    text = "sources: [{source: cars, file: ../cars.txt, suffix: car, backgrounds: ../roads.txt}]"
+    concepts = load_concepts(write(tmp_path / "lists", text))
+    assert [c.name for c in concepts] == ["Audi TT 2012 car", "Smart car"]
+    assert {c.backgrounds for c in concepts} == {("bridge", "tunnel")}
+
+
+def test_names_are_cleaned(tmp_path: Path) -> None:
+    listed = "red_fox\ncafe\u0301  au lait\n"
+    concepts = load_concepts(write(tmp_path, listed, "list.txt"))
+    assert [c.name for c in concepts] == ["red fox", "caf\u00e9 au lait"]
+
+
 @pytest.mark.parametrize("name", ["猫", "crème brûlée", "jack-o'-lantern", 'a "quote"', "🦊", "X"])
 def test_names_of_any_script_are_kept_as_written(tmp_path: Path, name: str) -> None:
     assert load_concepts(write(tmp_path, name, "list.txt"))[0].name == name
@@ -85,10 +123,10 @@ def test_names_of_any_script_are_kept_as_written(tmp_path: Path, name: str) -> N
         ("sources: []", "is empty: expected at least one concept"),
         ("sources: [{source: a, concepts: []}]", "source 'a' has no concepts"),
         ("sources: [{source: a, concepts: [fox, Fox]}]", "source 'a' names 'Fox' twice"),
-        ("sources: [{source: a, concepts: ['  ']}]", "a concept without a name"),
+        ("sources: [{source: a, concepts: ['  ']}]", "a concept of source 'a' has no name"),
         (
             f"sources: [{{source: a, concepts: [{'x' * (MAX_NAME_LENGTH + 1)}]}}]",
-            f"has {MAX_NAME_LENGTH + 1} letters: expected one line of at most {MAX_NAME_LENGTH}",
+            f"has {MAX_NAME_LENGTH + 1} letters: expected at most {MAX_NAME_LENGTH}",
         ),
         ("sources: [{source: a, concepts: [{name: fox, colour: red}]}]", "colour"),
         ("sources: [{source: a, concepts: [{name: fox, weight: 0}]}]", "weight"),
@@ -99,6 +137,14 @@ def test_names_of_any_script_are_kept_as_written(tmp_path: Path, name: str) -> N
             "background of 'a' is empty",
         ),
         ("sources: [{source: a, concepts: [true]}]", "concepts"),
+        ("sources: [{source: a}]", "source 'a' has no concepts: expected one of"),
+        ("sources: [{source: a, concepts: [fox], file: b.txt}]", "has concepts and file"),
+        ("sources: [{source: a, timm: imagenet-2k}]", "timm"),
+        ("sources: [{source: a, hypernyms: h.tsv, concepts: [fox]}]", "go with timm only"),
+        (
+            "sources: [{source: a, concepts: [fox]}, {source: b, concepts: [Fox]}]",
+            "source 'b' has no concept that others do not have",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -108,10 +154,16 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, text: str, sentence
     assert "list.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize("source", ["file: none.txt", "backgrounds: none.txt, concepts: [fox]"])
+def test_a_file_beside_the_list_that_is_missing_is_named(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"none\.txt' cannot be read"):
+        load_concepts(write(tmp_path, f"sources: [{{source: a, {source}}}]"))
+
+
 def test_files_that_cannot_be_lists(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_concepts(str(tmp_path / "none.txt"))
-    with pytest.raises(ConfigError, match=r"must be a \.yaml or \.txt file"):
+    with pytest.raises(ConfigError, match=r"must be a \.yaml, \.txt, \.csv, \.parquet file"):
         load_concepts(write(tmp_path, "fox", "list.docx"))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(ConfigError, match="not UTF-8"):
