@@ -1,13 +1,11 @@
-import json
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.transforms.engines.endpoint import Answer, Endpoint, serving
 from transforms.core.config import ConfigError
 from transforms.engines.openai_engine import OpenAIConfig, OpenAIEngine
 from transforms.engines.text import EngineError, SamplingConfig
@@ -15,75 +13,25 @@ from transforms.engines.text import EngineError, SamplingConfig
 SAMPLING = SamplingConfig(temperature=0.5, top_p=0.8, max_new_tokens=30)
 
 
-class Endpoint(ThreadingHTTPServer):
-    """A completions endpoint: a prompt that is a number is answered with that status."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[str] = []
-        self.flaky = 0
-        self.under_way = 0
-        self.most_under_way = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
+def answer(body: dict[str, Any]) -> Answer:
+    """A prompt that is a number is answered with that status."""
+    prompt = body["prompt"]
+    if prompt == "nothing":
+        return Answer()
+    status = int(prompt) if prompt.isdigit() else 200
+    return Answer(f" about {prompt}", status, "length" if prompt == "long" else "stop")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append(body)
-            self.server.headers.append(self.headers["Authorization"])
-            self.server.under_way += 1
-            self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
-            failing = self.server.flaky > 0
-            self.server.flaky -= failing
-        time.sleep(0.01)
-        prompt = body["prompt"]
-        status = 503 if failing else int(prompt) if prompt.isdigit() else 200
-        choice = {"index": 0, "text": f" about {prompt}", "finish_reason": "stop", "logprobs": None}
-        if prompt == "long":
-            choice["finish_reason"] = "length"
-        answer: dict[str, Any] = {
-            "id": "1",
-            "object": "text_completion",
-            "created": 0,
-            "model": body["model"],
-            "choices": [] if prompt == "nothing" else [choice],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4},
-        }
-        if status != 200:
-            answer = {"error": {"message": f"status {status}"}}
-        content = json.dumps(answer).encode()
-        with self.server.lock:
-            self.server.under_way -= 1
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        if status == 503:
-            self.send_header("Retry-After-Ms", "1")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+def first(trouble: Answer, times: int) -> Callable[[dict[str, Any]], Answer]:
+    """Trouble for the first so many requests, then answers."""
+    numbers = itertools.count()
+    return lambda body: trouble if next(numbers) < times else answer(body)
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    server = Endpoint()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(answer) as server:
+        yield server
 
 
 def engine(endpoint: Endpoint, **settings: Any) -> OpenAIEngine:
@@ -110,11 +58,14 @@ def test_a_refused_prompt_costs_its_own_completion(endpoint: Endpoint) -> None:
     assert not completions[3].finished
 
 
-def test_a_server_that_is_busy_for_a_while_is_asked_again(endpoint: Endpoint) -> None:
-    endpoint.flaky = 3
-    completions = engine(endpoint, max_retries=5).complete(["a", "b"], [1, 2])
-    assert [c.text for c in completions] == [" about a", " about b"]
-    assert len(endpoint.requests) == 5
+@pytest.mark.parametrize(
+    "trouble", [Answer(status=503), Answer(status=429), Answer("half", cut_off=True)]
+)
+def test_a_server_that_is_in_trouble_for_a_while_is_asked_again(trouble: Answer) -> None:
+    with serving(first(trouble, 3)) as endpoint:
+        completions = engine(endpoint, max_retries=5).complete(["a", "b"], [1, 2])
+        assert [c.text for c in completions] == [" about a", " about b"]
+        assert len(endpoint.requests) == 5
 
 
 @pytest.mark.parametrize("prompt", ["401", "404", "500"])
@@ -123,7 +74,7 @@ def test_an_endpoint_that_does_not_work_stops_the_run(endpoint: Endpoint, prompt
         engine(endpoint, max_retries=0).complete(["a", prompt], [1, 2])
 
 
-def test_an_endpoint_that_is_not_there_stops_the_run(endpoint: Endpoint) -> None:
+def test_an_endpoint_that_is_not_there_stops_the_run() -> None:
     gone = OpenAIConfig(base_url="http://127.0.0.1:9/v1", max_retries=0)
     with pytest.raises(EngineError, match="cannot be reached"):
         OpenAIEngine("llama", gone, SAMPLING).complete(["a"], [1])
