@@ -8,26 +8,38 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transforms.core.config import Config
 
 JOBS = {
     "captions": "write captions about concepts with a language model",
     "curate": "remove duplicate captions, put the rest in random order, cut equal shards",
     "images": "paint the images of every caption with a diffusion model",
     "report": "write one HTML page about a run",
+    "status": "how far each stage of a run is, how fast, what failed",
+    "verify": "check every file of a run against its commit records",
+    "index": "rebuild an index from the commit records",
 }
 """Each job is the module of its name, with `CONFIG` (its config class) and `run(config, flags)`."""
+
+OF_A_RUN = {"report", "status", "verify", "index"}
+"""Jobs that take the folder of a run in place of a config file."""
 
 OK, UNFINISHED, WRONG_CONFIG, INTERRUPTED = 0, 1, 2, 130
 
 USAGE = """\
 usage: python -m pipelines STAGE CONFIG [key=value ...] [--beam_flag=value ...]
+       python -m pipelines report|status|verify|index RUN [key=value ...]
 
 stages:
 {jobs}
 
-CONFIG is a YAML file; `key=value` overrides a key of it, dots reach into sections. Flags go to
-Apache Beam: --runner=FlinkRunner --flink_master=HOST:PORT, --runner=DataflowRunner ... ; with none
-the stage runs in this process. `python -m pipelines STAGE --help` lists the keys of a stage.
+CONFIG is a YAML file, RUN the folder or URL of a run; `key=value` overrides a key, dots reach into
+sections. Flags go to Apache Beam: --runner=FlinkRunner --flink_master=HOST:PORT,
+--runner=DataflowRunner ... ; with none the stage runs in this process.
+`python -m pipelines STAGE --help` lists the keys of a stage.
 
 exit code: 0 everything asked for is committed; 1 work is left undone, the last line says what is
 missing and how to go on; 2 the config is wrong; 130 interrupted by Ctrl-C: go on with the same
@@ -38,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        jobs = "\n".join(f"  {name:<10} {text}" for name, text in JOBS.items())
+        jobs = "\n".join(f"  {name:<13} {text}" for name, text in JOBS.items())
         print(USAGE.format(jobs=jobs))
         return OK if arguments else WRONG_CONFIG
     job, *rest = arguments
@@ -49,19 +61,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = [argument for argument in rest if argument.startswith("--")]
     words = [argument for argument in rest if not argument.startswith("--")]
     if not words or "=" in words[0]:
-        return _fail(f"{job} needs a config file: python -m pipelines {job} CONFIG", WRONG_CONFIG)
+        kind = "RUN" if job in OF_A_RUN else "CONFIG"
+        what = "the folder of a run" if job in OF_A_RUN else "a config file"
+        return _fail(f"{job} needs {what}: python -m pipelines {job} {kind}", WRONG_CONFIG)
     return _run(job, words[0], words[1:], flags)
+
+
+def _config(job: str, cls: "type[Config]", path: str, overrides: Sequence[str]) -> "Config":
+    from transforms.core.config import load_config, parse_config
+
+    if job in OF_A_RUN and not path.endswith((".yaml", ".yml")):
+        return parse_config(cls, "{}", "command line", [f"run={path}", *overrides])
+    return load_config(cls, path, overrides)
 
 
 def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) -> int:
     from pipelines.stage import UnfinishedError
-    from transforms.core.config import ConfigError, load_config
+    from transforms.core.config import ConfigError
     from transforms.core.shards import DamagedFileError
     from transforms.core.storage import StorageError
 
     module = importlib.import_module(f"pipelines.{job}")
     try:
-        module.run(load_config(module.CONFIG, path, overrides), flags)
+        module.run(_config(job, module.CONFIG, path, overrides), flags)
     except ConfigError as error:
         return _fail(str(error), WRONG_CONFIG)
     except (UnfinishedError, StorageError, DamagedFileError) as error:

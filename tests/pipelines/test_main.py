@@ -29,6 +29,11 @@ def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture
         (["paint"], "unknown stage 'paint'"),
         (["captions"], "needs a config file"),
         (["captions", "run=x"], "needs a config file"),
+        (["status"], "status needs the folder of a run"),
+        (["verify", "absent"], "absent holds no stage"),
+        (["status", "absent"], "absent holds no stage"),
+        (["index", "absent"], "there is no such stage"),
+        (["verify", "absent", "fix=true"], "unknown key 'fix'"),
         (["captions", "absent.yaml"], "'absent.yaml' cannot be read"),
     ],
 )

@@ -1,7 +1,7 @@
 """What the folders of a run say about themselves, for those who look at it without its configs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -57,9 +57,9 @@ def read_output(url: str) -> StageOutput | None:
         ) from error
 
 
-def find_outputs(run: str) -> Iterator[StageOutput]:
+def find_outputs(run: str, stages: Sequence[str] = STAGES) -> Iterator[StageOutput]:
     """The stages of a run that were started, in their order, each followed by its retries."""
-    for name in STAGES:
+    for name in stages:
         url = storage.join(run, name)
         number = 0
         while (output := read_output(url)) is not None:

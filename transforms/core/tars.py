@@ -6,13 +6,17 @@ sets give the same bytes: times, owners and the order of the members are fixed.
 
 import dataclasses
 import json
+import os
 import tarfile
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset
 
 from transforms.core.records import ImageSet
+
+_END_BYTES = 2 * tarfile.BLOCKSIZE
+"""Zeros at the end of every tar."""
 
 
 def image_set_sample(image_set: ImageSet) -> dict[str, Any]:
@@ -52,10 +56,23 @@ def read_tar_ids(path: str) -> list[str]:
         tarfile.TarError: The file is damaged or cut off.
     """
     ids: dict[str, None] = {}
+    with open(path, "rb") as file:
+        check_end(file)
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             ids.setdefault(member.name.partition(".")[0])
     return list(ids)
+
+
+def check_end(file: BinaryIO) -> None:
+    """Raise `tarfile.ReadError` unless the tar ends as a whole one does.
+
+    Python reads one that was cut off between two members as if it were a shorter one.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END_BYTES))
+    if file.read() != bytes(_END_BYTES):
+        raise tarfile.ReadError("it is cut off")
 
 
 def _extension(image: bytes) -> str:

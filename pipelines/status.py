@@ -1,0 +1,119 @@
+"""How far a run is: per stage what is done and left, how fast, how long still, what failed.
+
+`python -m pipelines status RUN`, at any moment and from any machine that sees the run's storage.
+It lists the commit records and reads none of them, so it answers in seconds at 600,000 shards; the
+rate follows from the times at which they were written.
+"""
+
+import io
+import random
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pyarrow.parquet as pq
+
+from transforms.core import storage
+from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.outputs import find_outputs
+from transforms.core.shards import read_success
+from transforms.core.stage import StageOutput
+
+WINDOW_S = 900.0
+"""The rate of a running stage is that of so long before now, and of a stage at rest its mean."""
+
+MAX_LETTERS_READ = 500
+"""Dead-letter files that are read to count failures; of more, so many at random are."""
+
+
+class StatusConfig(Config):
+    """Settings of the look at a run."""
+
+    run: str = no_fingerprint()
+    """Folder or URL of the run."""
+
+
+CONFIG = StatusConfig
+
+
+def run(config: StatusConfig, flags: Sequence[str]) -> None:
+    """Print a table with one line per stage; Beam's flags have no effect.
+
+    Raises:
+        ConfigError: No stage of the run was started.
+    """
+    outputs = list(find_outputs(config.run))
+    if not outputs:
+        raise ConfigError(f"{config.run} holds no stage that was started, so it has no status")
+    line = "{:<18}{:>16}{:>7}{:>12}{:>12}  {:<12}{}"
+    print(line.format("stage", "shards", "done", "rate", "left", "failures", "state"))
+    now = time.time()
+    for output in outputs:
+        name = output.folder.url.removeprefix(config.run).strip("/")
+        print(line.format(name, *columns(output, now)))
+
+
+def columns(output: StageOutput, now: float) -> list[str]:
+    """Shards, share done, rate, time left, failures and state of a stage at the time `now`."""
+    times = storage.list_times(storage.join(output.folder.url, "commits")).values()
+    done, planned = len(times), output.num_shards
+    running = done < planned and bool(times) and now - max(times) < WINDOW_S
+    per_second = rate(times, now, running)
+    left = "-"
+    if done < planned and per_second:
+        left = str(timedelta(seconds=round((planned - done) / per_second)))
+    return [
+        f"{done:,}/{planned:,}",
+        f"{done / planned:.1%}",
+        f"{per_second * output.num_records / planned:.1f}/s" if per_second else "-",
+        left,
+        failures(output),
+        _state(output, times, now, running),
+    ]
+
+
+def rate(times: Collection[float], now: float, running: bool) -> float:
+    """Shards committed per second.
+
+    Args:
+        times: When each was.
+        now: The time.
+        running: Whether to look at the last `WINDOW_S` seconds only.
+    """
+    if not running:
+        span = max(times) - min(times) if times else 0.0
+        return (len(times) - 1) / span if span > 0 else 0.0
+    recent = [moment for moment in times if moment > now - WINDOW_S]
+    # From the first of them on, which is the end of a shard and not its beginning.
+    span = now - min(recent)
+    return (len(recent) - 1) / span if span > 0 else 0.0
+
+
+def failures(output: StageOutput) -> str:
+    """The number of dead letters, with "~" where it is an estimate."""
+    folder = storage.join(output.folder.url, "failures")
+    names = sorted(storage.list_files(folder))
+    read = random.Random(0).sample(names, min(len(names), MAX_LETTERS_READ))
+
+    def count(name: str) -> int:
+        content = io.BytesIO(storage.read_bytes(storage.join(folder, name)))
+        return int(pq.read_metadata(content).num_rows)
+
+    with ThreadPoolExecutor(16) as pool:
+        counted = sum(pool.map(count, read))
+    if len(read) == len(names):
+        return f"{counted:,}"
+    return f"~{counted * len(names) // len(read):,}"
+
+
+def _state(output: StageOutput, times: Collection[float], now: float, running: bool) -> str:
+    if running:
+        return "running"
+    if not times:
+        return "started, nothing committed yet"
+    success = read_success(output.folder)
+    if success is not None and success["num_shards"] == output.num_shards:
+        return f"complete: {success['num_samples']:,} {output.unit}"
+    since = timedelta(seconds=round(now - max(times)))
+    return f"stopped: nothing was committed for {since}"
