@@ -1,27 +1,40 @@
 """Remove duplicate captions, put the rest in random order and cut shards of equal size.
 
-Reads `<run>/captions-raw` and writes exactly `num_captions` to `<run>/captions`. The order depends
-on the seed and the captions alone. Takes the file of the captions stage; what is about writing
-captions has no effect here.
+Reads `<run>/captions-raw` and writes exactly `num_captions` to `<run>/captions`, and beside them
+`curation.json`: what was removed, and the shares of sources, templates and concepts against the
+plan. The order depends on the seed and the captions alone. Takes the file of the captions stage;
+what is about the language model has no effect here.
+
+Scratch files, about three times as large as the captions, stand in `<run>/captions/parts` until the
+end: a curation that was stopped goes on from there.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pipelines.captions import CaptionsConfig, num_raw_shards, raw_folder
+from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source, raw_folder
 from pipelines.options import beam_options
 from pipelines.stage import UnfinishedError, finish, is_complete, plan, progress, run_pipeline, say
+from transforms.balance import Group, balance
 from transforms.core import storage
+from transforms.core.config import fingerprint_fields
 from transforms.core.fingerprint import Fingerprint, claim
+from transforms.core.outputs import write_plan
 from transforms.core.shards import Index, StageFolder, read_index
 from transforms.core.stage import StageOutput
 
-CAPTIONS_PER_PARTITION = 50_000
-"""About what one worker sorts at a time: some 30 MB of text."""
+if TYPE_CHECKING:
+    from transforms.dedup import Deduplication, Summary
 
-CODE_VERSION = 1
-"""Counts changes to the order, or to which of two equal captions is kept."""
+CAPTIONS_PER_TASK = 500_000
+"""About what one task holds, in half a gigabyte. The number of scratch files is the square of the
+number of tasks, so it stays small for large corpora: 150 million captions have 375 tasks."""
+
+CODE_VERSION = 2
+"""Counts changes to the order, to which of equal captions is kept, and to what is a duplicate."""
 
 CONFIG = CaptionsConfig
 
@@ -37,31 +50,46 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     if storage.exists(curated.folder.run_yaml_url):
         claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
         if is_complete(curated):
+            _remove_scratch(curated.folder)
             say(
                 f"{curated.folder.url} is complete: {curated.num_records:,} captions, nothing to do"
             )
             return
-    counts = _count_distinct(config, index, input_id, curated.folder, flags)
+    planned = prompt_source(config).plan()  # A wrong list is an error before any work is done.
+    tasks, summary = _drop_duplicates(config, index, input_id, curated.folder, flags)
     num_raw = sum(index.table["num_samples"].to_pylist())
-    _check_enough(config, num_raw, sum(counts))
+    _check_enough(config, num_raw, sum(summary.num_kept))
     # Only now: a run with too few captions has no output, and may grow its input.
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
-    _make_shards(config, index, curated, counts, flags)
-    say(f"{num_raw - sum(counts):,} duplicates among {num_raw:,} captions were left out")
-    finish(stage(config, input_id, num_raw, sum(counts)))
+    write_plan(curated)
+    counted = _cut(config, curated, tasks, summary, flags)
+    report = {**_removed(config, num_raw, summary), "balance": balance(counted, planned)}
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    storage.update_bytes(text.encode("utf-8"), report_url(config.run))
+    finish(stage(config, input_id, report))
+    say(
+        f"{report['num_exact_duplicates']:,} equal captions and {report['num_near_duplicates']:,} "
+        f"near duplicates among {num_raw:,} were left out"
+    )
+    _remove_scratch(curated.folder)
+
+
+def report_url(run: str) -> str:
+    """Where a run's curation says what it removed and how the rest is balanced."""
+    return storage.join(run, "captions", "curation.json")
 
 
 def stage(
-    config: CaptionsConfig, input_id: str, num_raw: int = 0, num_distinct: int = 0
+    config: CaptionsConfig, input_id: str, report: dict[str, object] | None = None
 ) -> StageOutput:
     """The curated captions as an output to make.
 
     Args:
         config: Of the captions stage.
         input_id: Checksum of the index of what is curated.
-        num_raw: Captions before curation, for the index.
-        num_distinct: Different captions among them, for the index.
+        report: What was removed, for the index.
     """
+    removed = {key: str(value) for key, value in (report or {}).items() if key.startswith("num_")}
     return StageOutput(
         folder=StageFolder(storage.join(config.run, "captions"), "captions", ".parquet"),
         fingerprint=Fingerprint(
@@ -71,13 +99,14 @@ def stage(
                 "captions_per_shard": config.captions_per_shard,
                 "captions_raw_index_sha256": input_id,
                 "code_version": CODE_VERSION,
+                **fingerprint_fields(config.curation),
             }
         ),
         config=config.model_dump(mode="json"),
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
         unit="captions",
-        metadata={"num_raw": str(num_raw), "num_duplicates": str(num_raw - num_distinct)},
+        metadata=removed,
     )
 
 
@@ -101,66 +130,103 @@ def _read_raw(config: CaptionsConfig) -> tuple[Index, str]:
     return index, checksum
 
 
-def _count_distinct(
+def _drop_duplicates(
     config: CaptionsConfig, index: Index, input_id: str, folder: StageFolder, flags: Sequence[str]
-) -> list[int]:
-    """Distinct captions of each partition, counted once and kept beside the output."""
+) -> "tuple[Deduplication, Summary]":
+    """Find what is kept, once for each input and settings."""
     import apache_beam as beam
 
-    from transforms.dedup import CountDistinct, input_shards, read_counts
+    from transforms.caption_columns import in_groups, input_shards
+    from transforms.dedup import Deduplication, DropDuplicates, read_summary
 
-    url = storage.join(folder.url, "partitions.json")
     num_raw = sum(index.table["num_samples"].to_pylist())
-    num_partitions = max(1, math.ceil(num_raw / CAPTIONS_PER_PARTITION))
-    input_id = f"{input_id} seed {config.seed} partitions {num_partitions}"
-    counts = read_counts(url, input_id)
-    if counts is None:
+    settings = {
+        "input": input_id,
+        "seed": config.seed,
+        "captions_per_task": CAPTIONS_PER_TASK,
+        "code_version": CODE_VERSION,
+        **fingerprint_fields(config.curation),
+    }
+    groups = in_groups(input_shards(index), CAPTIONS_PER_TASK)
+    tasks = Deduplication(
+        scratch=storage.join(_scratch(folder), Fingerprint(settings).digest),
+        num_groups=len(groups),
+        num_partitions=max(1, math.ceil(num_raw / CAPTIONS_PER_TASK)),
+        seed=config.seed,
+        config=config.curation,
+    )
+    if read_summary(tasks.summary_url) is None:
+        say(f"looking for duplicates among {num_raw:,} captions")
         pipeline = beam.Pipeline(options=beam_options(flags))
-        shards = pipeline | "Shards" >> beam.Create(input_shards(index))
-        _ = shards | CountDistinct(config.seed, num_partitions, url, input_id)
+        created = pipeline | "Groups" >> beam.Create(list(enumerate(groups)))
+        _ = created | DropDuplicates(tasks)
         run_pipeline(pipeline, f"{folder.url}: run the same command again to go on")
-        counts = read_counts(url, input_id)
-    if counts is None:
-        raise UnfinishedError(f"{url} was not written: run the same command again to go on")
-    return counts
+    summary = read_summary(tasks.summary_url)
+    if summary is None:
+        raise UnfinishedError(
+            f"{tasks.summary_url} was not written: run the same command again to go on"
+        )
+    return tasks, summary
 
 
-def _check_enough(config: CaptionsConfig, num_raw: int, num_distinct: int) -> None:
-    if num_distinct >= config.num_captions:
+def _check_enough(config: CaptionsConfig, num_raw: int, num_kept: int) -> None:
+    if num_kept >= config.num_captions:
         return
     # A little more than the duplicates seen so far ask for.
-    needed = 1.05 * config.oversampling * config.num_captions / max(num_distinct, 1)
+    needed = 1.05 * config.oversampling * config.num_captions / max(num_kept, 1)
     raise UnfinishedError(
-        f"only {num_distinct:,} of {num_raw:,} captions are left after curation, but num_captions "
+        f"only {num_kept:,} of {num_raw:,} captions are left after curation, but num_captions "
         f"is {config.num_captions:,}: write more with oversampling={math.ceil(20 * needed) / 20:g} "
         f"(now {config.oversampling:g}) by the captions stage, which keeps those that are there, "
         "then run this command again"
     )
 
 
-def _make_shards(
+def _cut(
     config: CaptionsConfig,
-    index: Index,
     curated: StageOutput,
-    counts: Sequence[int],
+    tasks: "Deduplication",
+    summary: "Summary",
     flags: Sequence[str],
-) -> None:
+) -> list[tuple[Group, int]]:
+    """Make the shards that are not there yet; count the captions of each group."""
     import apache_beam as beam
 
-    from transforms.dedup import CurateShards, input_shards
+    from transforms.cut import CountCaptions, CutShards, KeptCaptions, by_partition, read_counts
 
+    kept = KeptCaptions(tasks, tuple(summary.num_kept))
+    counts_url = storage.join(tasks.scratch, "counts.json")
     pending = plan(curated)
-    if not pending:
-        return
-    curate = CurateShards(
-        curated.folder,
-        curated.fingerprint.digest,
-        config.seed,
-        counts,
-        config.captions_per_shard,
-        pending,
-    )
+    size = config.captions_per_shard
     with progress(curated, len(pending)):
         pipeline = beam.Pipeline(options=beam_options(flags))
-        _ = pipeline | "Shards" >> beam.Create(input_shards(index)) | curate
+        partitions = pipeline | "Partitions" >> beam.Create(range(tasks.num_partitions))
+        _ = partitions | CountCaptions(kept, config.num_captions, counts_url)
+        shards = pipeline | "Shards" >> beam.Create(by_partition(pending, kept, size))
+        _ = shards | CutShards(kept, curated.folder, curated.fingerprint.digest, size)
         run_pipeline(pipeline, f"{curated.folder.url}: run the same command again to go on")
+    return read_counts(counts_url)
+
+
+def _removed(config: CaptionsConfig, num_raw: int, summary: "Summary") -> dict[str, object]:
+    """What curation left out, for `curation.json`."""
+    num_distinct, num_kept = sum(summary.num_distinct), sum(summary.num_kept)
+    return {
+        "num_raw": num_raw,
+        "num_exact_duplicates": num_raw - num_distinct,
+        "num_near_duplicates": num_distinct - num_kept,
+        "num_left_over": num_kept - config.num_captions,
+        "settings": fingerprint_fields(config.curation),
+        "exact_examples": summary.exact_examples,
+        "near_examples": summary.near_examples,
+    }
+
+
+def _scratch(folder: StageFolder) -> str:
+    return storage.join(folder.url, "parts")
+
+
+def _remove_scratch(folder: StageFolder) -> None:
+    scratch = _scratch(folder)
+    for name in storage.list_files(scratch):
+        storage.delete(storage.join(scratch, name))

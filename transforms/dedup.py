@@ -1,278 +1,252 @@
-"""Curation: exact duplicates removed over all shards, global random order, shards of equal size.
+"""Deduplication: equal captions and near duplicates dropped over all shards.
 
-Captions are ordered by a hash of (seed, caption_id), so the order is random, and the same however
-the input was cut, ordered or repeated. The hash also cuts them into range partitions: duplicates
-meet in one partition, and no worker ever holds more than one partition or one shard.
+A caption's key is its place in the random order and decides its partition. So the result is the
+same however the input was cut, ordered or repeated, and no task holds more than one partition.
 
-    CountDistinct   shards -> ids -> by partition -> how many distinct ids each partition has
-    CurateShards    shards -> captions -> by partition -> distinct and sorted -> by output shard
+    scatter    input shards -> captions by key
+    distinct   of equal captions the first written; bands of MinHash signatures by their value
+    pair       captions that share a band -> pairs, by the key of the earlier caption
+    fetch      the earlier caption's text, by the key of the later one
+    verify     exact similarity: the later caption of each near-duplicate pair is dropped
 
-With the counts of all partitions, each knows at which global position its captions start, so the
-second pass cuts shards of exactly equal size without anyone seeing everything.
+The rule is local: a caption is dropped if it is a near duplicate of any caption before it in the
+random order, also of one that is dropped itself. So no two captions that were found to be near
+duplicates are both kept, and a chain loses no more than all its captions but the first, which is
+what connected components would leave of it.
+
+Beam shuffles no captions here: `partitions` says why.
 """
 
-import hashlib
-import io
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import apache_beam as beam
-import pyarrow.parquet as pq
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
+from transforms.caption_columns import (
+    InputShard,
+    column,
+    first_written,
+    order_keys,
+    partition_of,
+    read_table,
+)
 from transforms.core import storage
-from transforms.core.commit import ShardBuild
-from transforms.core.counters import Tally
-from transforms.core.records import CAPTION_SCHEMA, Caption
-from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError, Index, StageFolder
+from transforms.near_duplicates import (
+    CurationConfig,
+    Hashes,
+    band_hashes,
+    candidate_pairs,
+    changes,
+    distinct,
+    shingles,
+    similarity,
+)
+from transforms.partitions import Exchange, NextTasks, Result, RunTasks, read_rows, write_rows
 
-_KEY_BITS = 64
-Row = tuple[Any, ...]
-"""A caption as the values of its columns: plain values cross a shuffle faster than records."""
+NUM_EXAMPLES = 20
+"""Of each kind of duplicate, for the report."""
 
-_ID = CAPTION_SCHEMA.names.index("caption_id")
-_ORDINAL = CAPTION_SCHEMA.names.index("ordinal")
+_PAIRS_AT_A_TIME = 100_000
+
+_NEAR_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.uint64()),
+        pa.field("dropped", pa.string()),
+        pa.field("resembled", pa.string()),
+        pa.field("similarity", pa.float64()),
+    ]
+)
+"""A near duplicate: its key and text, the text of the first caption that it resembles."""
 
 
 @dataclass(frozen=True)
-class InputShard:
-    """A committed shard of captions, as its index lists it."""
+class Summary:
+    """What deduplication found. Counts are per partition."""
 
-    url: str
-    sha256: str
+    num_distinct: list[int]
+    num_near_duplicates: list[int]
+    near_examples: list[dict[str, Any]]
+    """Near duplicates: the text that was dropped, the one it resembles, their similarity."""
+    exact_examples: list[dict[str, Any]]
+    """The texts that were written most often, and how many times."""
 
-
-def input_shards(index: Index) -> list[InputShard]:
-    """The shards of a complete captions stage."""
-    rows = index.table.select(["path", "sha256"]).to_pylist()
-    return [InputShard(storage.join(index.folder, row["path"]), row["sha256"]) for row in rows]
-
-
-def order_key(seed: int, caption_id: str) -> int:
-    """A caption's place in the random order, 64 bits."""
-    return derive(seed, "order", caption_id, bits=_KEY_BITS)
-
-
-def partition_of(key: int, num_partitions: int) -> int:
-    """Which range of keys a key is in: partitions are in the order of their keys."""
-    return key * num_partitions >> _KEY_BITS
+    @property
+    def num_kept(self) -> list[int]:
+        """Captions that are left of each partition."""
+        counts = zip(self.num_distinct, self.num_near_duplicates, strict=True)
+        return [different - near for different, near in counts]
 
 
-def keep_distinct(rows: Iterable[Row]) -> list[Row]:
-    """One row per caption_id, the one with the smallest ordinal."""
-    kept: dict[str, Row] = {}
-    for row in rows:
-        other = kept.get(row[_ID])
-        if other is None or row[_ORDINAL] < other[_ORDINAL]:
-            kept[row[_ID]] = row
-    return list(kept.values())
-
-
-def in_order(rows: Iterable[Row], seed: int) -> list[Row]:
-    """Rows by their order keys; equal keys by caption_id."""
-    return sorted(rows, key=lambda row: (order_key(seed, row[_ID]), row[_ID]))
-
-
-def cut(start: int, rows: Sequence[Row], size: int) -> Iterator[tuple[int, int, Sequence[Row]]]:
-    """Cut a run of rows at shard boundaries.
-
-    Args:
-        start: Global position of the first row.
-        rows: The run.
-        size: Rows of a shard.
-
-    Yields:
-        Shard number, position of the piece within its shard, and the rows of the piece.
-    """
-    taken = 0
-    while taken < len(rows):
-        shard, offset = divmod(start + taken, size)
-        piece = rows[taken : taken + size - offset]
-        yield shard, offset, piece
-        taken += len(piece)
-
-
-def read_rows(shard: InputShard, columns: Sequence[str] | None = None) -> list[Row]:
-    """The captions of a shard, all columns or some.
-
-    Raises:
-        DamagedFileError: The file is not the one that was committed.
-    """
-    content = storage.read_bytes(shard.url)
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise DamagedFileError(
-            f"{shard.url} is not what its index says: delete it and its commit record, then run "
-            "the captions stage again"
-        )
-    names = CAPTION_SCHEMA.names if columns is None else list(columns)
-    table = pq.read_table(io.BytesIO(content), columns=names)
-    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
-
-
-class CountDistinct(beam.PTransform):
-    """Input shards -> one JSON file with the number of distinct captions of each partition."""
-
-    def __init__(self, seed: int, num_partitions: int, url: str, input_id: str) -> None:
-        super().__init__()
-        self._seed = seed
-        self._num_partitions = num_partitions
-        self._url = url
-        self._input_id = input_id
-
-    def expand(self, shards: beam.PCollection) -> beam.PCollection:
-        """Ids only: a hundredth of what the second pass moves."""
-        ids = _IdsByPartition(self._seed, self._num_partitions)
-        write = _WriteCounts(self._num_partitions, self._url, self._input_id)
-        return (
-            shards
-            | "Spread" >> beam.Reshuffle()
-            | "ReadIds" >> beam.ParDo(ids).with_output_types(tuple[int, list[str]])
-            | "ByPartition" >> beam.GroupByKey()
-            | "Count" >> beam.MapTuple(count_ids).with_output_types(tuple[int, int])
-            | "Collect" >> beam.combiners.ToList()
-            | "Write" >> beam.Map(write)
-        )
-
-
-class CurateShards(beam.PTransform):
-    """Input shards -> numbers of committed output shards.
-
-    Args:
-        folder: Of the output.
-        fingerprint: Digest for the commit records.
-        seed: Of the order.
-        counts: Distinct captions of each partition, from `CountDistinct`.
-        captions_per_shard: Size of every output shard.
-        wanted: Output shards to make: those that are not committed yet.
-    """
-
-    def __init__(
-        self,
-        folder: StageFolder,
-        fingerprint: str,
-        seed: int,
-        counts: Sequence[int],
-        captions_per_shard: int,
-        wanted: Iterable[int],
-    ) -> None:
-        super().__init__()
-        self._read = _RowsByPartition(seed, len(counts))
-        self._place = _Place(seed, counts, captions_per_shard, frozenset(wanted))
-        self._commit = _CommitShard(folder, fingerprint, captions_per_shard)
-
-    def expand(self, shards: beam.PCollection) -> beam.PCollection:
-        """Two shuffles: by partition, then by output shard."""
-        return (
-            shards
-            | "Spread" >> beam.Reshuffle()
-            | "ReadCaptions" >> beam.ParDo(self._read).with_output_types(tuple[int, list[Any]])
-            | "ByPartition" >> beam.GroupByKey()
-            | "Place" >> beam.ParDo(self._place).with_output_types(tuple[int, Any])
-            | "ByShard" >> beam.GroupByKey()
-            | "Commit" >> beam.ParDo(self._commit).with_output_types(int)
-        )
-
-
-def count_ids(partition: int, groups: Iterable[list[str]]) -> tuple[int, int]:
-    """A partition and how many distinct ids its groups hold."""
-    return partition, len({caption_id for group in groups for caption_id in group})
-
-
-def read_counts(url: str, input_id: str) -> list[int] | None:
-    """What `CountDistinct` wrote for this input; None if it did not."""
+def read_summary(url: str) -> Summary | None:
+    """What `DropDuplicates` wrote; None if it did not end."""
     try:
-        content = json.loads(storage.read_bytes(url))
-    except (storage.MissingFileError, ValueError):
+        return Summary(**json.loads(storage.read_bytes(url)))
+    except storage.MissingFileError:
         return None
-    if not isinstance(content, dict) or content.get("input") != input_id:
-        return None
-    counts: list[int] = content["counts"]
-    return counts
 
 
-class _IdsByPartition(beam.DoFn):
-    def __init__(self, seed: int, num_partitions: int) -> None:
-        self._seed = seed
-        self._num_partitions = num_partitions
+@dataclass(frozen=True)
+class Deduplication:
+    """The tasks that find what is kept, and the files they leave in scratch space.
 
-    def process(self, shard: InputShard) -> Iterator[tuple[int, list[str]]]:
-        groups: dict[int, list[str]] = {}
-        for caption_id in {row[0] for row in read_rows(shard, ["caption_id"])}:
-            key = order_key(self._seed, caption_id)
-            groups.setdefault(partition_of(key, self._num_partitions), []).append(caption_id)
-        yield from groups.items()
+    Attributes:
+        scratch: Folder of these files; another for each input, seed and config.
+        num_groups: Groups of input shards.
+        num_partitions: Of the captions.
+        seed: Of the order.
+        config: What counts as a duplicate.
+    """
+
+    scratch: str
+    num_groups: int
+    num_partitions: int
+    seed: int
+    config: CurationConfig
+
+    def scatter(self, group: int, shards: Sequence[InputShard]) -> Result:
+        """Input shards -> captions by key. A caption that is everywhere goes on once a group."""
+        captions = pa.concat_tables(read_table(shard) for shard in shards).combine_chunks()
+        keys = order_keys(self.seed, column(captions, "caption_id"))
+        ones = np.ones(len(captions), np.int64)
+        rows = first_written(
+            captions.append_column("key", pa.array(keys)).append_column("times", pa.array(ones))
+        )
+        self._exchange("captions").write(group, rows, self._partitions(rows["key"].to_numpy()))
+        return {}
+
+    def distinct(self, partition: int, _: None) -> Result:
+        """A partition's captions, each once; the bands of their signatures."""
+        rows = first_written(self._exchange("captions").read(partition, self.num_groups))
+        write_rows(rows, self._file("distinct", partition))
+        if self.config.near_duplicate_threshold is not None:
+            bands = band_hashes(column(rows, "text"), self.config).ravel()
+            keys = np.repeat(rows["key"].to_numpy(), self.config.num_bands)
+            table = pa.table({"band": bands, "key": keys})
+            self._exchange("bands").write(partition, table, self._partitions(bands))
+        return {}
+
+    def pair(self, partition: int, _: None) -> Result:
+        """Captions that share a band -> pairs to be compared."""
+        rows = self._exchange("bands").read(partition, self.num_partitions)
+        earlier, later = candidate_pairs(rows["band"].to_numpy(), rows["key"].to_numpy())
+        pairs = pa.table({"earlier": earlier, "later": later})
+        self._exchange("pairs").write(partition, pairs, self._partitions(earlier))
+        return {}
+
+    def fetch(self, partition: int, _: None) -> Result:
+        """Give each pair the text of its earlier caption, which is in this partition."""
+        rows = self._exchange("pairs").read(partition, self.num_partitions)
+        later, earlier = distinct(rows["later"].to_numpy(), rows["earlier"].to_numpy())
+        texts = self._texts(partition, earlier)
+        pairs = pa.table({"key": later, "earlier": earlier, "resembled": texts})
+        self._exchange("texts").write(partition, pairs, self._partitions(later))
+        return {}
+
+    def verify(self, partition: int, _: None) -> Result:
+        """Drop a partition's near duplicates; how many captions are left, and examples."""
+        near = self._near_duplicates(partition)
+        write_rows(near, self._file("near", partition))
+        rows = read_rows(self._file("distinct", partition), ["text", "times"])
+        often = rows.sort_by([("times", "descending"), ("text", "ascending")])[:NUM_EXAMPLES]
+        return {
+            "num_distinct": rows.num_rows,
+            "num_near_duplicates": near.num_rows,
+            "near_examples": near.drop_columns(["key"])[:NUM_EXAMPLES].to_pylist(),
+            "exact_examples": [row for row in often.to_pylist() if row["times"] > 1],
+        }
+
+    @property
+    def summary_url(self) -> str:
+        """Where `DropDuplicates` writes its `Summary`."""
+        return storage.join(self.scratch, "summary.json")
+
+    @property
+    def steps(self) -> list[Callable[[int, None], Result]]:
+        """What is done to every partition after `scatter`, each when the one before is done."""
+        if self.config.near_duplicate_threshold is None:
+            return [self.distinct, self.verify]
+        return [self.distinct, self.pair, self.fetch, self.verify]
+
+    def kept(self, partition: int, columns: list[str] | None = None) -> pa.Table:
+        """What is left of a partition, in order."""
+        rows = read_rows(self._file("distinct", partition), columns and [*columns, "key"])
+        dropped = read_rows(self._file("near", partition), ["key"])["key"].to_numpy()
+        return rows.filter(pa.array(~np.isin(rows["key"].to_numpy(), dropped)))
+
+    def _near_duplicates(self, partition: int) -> pa.Table:
+        """The captions to drop, each with the first of the earlier ones that it resembles."""
+        threshold = self.config.near_duplicate_threshold
+        if threshold is None:
+            return _NEAR_SCHEMA.empty_table()
+        pairs = self._exchange("texts").read(partition, self.num_partitions)
+        pairs = pairs.sort_by([("key", "ascending"), ("earlier", "ascending")])
+        pairs = pairs.append_column("dropped", self._texts(partition, pairs["key"].to_numpy()))
+        size, alike = self.config.shingle_words, [np.zeros(0)]
+        for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
+            block = pairs.slice(start, _PAIRS_AT_A_TIME)
+            sides = (shingles(column(block, name), size) for name in ("dropped", "resembled"))
+            alike.append(similarity(*sides))
+        values = np.concatenate(alike)
+        pairs = pairs.append_column("similarity", pa.array(values))
+        pairs = pairs.filter(pa.array(values >= threshold))
+        first = changes(pairs["key"].to_numpy())
+        return pairs.filter(pa.array(first)).select(_NEAR_SCHEMA.names)
+
+    def _texts(self, partition: int, keys: Hashes) -> pa.ChunkedArray:
+        """The texts of captions of a partition: [N] keys -> [N]."""
+        rows = read_rows(self._file("distinct", partition), ["key", "text"])
+        return rows["text"].take(np.searchsorted(rows["key"].to_numpy(), keys))
+
+    def _partitions(self, keys: Hashes) -> npt.NDArray[np.int64]:
+        return partition_of(keys, self.num_partitions)
+
+    def _exchange(self, name: str) -> Exchange:
+        return Exchange(storage.join(self.scratch, name), self.num_partitions)
+
+    def _file(self, name: str, partition: int) -> str:
+        return storage.join(self.scratch, name, f"{partition:06d}.parquet")
 
 
-class _WriteCounts:
-    def __init__(self, num_partitions: int, url: str, input_id: str) -> None:
-        self._num_partitions = num_partitions
-        self._url = url
-        self._input_id = input_id
+class DropDuplicates(beam.PTransform):
+    """(group number, its input shards) -> a JSON file that says what is kept.
 
-    def __call__(self, counted: list[tuple[int, int]]) -> None:
-        found = dict(counted)
-        counts = [found.get(partition, 0) for partition in range(self._num_partitions)]
-        content = json.dumps({"input": self._input_id, "counts": counts})
-        storage.replace_bytes(content.encode(), self._url)
+    Everything else that `CutShards` needs stays in scratch space.
+    """
 
+    def __init__(self, deduplication: Deduplication) -> None:
+        super().__init__()
+        self._tasks = deduplication
 
-class _RowsByPartition(beam.DoFn):
-    def __init__(self, seed: int, num_partitions: int) -> None:
-        self._seed = seed
-        self._num_partitions = num_partitions
-
-    def process(self, shard: InputShard) -> Iterator[tuple[int, list[Row]]]:
-        groups: dict[int, list[Row]] = {}
-        # Duplicates within a shard go first: a caption that is everywhere then meets itself once
-        # per shard, not once per time it was written.
-        for row in keep_distinct(read_rows(shard)):
-            key = order_key(self._seed, row[_ID])
-            groups.setdefault(partition_of(key, self._num_partitions), []).append(row)
-        yield from groups.items()
+    def expand(self, groups: beam.PCollection) -> beam.PCollection:
+        """Step after step; each one starts when the one before it is done."""
+        tasks = self._tasks
+        markers = storage.join(tasks.scratch, "done")
+        done = groups | RunTasks("scatter", tasks.scatter, markers)
+        for step in tasks.steps:
+            numbers = done | NextTasks(f"after-{step.__name__}", tasks.num_partitions)
+            done = numbers | RunTasks(step.__name__, step, markers)
+        return (
+            done
+            | "Collect" >> beam.combiners.ToList()
+            | "Write" >> beam.Map(write_summary, tasks.summary_url)
+        )
 
 
-class _Place(beam.DoFn):
-    """A partition's captions, distinct and in order -> pieces of output shards."""
-
-    def __init__(
-        self, seed: int, counts: Sequence[int], captions_per_shard: int, wanted: frozenset[int]
-    ) -> None:
-        self._seed = seed
-        self._starts = [0, *accumulate(counts)]
-        self._size = captions_per_shard
-        self._wanted = wanted
-
-    def process(
-        self, group: tuple[int, Iterable[list[Row]]]
-    ) -> Iterator[tuple[int, tuple[int, list[Row]]]]:
-        partition, row_lists = group
-        rows = in_order(keep_distinct(row for rows in row_lists for row in rows), self._seed)
-        start, end = self._starts[partition : partition + 2]
-        assert len(rows) == end - start, "both passes read the same captions"
-        for shard, offset, piece in cut(start, rows, self._size):
-            if shard in self._wanted:
-                yield shard, (offset, list(piece))
-
-
-class _CommitShard(beam.DoFn):
-    """The pieces of an output shard -> its committed number."""
-
-    def __init__(self, folder: StageFolder, fingerprint: str, captions_per_shard: int) -> None:
-        self._folder = folder
-        self._fingerprint = fingerprint
-        self._size = captions_per_shard
-
-    def process(self, group: tuple[int, Iterable[tuple[int, list[Row]]]]) -> Iterator[int]:
-        shard, pieces = group
-        rows = [row for _, piece in sorted(pieces) for row in piece]
-        assert len(rows) == self._size, "the pieces of a shard fill it"
-        owed = [str(row[_ORDINAL]) for row in rows]
-        with ShardBuild(self._folder, shard) as build:
-            if not build.published_by_another(owed):
-                names = CAPTION_SCHEMA.names
-                build.write(Caption(**dict(zip(names, row, strict=True))) for row in rows)
-            build.commit(owed, self._fingerprint, Tally())
-        yield shard
+def write_summary(results: list[tuple[int, Result]], url: str) -> None:
+    """Put together what `verify` says of each partition."""
+    found = [result for _, result in sorted(results, key=lambda item: item[0])]
+    exact = [example for result in found for example in result["exact_examples"]]
+    near = [example for result in found for example in result["near_examples"]]
+    summary = Summary(
+        [result["num_distinct"] for result in found],
+        [result["num_near_duplicates"] for result in found],
+        near[:NUM_EXAMPLES],
+        sorted(exact, key=lambda example: (-example["times"], example["text"]))[:NUM_EXAMPLES],
+    )
+    storage.replace_bytes(json.dumps(dataclasses.asdict(summary)).encode(), url)

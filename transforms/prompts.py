@@ -13,6 +13,7 @@ each prompt alone is distributed as with independent draws, only prompts of one 
 import bisect
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Annotated, Protocol
 
 from pydantic import Field, model_validator
@@ -68,6 +69,9 @@ class PromptSource(Protocol):
     def digests(self) -> dict[str, str]:
         """Identities of what prompts are drawn from, for the fingerprint."""
 
+    def plan(self) -> dict[tuple[str, str, str], float]:
+        """Expected share of each (source, concept, template); empty where nothing is planned."""
+
 
 class ConceptSampler:
     """Draws concepts by their weights.
@@ -86,6 +90,10 @@ class ConceptSampler:
         """The concept at a place in [0, 1) of the line on which each is as long as its weight."""
         place = bisect.bisect_right(self._cumulative, share * self._cumulative[-1])
         return self._concepts[min(place, len(self._concepts) - 1)]
+
+    def shares(self) -> Iterator[tuple[Concept, float]]:
+        """Each concept and the probability that it is drawn."""
+        return ((concept, concept.weight / self._cumulative[-1]) for concept in self._concepts)
 
     def digest(self) -> str:
         """Identity of the list, 16 hex digits."""
@@ -156,22 +164,32 @@ class PromptBuilder:
             "instructions_hash": text_digest(instructions),
         }
 
+    def plan(self) -> dict[tuple[str, str, str], float]:
+        """Expected share of each (source, concept, template)."""
+        return {
+            (concept.source, concept.name, template): share * part / sum(mix.values())
+            for concept, share in self._concepts.shares()
+            for mix in [self._mix(concept)]
+            for template, part in mix.items()
+        }
+
     def _template(self, concept: Concept, at: float) -> Template:
-        if concept.kind != "object":
-            return "c"
-        mix = self._config.mix
-        shares: tuple[tuple[Template, float], ...] = (
-            ("c", mix.c),
-            ("c-background", mix.background if concept.backgrounds else 0.0),
-            ("c-relation", mix.relation),
-        )
-        at *= sum(share for _, share in shares)
-        for template, share in shares:
-            if at < share:
+        mix = self._mix(concept)
+        at *= sum(mix.values())
+        for template, part in mix.items():
+            if at < part:
                 return template
-            at -= share
-        # Nothing but backgrounds is wanted, and the concept has none.
+            at -= part
         return "c"
+
+    def _mix(self, concept: Concept) -> dict[Template, float]:
+        """Parts of the templates of a concept; they need not sum to one."""
+        mix = self._config.mix
+        background = mix.background if concept.backgrounds else 0.0
+        # Nothing but backgrounds may be wanted, while the concept has none.
+        if concept.kind != "object" or not mix.c + background + mix.relation:
+            return {"c": 1.0}
+        return {"c": mix.c, "c-background": background, "c-relation": mix.relation}
 
     def _pool(self, shard: int, group: Group) -> list[str]:
         """The example triples of a shard; the last few pools are kept."""

@@ -88,6 +88,10 @@ class WordPrompts:
         """Identity of the concept list, for the fingerprint."""
         return {"concepts_hash": self._concepts.digest()}
 
+    def plan(self) -> dict[tuple[str, str, str], float]:
+        """Expected share of each (source, concept, template)."""
+        return {(c.source, c.name, "c-background"): share for c, share in self._concepts.shares()}
+
 
 @dataclasses.dataclass(frozen=True)
 class FilePrompts:
@@ -127,6 +131,10 @@ class FilePrompts:
     def digests(self) -> dict[str, str]:
         """Identity of the file, for the fingerprint."""
         return {"captions_file_sha256": self.sha256}
+
+    def plan(self) -> dict[tuple[str, str, str], float]:
+        """None: nobody says what the captions are about."""
+        return {}
 
 
 @lru_cache(maxsize=1)

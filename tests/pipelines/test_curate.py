@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.captions import CaptionsConfig, raw_folder
-from pipelines.curate import run
+from pipelines.curate import report_url, run
 from pipelines.stage import UnfinishedError
 from tests.transforms.test_dedup import caption
 from transforms.core import storage, tables
@@ -17,9 +19,11 @@ PER_SHARD = 20
 
 
 def config(url: str, num_captions: int = 60, **changes: object) -> CaptionsConfig:
+    concepts = Path(url).with_suffix(".txt")
+    concepts.write_text("thing\nother thing\n")
     settings = {
         "run": url,
-        "concepts": "not read here",
+        "concepts": str(concepts),
         "num_captions": num_captions,
         "captions_per_shard": PER_SHARD,
         "oversampling": 1.0,
@@ -66,8 +70,40 @@ def test_curation_ends_with_equal_shards_an_index_and_success(tmp_path: Path) ->
     assert set(curated) <= set(distinct(65))
     assert curated != sorted(curated, key=distinct(65).index)
     index = read_index(storage.join(url, "captions", "index.parquet"))
-    assert (index.metadata["num_raw"], index.metadata["num_duplicates"]) == ("80", "15")
+    assert index.metadata["num_raw"] == "80"
+    assert index.metadata["num_exact_duplicates"] == "15"
     assert storage.exists(storage.join(url, "captions", "_SUCCESS"))
+    assert not storage.list_files(storage.join(url, "captions", "parts")), "no scratch is left"
+
+
+def test_the_report_says_what_was_removed_and_what_is_left(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    long = " and ".join(f"thing {i}" for i in range(20))
+    write_raw(url, [*distinct(77), "caption number 5", long, f"{long}!"])
+    run(config(url), [])
+    report = json.loads(storage.read_bytes(report_url(url)))
+    assert report["num_raw"] == 80
+    assert report["num_exact_duplicates"] == 1
+    assert report["num_near_duplicates"] == 1
+    assert report["num_left_over"] == 80 - 2 - 60
+    assert report["exact_examples"] == [{"text": "caption number 5", "times": 2}]
+    (near,) = report["near_examples"]
+    assert {near["dropped"], near["resembled"]} == {long, f"{long}!"}
+    assert near["similarity"] == 1
+    templates = {row["name"]: row for row in report["balance"]["template"]}
+    assert templates["c-background"]["captions"] == 60
+    assert templates["c"]["planned"] == pytest.approx(0.8), "concepts without backgrounds"
+
+
+def test_near_duplicates_may_stay(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    long = " and ".join(f"thing {i}" for i in range(20))
+    texts = [long + "!" * i for i in range(60)]
+    write_raw(url, texts)
+    with pytest.raises(UnfinishedError, match="only 1 of 60 captions"):
+        run(config(url), [])
+    run(config(url, curation={"near_duplicate_threshold": None}), [])
+    assert sorted(read_curated(url)) == sorted(texts)
 
 
 def test_run_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,13 +149,15 @@ def test_incomplete_captions_are_not_curated(tmp_path: Path) -> None:
     assert not (tmp_path / "captions").exists()
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"num_captions": 40}])
-def test_other_settings_are_refused(tmp_path: Path, changed: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"num_captions": 40}, {"curation": {"shingle_words": 3}}]
+)
+def test_other_settings_are_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     url = str(tmp_path)
     write_raw(url, distinct(60))
     run(config(url), [])
     before = read_curated(url)
-    with pytest.raises(FingerprintMismatchError, match=next(iter(changed))):
+    with pytest.raises(FingerprintMismatchError, match=r"seed|num_captions|shingle_words"):
         run(config(url, **changed), [])
     assert read_curated(url) == before
 
