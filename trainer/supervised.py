@@ -1,7 +1,7 @@
 """Supervised cross-entropy over the caption's concept, which the paper compares with (table 5)."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,6 +58,7 @@ class Supervised(Objective):
         return {"loss": piece.share * functional.cross_entropy(logits.to(dtype), labels)}
 
 
+@cache
 def concept_labels(captions: str) -> dict[str, int]:
     """The concepts of a complete captions stage, in alphabetic order, with their numbers.
 

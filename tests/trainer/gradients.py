@@ -38,7 +38,7 @@ def step_gradients(config: TrainConfig, step: int) -> Result:
             for number, value in enumerate(teacher.double().state_dict().values()):
                 noise = torch.Generator().manual_seed(number)
                 value += 0.02 * torch.randn(value.shape, generator=noise, dtype=value.dtype).abs()
-    spread = prepare(student, teacher, config.execution, torch.device("cpu"))
+    spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
     objective = build_objective(config, spread, teacher)
     stream = batches(
         open_samples(config),

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import webdataset
 from PIL import Image
 
@@ -56,6 +58,11 @@ def text_of(sample: int) -> str:
     return f"thing number {sample}"
 
 
+def concept_of(sample: int) -> str:
+    """The concept of a sample's caption."""
+    return ("cat", "dog", "tree")[sample % 3]
+
+
 def write_images(
     url: Path | str,
     sizes: tuple[int, ...] = (3, 5, 4),
@@ -88,23 +95,37 @@ def write_images(
                         "__key__": caption_id(text),
                         **{f"{n}.png": image for n, image in enumerate(images)},
                         "txt": text,
-                        "json": {"ordinal": sample},
+                        "json": {"ordinal": sample, "concept": concept_of(sample)},
                     }
                 )
                 sample += 1
-        records.append(
-            CommitRecord(
-                shard=shard,
-                path=folder.shard_path(shard),
-                sha256=file_sha256(str(path)),
-                num_bytes=path.stat().st_size,
-                num_samples=size,
-                num_failures=0,
-                fingerprint="made by a test",
-                seconds=0.0,
-                counts={},
-                versions={},
-            )
-        )
+        records.append(_record(folder, shard, size))
     write_index(folder, records, {"images_per_caption": str(images_per_caption)})
     return folder
+
+
+def write_captions(url: Path | str, size: int = 12) -> StageFolder:
+    """Commit the captions stage that `write_images` would have painted, one shard of it."""
+    folder = StageFolder(str(url), "captions", ".parquet")
+    path = Path(folder.shard_url(0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": text_of(n), "concept": concept_of(n)} for n in range(size)]
+    pq.write_table(pa.Table.from_pylist(rows), str(path))
+    write_index(folder, [_record(folder, 0, size)], {})
+    return folder
+
+
+def _record(folder: StageFolder, shard: int, size: int) -> CommitRecord:
+    path = folder.shard_url(shard)
+    return CommitRecord(
+        shard=shard,
+        path=folder.shard_path(shard),
+        sha256=file_sha256(path),
+        num_bytes=Path(path).stat().st_size,
+        num_samples=size,
+        num_failures=0,
+        fingerprint="made by a test",
+        seconds=0.0,
+        counts={},
+        versions={},
+    )

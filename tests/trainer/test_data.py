@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.making import picture, text_of, write_images
+from tests.trainer.making import concept_of, picture, text_of, write_images
 from trainer.data import ShardReader
 from transforms.core import storage
 from transforms.core.config import ConfigError
@@ -23,7 +23,7 @@ def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
         assert sample.text == text_of(number)
         assert sample.caption_id == caption_id(text_of(number))
         assert sample.images == [picture(1000 * number), picture(1000 * number + 1)]
-        assert sample.meta == {"ordinal": number}
+        assert sample.meta == {"ordinal": number, "concept": concept_of(number)}
     assert [sample.text for sample in reader] == [text_of(n) for n in range(12)]
     with pytest.raises(IndexError):
         reader[12]

@@ -1,0 +1,84 @@
+"""The chunked sum: its value, its gradient by finite differences, and that it holds one chunk."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.chunked import sum_in_chunks
+from trainer.contrastive import multi_positive_loss
+from trainer.ibot import chunked_ibot_loss, teacher_targets, token_weights
+
+
+def row_losses(rows: Tensor, shared: Tensor, _: slice) -> Tensor:
+    return (rows @ shared.T).sin().sum(dim=1).square().sum()
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3, 50])
+def test_is_the_whole_sum_with_its_gradient(chunk_size: int | None) -> None:
+    rows, shared = random(7, 4).requires_grad_(), random(5, 4, seed=1).requires_grad_()
+    whole = row_losses(rows, shared, slice(None))
+    chunked = sum_in_chunks(row_losses, rows, shared, chunk_size)
+    torch.testing.assert_close(chunked, whole)
+    expected = torch.autograd.grad(3.0 * whole, [rows, shared])
+    gradients = torch.autograd.grad(3.0 * chunked, [rows, shared])
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_gradcheck() -> None:
+    rows, shared = random(5, 3).requires_grad_(), random(4, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda r, s: sum_in_chunks(row_losses, r, s, 2), (rows, shared))
+
+
+def test_gradcheck_of_the_contrastive_loss_with_a_learned_temperature() -> None:
+    ids = torch.tensor([0, 0, 1, 1, 2])  # The last has no positive.
+    exclude = torch.arange(5)
+
+    def loss(anchors: Tensor, keys: Tensor, temperature: Tensor) -> Tensor:
+        return multi_positive_loss(
+            anchors, keys, ids, ids, temperature=temperature, exclude=exclude, chunk_size=2
+        )
+
+    inputs = (random(5, 3), random(5, 3, seed=1), torch.tensor([0.3], dtype=torch.float64))
+    assert torch.autograd.gradcheck(loss, tuple(value.requires_grad_() for value in inputs))
+
+
+def test_gradcheck_of_ibot() -> None:
+    targets = teacher_targets(random(6, 3), random(5, 3, seed=1), temperature=0.3)
+    weights = token_weights(torch.tensor([0, 0, 0, 1, 4, 4]))
+
+    def loss(features: Tensor, prototypes: Tensor) -> Tensor:
+        return chunked_ibot_loss(
+            features, prototypes, targets, weights, temperature=0.3, chunk_size=4
+        )
+
+    inputs = (random(6, 3, seed=2).requires_grad_(), random(5, 3, seed=3).requires_grad_())
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_only_wanted_gradients_are_computed() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def loss(rows: Tensor, shared: Tensor, _: slice) -> Tensor:
+        seen.append((rows.requires_grad, shared.requires_grad))
+        return (rows @ shared.T).sum()
+
+    rows, shared = random(4, 2), random(3, 2, seed=1)
+    sum_in_chunks(loss, rows, shared, 2)
+    total = sum_in_chunks(loss, rows.requires_grad_(), shared, None)
+    total.backward()
+    assert seen == [(False, False), (False, False), (True, False)]
+    assert shared.grad is None
+
+
+def test_no_rows_are_zero_with_a_zero_gradient() -> None:
+    rows, shared = torch.empty(0, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    total = sum_in_chunks(row_losses, rows, shared, None)
+    total.backward()
+    assert total.item() == 0.0
+    assert shared.grad is not None
+    assert shared.grad.abs().sum() == 0.0

@@ -1,0 +1,120 @@
+"""How networks are run changes nothing: recomputed, compiled, sharded, and saved from any of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch.multiprocessing.spawn import start_processes
+
+from tests.trainer.gradients import assert_same, step_gradients, tiny_config
+from tests.trainer.making import write_images
+from tests.trainer.running import flat
+from trainer import distributed
+from trainer.config import TrainConfig
+from trainer.stream import batches
+from trainer.train import open_samples
+from trainer.training import Training
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    return tmp_path
+
+
+def test_recomputed_blocks_have_the_same_gradient(run: Path) -> None:
+    """With drop path: what was dropped is dropped again."""
+    plain = tiny_config(run)
+    assert plain.model.drop_path > 0
+    recomputed = tiny_config(run, execution={"recompute": True})
+    assert_same(step_gradients(plain, 0), step_gradients(recomputed, 0))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_have_the_same_gradient(run: Path) -> None:
+    exact = {"model": {"drop_path": 0.0}}
+    for recompute in (False, True):
+        execution = {"compile": True, "recompute": recompute}
+        compiled = tiny_config(run, **exact, execution=execution)
+        assert_same(step_gradients(tiny_config(run, **exact), 0), step_gradients(compiled, 0))
+
+
+def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The state after some steps, from the beginning or from a state."""
+    training = Training(config, torch.device("cpu"))
+    if state is not None:
+        training.restore(state)
+    for batch in batches(
+        open_samples(config),
+        config.loader,
+        first_step=steps.start,
+        last_step=steps.stop,
+        captions_per_batch=config.captions_per_batch,
+        rank=distributed.rank(),
+        ranks=distributed.world_size(),
+    ):
+        training.update(batch)
+    return training.state()
+
+
+def _rank(rank: int, ranks: int, folder: str, run: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    torch.set_num_threads(1)
+    changes: dict[str, Any] = {"model": {"drop_path": 0.0}, "optim": {"clip_norm": 0.5}}
+    replicate = tiny_config(run, **changes)
+    shard = tiny_config(run, **changes, execution={"sharding": "shard"})
+    halfway = {name: train(config, range(2)) for name, config in _named(replicate, shard)}
+    final = {
+        f"{first} to {second}": train(config, range(2, 4), halfway[first])
+        for first in halfway
+        for second, config in _named(replicate, shard)
+    }
+    torch.save({**halfway, **final}, f"{folder}/rank-{rank}.pt")
+    distributed.stop()
+
+
+def _named(replicate: TrainConfig, shard: TrainConfig) -> list[tuple[str, TrainConfig]]:
+    return [("replicate", replicate), ("shard", shard)]
+
+
+def test_sharded_and_replicated_trainings_are_one_and_continue_each_other(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    start_processes(_rank, (2, str(folder), str(run)), nprocs=2, start_method="spawn")
+    states = torch.load(folder / "rank-0.pt")
+    expected = {2: flat(states["replicate"]), 4: flat(states["replicate to replicate"])}
+    for name, state in states.items():
+        values = flat(state)
+        other = expected[state["step"]]
+        assert values.keys() == other.keys()
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                assert type(value) is torch.Tensor, f"{name}: {key} is whole"
+                torch.testing.assert_close(value, other[key], atol=2e-5, rtol=1e-3, msg=key)
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_no_device(run: Path) -> None:
+    config = tiny_config(run, device="cuda", precision="bf16")
+    training = Training(config, torch.device("cuda", 0))
+    stream = batches(
+        open_samples(config),
+        config.loader,
+        first_step=0,
+        last_step=4,
+        captions_per_batch=config.captions_per_batch,
+    )
+    training.update(next(stream))  # The first step may set things up.
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for batch in stream:
+            training.update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert training.values()["loss"] > 0

@@ -1,0 +1,135 @@
+"""Supervised and CLIP: their losses against the textbook's, and how they share out over pieces."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.trainer.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
+from tests.trainer.making import concept_of, text_of, write_captions, write_images
+from trainer.clip import ImageText
+from trainer.config import TrainConfig
+from trainer.objectives import build_networks, build_objective, target_reader
+from trainer.stream import Batch, batches
+from trainer.supervised import Classifier, concept_labels
+from trainer.text import tokenize
+from trainer.train import open_samples
+from transforms.core import storage
+from transforms.core.seeding import caption_id
+
+PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}
+TEXT = {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6}
+SUPERVISED = {"kind": "supervised", "teacher": False, "ibot_weight": 0.0}
+CLIP = {"kind": "clip", "teacher": False, "ibot_weight": 0.0, "text": TEXT}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    write_captions(tmp_path / "captions")
+    return tmp_path
+
+
+def first_batch(config: TrainConfig) -> Batch:
+    captions = config.captions_per_batch
+    stream = batches(
+        open_samples(config), config.loader, first_step=0, last_step=1, captions_per_batch=captions
+    )
+    return next(stream)
+
+
+def ordinals(batch: Batch) -> list[int]:
+    known = {int(caption_id(text_of(n)), 16): n for n in range(12)}
+    return [known[number % (1 << 64)] for number in batch.caption_ids.tolist()]
+
+
+def test_supervised_is_the_cross_entropy_of_the_concept(run: Path) -> None:
+    config = tiny_config(run, **PLAIN, objective=SUPERVISED)
+    student, _ = build_networks(config)
+    assert isinstance(student, Classifier)
+    assert student.classes.out_features == 3
+    batch = first_batch(config)
+    objective = build_objective(config, student, None)
+    logits = student(objective._augment(batch.crops.global_pixels, batch.crops.global_draws))
+    labels = ["cat dog tree".split().index(concept_of(n)) for n in ordinals(batch)]
+    expected = functional.cross_entropy(logits, torch.tensor(labels).repeat_interleave(2))
+    torch.testing.assert_close(objective.backward(batch, 0)["loss"], expected.detach())
+
+
+def test_supervised_pieces_have_the_gradient_of_the_whole(run: Path) -> None:
+    config = tiny_config(run, **PLAIN, objective=SUPERVISED)
+    pieces = config.model_copy(update={"accumulation": 2})
+    assert_same(step_gradients(config, 0), step_gradients(pieces, 0))
+
+
+def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path) -> None:
+    config = tiny_config(run, **PLAIN, objective=CLIP)
+    student, _ = build_networks(config)
+    assert isinstance(student, ImageText)
+    batch = first_batch(config)
+    numbers = ordinals(batch)
+    assert len(batch.crops.global_pixels) == 4, "one image of each caption"
+    expected_tokens = [tokenize(text_of(n), config.objective.text) for n in numbers]
+    assert torch.equal(batch.targets, torch.stack(expected_tokens))
+    objective = build_objective(config, student, None)
+    images = objective._augment(batch.crops.global_pixels, batch.crops.global_draws)
+    pairs = student(images, batch.targets)
+    assert pairs.temperature.item() == pytest.approx(0.07)
+    unit = functional.normalize
+    logits = unit(pairs.images, dim=1) @ unit(pairs.texts, dim=1).T / 0.07
+    diagonal = torch.arange(4)
+    expected = (
+        functional.cross_entropy(logits, diagonal),
+        functional.cross_entropy(logits.T, diagonal),
+    )
+    terms = objective.backward(batch, 0)
+    torch.testing.assert_close(terms["image"], expected[0].detach())
+    torch.testing.assert_close(terms["text"], expected[1].detach())
+    torch.testing.assert_close(terms["loss"], (sum(expected) / 2).detach())
+    assert student.log_scale.grad is not None
+
+
+def test_clip_takes_another_image_of_a_caption_in_some_other_epoch(run: Path) -> None:
+    config = tiny_config(run, **PLAIN, objective=CLIP)
+    samples = open_samples(config)
+    chosen = {tuple(samples._images(epoch, 5)) for epoch in range(20)}
+    assert chosen == {(0,), (1,)}
+
+
+def test_two_ranks_are_one_process(run: Path) -> None:
+    configs = [tiny_config(run, **PLAIN, objective=objective) for objective in (SUPERVISED, CLIP)]
+    steps = [(config, 1) for config in configs]
+    expected = [step_gradients(*step) for step in steps]
+    for results in gradients_of_ranks(steps, 2, run):
+        for one, several in zip(expected, results, strict=True):
+            assert_same(one, several)
+
+
+def test_without_the_captions_there_are_no_concepts(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **PLAIN, objective=SUPERVISED)
+    with pytest.raises(storage.MissingFileError, match="captions"):
+        target_reader(config)
+
+
+def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    write_captions(tmp_path / "captions", size=2)
+    assert concept_labels(str(tmp_path / "captions")) == {"cat": 0, "dog": 1}
+    with pytest.raises(storage.StorageError, match="is 'tree': expected one of the 2 of the run"):
+        first_batch(tiny_config(tmp_path, **PLAIN, objective=SUPERVISED, captions_per_batch=12))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"objective": {"kind": "clip"}}, "has no teacher"),
+        ({"objective": CLIP}, r"crops\.num_local is 1: expected 0"),
+        ({"objective": CLIP, "crops": {"num_local": 0, "num_global": 2}}, "num_global is 2"),
+        ({**PLAIN, "objective": CLIP, "accumulation": 2}, "needs objective.teacher=true"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        tiny_config("unused", **changes)
