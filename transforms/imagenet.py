@@ -10,6 +10,7 @@ which can be seen in a picture, and some of which are insults.
 """
 
 import re
+from bisect import bisect
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ MAX_NAME_LENGTH = 80
 
 _PEOPLE = ("n096", "n108")
 """WordNet 3.0 numbers nouns by field; these are people."""
+
+_BY_DESCENT = (("n013", "n02666"), ("n0755", "n080"), ("n115", "n132"))
+"""Animals, foods and plants, fungi among them."""
 
 _QUALIFIER_WORDS = 6
 _ARTICLES = re.compile(r"^(?:any|either|one)? ?(?:of )?(?:several|various|two|a|an|the)? ")
@@ -118,7 +122,10 @@ class GroupFile(Config):
 
 
 class BackgroundGroups:
-    """Places of the classes of ImageNet-1k, and of what shares the last word of a name with one.
+    """Places by group: of the classes of ImageNet-1k, and of what is most like one of them.
+
+    Animals, foods and plants are numbered by descent in WordNet, so that the nearest number is a
+    near relative. Artefacts are numbered by the alphabet: there, the last word of a name counts.
 
     Raises:
         ConfigError: The file cannot be read, or names a class twice.
@@ -131,17 +138,34 @@ class BackgroundGroups:
                 if synset in self._by_synset:
                     raise ConfigError(f"{path}: group {group.name!r} names {synset} a second time")
                 self._by_synset[synset] = group.places
-        info = _timm_info("imagenet-1k")
         votes: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
-        for synset in info.label_names():
-            places = self._by_synset.get(synset, ())
-            for lemma in info.label_name_to_description(synset).split(", "):
-                votes[_last_word(lemma)][places] += 1
+        for known in imagenet_classes("imagenet-1k"):
+            votes[_last_word(known.name)][self._by_synset.get(known.synset, ())] += 1
         self._by_last_word = {word: count.most_common(1)[0][0] for word, count in votes.items()}
+        self._related = {
+            field: sorted(synset for synset in self._by_synset if _field(synset) == field)
+            for field in _BY_DESCENT
+        }
 
     def places(self, name: str, synset: str | None) -> tuple[str, ...]:
         """Places of a class, or of anything by its name; none where no group fits."""
+        field = _field(synset) if synset else None
+        if synset and field and self._related[field]:
+            return self._by_synset[_nearest(synset, self._related[field])]
         return self._by_synset.get(synset or "", self._by_last_word.get(_last_word(name), ()))
+
+
+def _nearest(synset: str, ordered: list[str]) -> str:
+    """The class itself, if it is among them."""
+    place = bisect(ordered, synset)
+    return min(
+        ordered[max(place - 1, 0) : place + 1],
+        key=lambda other: abs(int(other[1:]) - int(synset[1:])),
+    )
+
+
+def _field(synset: str) -> tuple[str, str] | None:
+    return next((field for field in _BY_DESCENT if field[0] <= synset < field[1]), None)
 
 
 def _last_word(name: str) -> str:
