@@ -3,8 +3,8 @@
     python -m trainer.evaluate TASK CONFIG [key=value ...]
 
 TASK is `knn`, `logistic` or `all`. It scores the newest checkpoint of `<run>/train` (or
-`checkpoint`) and writes `<run>/scores`: `<task>.json`, `scores.json` and `scores.md`. Run again
-for the same checkpoint, it only prints them. Exit code 0: everything asked for is scored; 2: a
+`checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and `scores.md`. Run
+again for the same checkpoint, it scores what is new and prints all. Exit code 0: everything asked for is scored; 2: a
 setting is wrong; 1: something is missing, and the last line says what.
 """
 
@@ -13,6 +13,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trainer.evaluate import scoresheet
@@ -44,26 +45,25 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
     url = checkpoint.find(config.checkpoint or config.run)
     digest = hashlib.blake2b(storage.read_bytes(url), digest_size=16).hexdigest()
     datasets = _datasets(config)
-    fingerprints = {
-        task: scoresheet.fingerprint(
-            task,
-            _settings(task, config),
-            digest,
-            {dataset.name: dataset.identity for dataset in datasets},
-            VERSION,
-        )
-        for task in tasks
-    }
-    missing = [
-        task
-        for task, wanted in fingerprints.items()
-        if (there := scoresheet.load(folder, task)) is None or there.fingerprint != wanted
-    ]
+
+    def fingerprint(task: str, dataset: LabelledSet) -> str:
+        settings = _settings(task, config)
+        return scoresheet.fingerprint(task, settings, digest, dataset.identity, VERSION)
+
+    def is_scored(task: str, dataset: LabelledSet) -> bool:
+        there = scoresheet.load(folder, task, dataset.name)
+        return there is not None and there.fingerprint == fingerprint(task, dataset)
+
+    missing = {task: [d for d in datasets if not is_scored(task, d)] for task in tasks}
+    missing = {task: unscored for task, unscored in missing.items() if unscored}
     if missing:
         evaluation = Evaluation(config, datasets, _subjects(config, url))
-        for task in missing:
-            rows = TASKS[task](evaluation)
-            scoresheet.save(folder, TaskScores(task, digest, fingerprints[task], rows))
+        for task, unscored in missing.items():
+            rows = TASKS[task](replace(evaluation, datasets=unscored))
+            for dataset in unscored:
+                own = [row for row in rows if row.dataset == dataset.name]
+                basis = fingerprint(task, dataset)
+                scoresheet.save(folder, TaskScores(task, dataset.name, digest, basis, own))
     rows = scoresheet.publish(folder, TASKS, digest)
     done = "Scored" if missing else "Scored already:"
     return f"{scoresheet.plain(rows)}\n{done} {url}; {storage.join(folder, 'scores.md')}"
@@ -82,8 +82,8 @@ def _datasets(config: EvaluateConfig) -> list[LabelledSet]:
 
 
 def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that a task's scores depend on: all but the other tasks' sections."""
-    others = tuple(f"{other}." for other in TASKS if other != task)
+    """What a task's scores about a data set depend on: all but other tasks and data sets."""
+    others = ("datasets", *(f"{other}." for other in TASKS if other != task))
     return {k: v for k, v in fingerprint_fields(config).items() if not k.startswith(others)}
 
 

@@ -1,9 +1,9 @@
 """The score sheet of a run: rows of scores, as JSON for programs and as a table for people.
 
-Every task leaves `<run>/scores/<task>.json` with its rows and with the fingerprint of what they
-depend on. `scores.json` (all rows, a list) and `scores.md` are put together from those of the
-newest checkpoint. All are derived files: a task that is run again for another checkpoint replaces
-its own.
+Every task leaves a file for each data set, `<run>/scores/<task>-<data set>.json`, with its rows and
+with the fingerprint of what they depend on. `scores.json` (all rows, a list) and `scores.md` are put
+together from those of the newest checkpoint, so that data sets may be scored one after another. All
+are derived files: what is scored again for another checkpoint replaces its own file.
 """
 
 import dataclasses
@@ -49,9 +49,10 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What one task found, and what that depends on."""
+    """What one task found on one data set, and what that depends on."""
 
     task: str
+    dataset: str
     checkpoint: str
     """Digest of the checkpoint that was scored."""
     fingerprint: str
@@ -59,15 +60,20 @@ class TaskScores:
 
 
 def save(folder: str, scores: TaskScores) -> None:
-    """Write a task's file."""
+    """Write a task's file about a data set."""
     content = json.dumps(dataclasses.asdict(scores), indent=1)
-    storage.replace_bytes(content.encode("utf-8"), _url(folder, scores.task))
+    url = storage.join(folder, _name(scores.task, scores.dataset))
+    storage.replace_bytes(content.encode("utf-8"), url)
 
 
-def load(folder: str, task: str) -> TaskScores | None:
-    """Read a task's file; None if it was never written or is not readable as one."""
+def load(folder: str, task: str, dataset: str) -> TaskScores | None:
+    """Read a task's file about a data set; None if it is not there or not readable as one."""
+    return _read(storage.join(folder, _name(task, dataset)))
+
+
+def _read(url: str) -> TaskScores | None:
     try:
-        content = json.loads(storage.read_bytes(_url(folder, task)))
+        content = json.loads(storage.read_bytes(url))
         rows = [Row(**row) for row in content.pop("rows")]
         return TaskScores(**content, rows=rows)
     except storage.MissingFileError:
@@ -77,15 +83,15 @@ def load(folder: str, task: str) -> TaskScores | None:
 
 
 def fingerprint(
-    task: str, settings: dict[str, Any], checkpoint: str, datasets: dict[str, str], version: int
+    task: str, settings: dict[str, Any], checkpoint: str, dataset: str, version: int
 ) -> str:
-    """Digest of what a task's rows depend on."""
+    """Digest of what a task's rows about a data set depend on."""
     return Fingerprint(
         {
             "task": task,
             "settings": settings,
             "checkpoint": checkpoint,
-            "datasets": datasets,
+            "dataset": dataset,
             "version": version,
         }
     ).digest
@@ -96,7 +102,9 @@ def publish(folder: str, tasks: Iterable[str], checkpoint: str) -> list[Row]:
 
     Files about another checkpoint are left out.
     """
-    found = [scores for task in tasks if (scores := load(folder, task)) is not None]
+    names = sorted(storage.list_files(folder))
+    own = [name for task in tasks for name in names if name.startswith(f"{task}-")]
+    found = [scores for name in own if (scores := _read(storage.join(folder, name))) is not None]
     rows = [row for scores in found if scores.checkpoint == checkpoint for row in scores.rows]
     content = json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
     storage.update_bytes(content.encode("utf-8"), storage.join(folder, "scores.json"))
@@ -154,5 +162,5 @@ def _markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> li
     return ["| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *lines)]
 
 
-def _url(folder: str, task: str) -> str:
-    return storage.join(folder, f"{task}.json")
+def _name(task: str, dataset: str) -> str:
+    return f"{task}-{dataset}.json"

@@ -91,7 +91,7 @@ def test_done_is_not_done_again(
 def test_what_changed_is_scored_again(job: tuple[Path, Path]) -> None:
     run, path = job
     assert main(["all", str(path)]) == 0
-    knn, logistic = ((run / "scores" / f"{name}.json") for name in ("knn", "logistic"))
+    knn, logistic = ((run / "scores" / f"{name}-colours.json") for name in ("knn", "logistic"))
     before = logistic.stat().st_mtime_ns
     assert main(["all", str(path), "knn.num_neighbours=3"]) == 0
     assert logistic.stat().st_mtime_ns == before, "its settings are the same"
@@ -101,6 +101,17 @@ def test_what_changed_is_scored_again(job: tuple[Path, Path]) -> None:
     assert main(["knn", str(path), "knn.num_neighbours=3"]) == 0
     assert json.loads(knn.read_text())["checkpoint"] != json.loads(older)["checkpoint"]
     assert {protocol for protocol, _ in rows(run)} == {"knn"}, "old logistic scores are left out"
+
+
+def test_data_sets_are_scored_one_after_another(job: tuple[Path, Path], tmp_path: Path) -> None:
+    run, path = job
+    assert main(["knn", str(path)]) == 0
+    before = (run / "scores" / "knn-colours.json").stat().st_mtime_ns
+    (tmp_path / "colours").rename(tmp_path / "paints")
+    assert main(["knn", str(path), f"datasets=[folder:{tmp_path / 'paints'}]"]) == 0
+    assert (run / "scores" / "knn-colours.json").stat().st_mtime_ns == before
+    listed = json.loads((run / "scores" / "scores.json").read_text())
+    assert {row["dataset"] for row in listed} == {"colours", "paints"}
 
 
 def test_scores_are_deterministic(job: tuple[Path, Path], tmp_path: Path) -> None:

@@ -30,24 +30,26 @@ ROWS = [row("trained", 61.24), row("untrained", 30.0), row("pixels", 25.0)]
 
 
 def test_task_files_come_back_as_written(any_storage: str) -> None:
-    scores = TaskScores("knn", "c0ffee", "abc", ROWS)
-    assert scoresheet.load(any_storage, "knn") is None
+    scores = TaskScores("knn", "drawings", "c0ffee", "abc", ROWS)
+    assert scoresheet.load(any_storage, "knn", "drawings") is None
     scoresheet.save(any_storage, scores)
-    assert scoresheet.load(any_storage, "knn") == scores
+    assert scoresheet.load(any_storage, "knn", "drawings") == scores
 
 
 def test_a_task_file_of_another_version_counts_as_missing(any_storage: str) -> None:
     for content in (b"{", b"[]", b'{"rows": [{"colour": 1}]}', b'{"rows": []}'):
-        storage.replace_bytes(content, storage.join(any_storage, "knn.json"))
-        assert scoresheet.load(any_storage, "knn") is None
+        storage.replace_bytes(content, storage.join(any_storage, "knn-drawings.json"))
+        assert scoresheet.load(any_storage, "knn", "drawings") is None
 
 
 def test_sheet_leaves_out_other_checkpoints(any_storage: str) -> None:
-    scoresheet.save(any_storage, TaskScores("knn", "new", "1", ROWS))
-    scoresheet.save(any_storage, TaskScores("logistic", "old", "2", [row("trained", 1.0)]))
-    assert scoresheet.publish(any_storage, ("knn", "logistic"), "new") == ROWS
+    other = row("trained", 1.0, dataset="pets")
+    scoresheet.save(any_storage, TaskScores("knn", "drawings", "new", "1", ROWS))
+    scoresheet.save(any_storage, TaskScores("knn", "pets", "new", "3", [other]))
+    scoresheet.save(any_storage, TaskScores("logistic", "drawings", "old", "2", [other]))
+    assert scoresheet.publish(any_storage, ("knn", "logistic"), "new") == [*ROWS, other]
     listed = json.loads(storage.read_bytes(storage.join(any_storage, "scores.json")))
-    assert listed == [dataclasses.asdict(row) for row in ROWS]
+    assert listed == [dataclasses.asdict(row) for row in [*ROWS, other]]
     assert b"61.2" in storage.read_bytes(storage.join(any_storage, "scores.md"))
 
 
@@ -73,8 +75,8 @@ def test_markdown_shows_the_papers_scores_for_the_papers_sets() -> None:
 
 
 def test_fingerprint_depends_on_every_part() -> None:
-    parts: list[Any] = ["knn", {"knn.num_neighbours": 20}, "checkpoint", {"drawings": "id"}, 1]
-    changed: list[Any] = ["logistic", {"knn.num_neighbours": 5}, "other", {"drawings": "new"}, 2]
+    parts: list[Any] = ["knn", {"knn.num_neighbours": 20}, "checkpoint", "id of drawings", 1]
+    changed: list[Any] = ["logistic", {"knn.num_neighbours": 5}, "other", "id of others", 2]
     found = {scoresheet.fingerprint(*parts)}
     for position, value in enumerate(changed):
         other = parts.copy()
