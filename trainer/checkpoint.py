@@ -3,16 +3,19 @@
 One file per checkpoint, `checkpoints/step-000001234.pt`, with the student, the teacher, the
 optimiser, the step and the position in the data. All randomness is derived from (seed, step), so
 there is no generator state to keep.
+
+A checkpoint is copied to the host and written from there by a thread, while the training goes on;
+it costs the training the copy alone.
 """
 
 import io
 import logging
-import os
 import pickle
-from typing import Any, Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from trainer.vit import EncoderConfig, build_encoder
@@ -29,9 +32,21 @@ class CheckpointConfig(Config):
     """When checkpoints are written and which stay."""
 
     every_s: float = no_fingerprint(600.0)
-    """Seconds between two checkpoints; also written at the end, on SIGTERM and on Ctrl-C."""
-    keep: int = no_fingerprint(2)
-    """The newest ones that stay; older ones are removed from local disk."""
+    """Seconds between two checkpoints; also written at the end, on SIGTERM, SIGUSR1 and Ctrl-C."""
+    every_steps: Annotated[int, Field(gt=0)] | None = no_fingerprint(None)
+    """Steps between two checkpoints, beside `every_s`; null is by time alone."""
+    keep: Annotated[int, Field(gt=0)] = no_fingerprint(2)
+    """The newest ones that stay; older ones are removed."""
+    keep_every_steps: Annotated[int, Field(gt=0)] | None = no_fingerprint(None)
+    """Checkpoints at multiples of this many steps stay for good; null keeps the newest alone."""
+
+    def is_due(self, step: int, seconds: float) -> bool:
+        """Whether to write one after `step` finished steps, `seconds` after the last one."""
+        by_steps = [every for every in (self.every_steps, self.keep_every_steps) if every]
+        return seconds >= self.every_s or any(step % every == 0 for every in by_steps)
+
+
+DEFAULT = CheckpointConfig()
 
 
 def checkpoints_folder(train_folder: str) -> str:
@@ -49,20 +64,81 @@ def list_steps(folder: str) -> dict[int, str]:
     return dict(sorted(steps.items()))
 
 
-def save(state: State, folder: str, *, keep: int) -> str:
-    """Write a checkpoint of `state["step"]`, then remove the oldest beyond `keep`.
+def write(state: State, url: str) -> None:
+    """Write a state to a file that is whole or absent.
+
+    Raises:
+        storage.StorageError: It cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    storage.replace_bytes(buffer.getvalue(), url)
+
+
+def save(state: State, folder: str, config: CheckpointConfig = DEFAULT) -> str:
+    """Write a checkpoint of `state["step"]`, then remove those that need not stay.
 
     Raises:
         storage.StorageError: It cannot be written; older checkpoints are still there.
     """
     url = storage.join(folder, _name(state["step"]))
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
-    storage.replace_bytes(buffer.getvalue(), url)
-    if storage.is_local(folder):
-        for old in list(list_steps(folder).values())[:-keep]:
-            os.unlink(old)
+    write(state, url)
+    older = list(list_steps(folder).items())[: -config.keep]
+    for step, old in older:
+        if config.keep_every_steps is None or step % config.keep_every_steps:
+            storage.delete(old)
     return url
+
+
+class CheckpointWriter:
+    """Writes checkpoints beside the training, one at a time; use as a context manager.
+
+    Leaving it waits for the last one, also after an exception.
+
+    Args:
+        folder: Where they go.
+        config: Which stay.
+    """
+
+    def __init__(self, folder: str, config: CheckpointConfig) -> None:
+        self._folder = folder
+        self._config = config
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def save(self, state: State) -> None:
+        """Copy a state to the host and begin to write it, once the one before is written.
+
+        Raises:
+            storage.StorageError: The one before could not be written.
+        """
+        self.wait()
+        self._last = self._thread.submit(save, _on_host(state), self._folder, self._config)
+
+    def wait(self) -> str:
+        """Wait for the last checkpoint; returns its URL, "" if there was none.
+
+        Raises:
+            storage.StorageError: It could not be written; older checkpoints are still there.
+        """
+        return self._last.result() if self._last is not None else ""
+
+
+def _on_host(value: Any) -> Any:
+    """A copy of a nested state on the CPU, which the training cannot change any more."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_host(item) for item in value)
+    return value
 
 
 def load(url: str) -> State:

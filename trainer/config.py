@@ -7,9 +7,11 @@ from pydantic import model_validator
 from trainer.checkpoint import CheckpointConfig
 from trainer.crops import CropsConfig
 from trainer.data import DataConfig
+from trainer.execution import ExecutionConfig, Precision
+from trainer.monitor import MonitorConfig
+from trainer.objective import ObjectiveConfig
 from trainer.optim import OptimConfig
 from trainer.photometric import PhotometricConfig
-from trainer.synclr import ObjectiveConfig, Precision
 from trainer.vit import EncoderConfig
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
@@ -24,6 +26,9 @@ class TrainConfig(Config):
     """Of everything random."""
     data: str | None = no_fingerprint(None)
     """Folder or URL of a complete images stage; null is `images` of the run."""
+    captions: str | None = no_fingerprint(None)
+    """Folder or URL of the complete captions stage that the images come from; null is `captions` of
+    the run. Read by the supervised objective alone, for the list of concepts."""
     images_per_caption: int = 4
     """Images per caption in the shards (paper: 4)."""
     captions_per_batch: int = 8192
@@ -46,8 +51,10 @@ class TrainConfig(Config):
     photometric: PhotometricConfig = PhotometricConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
+    execution: ExecutionConfig = ExecutionConfig()
     loader: DataConfig = DataConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -63,8 +70,18 @@ class TrainConfig(Config):
             )
         if self.optim.warmup > self.steps:
             raise ValueError(f"optim.warmup {self.optim.warmup} is more than steps {self.steps}")
-        if self.accumulation > 1 and not self.objective.teacher:
+        objective = self.objective
+        if self.accumulation > 1 and not (objective.teacher or objective.kind == "supervised"):
             raise ValueError("accumulation is more than 1, but that needs objective.teacher=true")
+        if objective.kind != "contrastive" and self.crops.num_local:
+            raise ValueError(
+                f"crops.num_local is {self.crops.num_local}: expected 0, since objective.kind "
+                f"{objective.kind!r} has no use for local crops"
+            )
+        if objective.kind == "clip" and self.crops.num_global != 1:
+            raise ValueError(
+                f"crops.num_global is {self.crops.num_global}: expected 1 with objective.kind 'clip'"
+            )
         return self
 
 
@@ -76,3 +93,8 @@ def train_folder(config: TrainConfig) -> str:
 def data_folder(config: TrainConfig) -> str:
     """Where the image shards are."""
     return config.data or storage.join(config.run, "images")
+
+
+def captions_folder(config: TrainConfig) -> str:
+    """Where the caption shards are."""
+    return config.captions or storage.join(config.run, "captions")

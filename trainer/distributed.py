@@ -1,27 +1,28 @@
 """Communication between the processes of one training, and what each does alone.
 
-Every function works without a process group, as one process. Gradients are averaged explicitly
-after the backward pass rather than by `DistributedDataParallel`: a rank without a masked image
-leaves parameters unused, and the average of what every rank has is exact all the same.
+Every function works without a process group, as one process. How gradients are averaged is said in
+`trainer.execution`.
 """
 
+import contextlib
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BUCKET_BYTES = 64 << 20
-"""Gradients travel in pieces of about this size, which bounds the extra memory."""
-
 Group = dist.ProcessGroup
+
+
+class LostRankError(RuntimeError):
+    """Another process of the training is gone or silent; the message is a sentence."""
 
 
 def start(device: torch.device, timeout_s: float = 1800.0) -> None:
     """Join the processes that `torchrun` started (their addresses are in the environment)."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 
 
@@ -54,15 +55,43 @@ def everyone() -> Group | None:
 def all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
     """Reduce in place over the ranks, without gradient; returns its argument."""
     if is_on():
-        dist.all_reduce(tensor, op=operation)
+        with _talking():
+            dist.all_reduce(tensor, op=operation)
     return tensor
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank; every rank gets the same answer."""
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank; every rank gets the same answers.
+
+    The ranks' hosts talk about it; no device is waited for.
+    """
     if not is_on():
-        return flag
-    return bool(all_reduce(torch.tensor(int(flag), device=device), dist.ReduceOp.MAX))
+        return list(flags)
+    packed = torch.tensor(flags, dtype=torch.int32)
+    return [bool(flag) for flag in all_reduce(packed, dist.ReduceOp.MAX).tolist()]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A small value of every rank, in rank order, on every rank."""
+    if not is_on():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with _talking():
+        dist.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    """Say in a sentence that the others do not answer; torch has no exception of its own for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise LostRankError(
+            f"rank {rank()} lost the others ({reason}); the launcher's summary names the first "
+            "rank that died"
+        ) from error
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -91,38 +120,12 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the ranks; a missing gradient counts as 0."""
-    if not is_on():
-        return
-    bucket: list[Tensor] = []
-    size = 0
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        size += parameter.grad.numel() * parameter.grad.element_size()
-        if size >= BUCKET_BYTES:
-            _average(bucket)
-            bucket, size = [], 0
-    if bucket:
-        _average(bucket)
-
-
-def _average(gradients: list[Tensor]) -> None:
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    all_reduce(flat).div_(world_size())
-    offset = 0
-    for gradient in gradients:
-        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-        offset += gradient.numel()
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         pieces = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(pieces, tensor.contiguous())
+        with _talking():
+            dist.all_gather(pieces, tensor.contiguous())
         return torch.cat(pieces)
 
     @staticmethod

@@ -5,34 +5,51 @@
 
 It reads `<run>/images` (or `data`) and writes `<run>/train`: `run.yaml`, `metrics.jsonl` and
 `checkpoints/`. Run again, it continues from the newest checkpoint, exactly; when it is done it says
-so. Ctrl-C and SIGTERM save first. Exit code 0: all steps are done; 2: a setting is wrong; 1: steps
-are left, and the last line says why and how to go on.
+so. Ctrl-C, SIGTERM and SIGUSR1 save first. Exit code 0: all steps are done; 2: a setting is wrong;
+75: a signal stopped it, start it again; 1: steps are left, and the last line says why and how to go
+on. (`torchrun` itself exits with 1 whatever code its processes had.)
 """
 
 import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from trainer import checkpoint, distributed
+from trainer import distributed
+from trainer.checkpoint import (
+    CheckpointWriter,
+    checkpoints_folder,
+    list_steps,
+    load_newest,
+    write,
+)
 from trainer.config import TrainConfig, data_folder, train_folder
 from trainer.data import ShardReader
-from trainer.monitor import MetricsLog
+from trainer.monitor import Monitor
+from trainer.objectives import images_per_step, target_reader
+from trainer.pace import Clock
+from trainer.probe import Probe
+from trainer.signals import stop_signals
 from trainer.stream import CroppedSamples, CropSpec, SampleOrder, batches
-from trainer.training import Training, TrainingError
+from trainer.training import NotFiniteError, Training, TrainingError
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.progress import bar
 from transforms.core.shards import DamagedFileError
 
 log = logging.getLogger(__name__)
+
+OK, UNFINISHED, WRONG_CONFIG, RESTART = 0, 1, 2, 75
+"""Exit codes; 75 is what `sysexits.h` calls a temporary failure: start me again."""
+
+
+class StoppedError(TrainingError):
+    """A signal stopped it; everything is saved."""
 
 
 def train(config: TrainConfig, device: torch.device) -> str:
@@ -54,74 +71,110 @@ def train(config: TrainConfig, device: torch.device) -> str:
     _check_ranks(config)
     _warn(config)
     folder = train_folder(config)
-    checkpoints = checkpoint.checkpoints_folder(folder)
+    checkpoints = checkpoints_folder(folder)
     samples = open_samples(config)
     fields = {**fingerprint_fields(config), "data": samples.reader.checksum}
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
-    finished = checkpoint.list_steps(checkpoints).get(config.steps)
+    finished = list_steps(checkpoints).get(config.steps)
     if finished:
         return f"Trained already: {config.steps} steps, {finished}"
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     training = Training(config, device)
-    state = checkpoint.load_newest(checkpoints)
+    state = load_newest(checkpoints)
     if state is not None:
         training.restore(state)
-    with _signals() as stop:
-        url = _loop(training, samples, folder, stop)
+    try:
+        with stop_signals() as stop:
+            url = _loop(training, samples, folder, stop)
+    except NotFiniteError as error:
+        replay = _keep_for_replay(training, folder, error)
+        raise TrainingError(
+            f"{error}; look into it with `python -m trainer.replay {replay}`"
+        ) from error
     return f"Trained {config.steps} steps: {url}"
 
 
 def _loop(training: Training, samples: CroppedSamples, folder: str, stop: list[str]) -> str:
     """Step until done; returns the last checkpoint."""
-    config = training.config
-    main = distributed.rank() == 0
+    config, first = training.config, training.step
     images = config.captions_per_batch * config.images_per_caption
-    metrics = MetricsLog(storage.join(folder, "metrics.jsonl"), training.step) if main else None
     stream = batches(
         samples,
         config.loader,
-        first_step=training.step,
+        first_step=first,
         last_step=config.steps,
         captions_per_batch=config.captions_per_batch,
         rank=distributed.rank(),
         ranks=distributed.world_size(),
     )
-    url = ""
-    saved_at = logged_at = time.monotonic()
-    logged_step = training.step
-    progress = None
-    if main:
-        progress = bar(config.steps * images, "images", "training", initial=training.step * images)
-    with progress or contextlib.nullcontext():
-        for batch in stream:
-            values = training.update(batch)
+    probe = _probe(training)
+    main = distributed.rank() == 0
+    clock = Clock(config, training.objective.device, first)
+    saved_at = time.monotonic()
+    with (
+        _monitor(config, folder, first) if main else contextlib.nullcontext() as monitor,
+        CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
+    ):
+        while training.step < config.steps:
+            with clock.waiting():
+                batch = next(stream)
+            training.update(batch)
             step = training.step
-            if progress is not None:
-                shown = {"loss": f"{values['loss']:.3f}", "lr": f"{values['learning_rate']:.1e}"}
-                progress.set_postfix(shown, refresh=False)
-                progress.update(images)
-            now = time.monotonic()
+            if monitor is not None:
+                monitor.advance(images)
+            due = main and config.checkpoint.is_due(step, time.monotonic() - saved_at)
+            stopped, due = distributed.any_rank(bool(stop), due)
             done = step == config.steps
-            if metrics is not None and ((step - 1) % config.log_every == 0 or done):
-                rate = (step - logged_step) * images / (now - logged_at)
-                metrics.write(step - 1, {**values, "images_per_s": rate})
-                logged_at, logged_step = now, step
-            stopped = distributed.any_rank(bool(stop), training.objective.device)
-            if metrics is not None and (
-                done or stopped or now - saved_at >= config.checkpoint.every_s
-            ):
-                metrics.flush()
-                url = checkpoint.save(
-                    training.state(),
-                    checkpoint.checkpoints_folder(folder),
-                    keep=config.checkpoint.keep,
-                )
+            logs = done or (step - 1) % config.log_every == 0
+            probes = probe is not None and (done or step % (config.monitor.knn_every or 1) == 0)
+            if logs or probes or stopped or due:
+                values = training.values()
+                if probe is not None and probes:
+                    values["knn"] = probe.accuracy(training.encoder)
+                if monitor is not None and (logs or probes):
+                    monitor.write(step - 1, {**values, **clock.lap(step).values()})
+            if done or stopped or due:
+                state = training.state()
+                if monitor is not None:
+                    monitor.flush()
+                    writer.save(state)
                 saved_at = time.monotonic()
             if stopped and not done:
+                writer.wait()
                 who = stop[0] if stop else "a signal to another rank"
-                raise TrainingError(f"stopped by {who}, saved at step {step} of {config.steps}")
+                raise StoppedError(f"stopped by {who}, saved at step {step} of {config.steps}")
+        return writer.wait()
+
+
+def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
+    images = config.captions_per_batch * config.images_per_caption
+    return Monitor(
+        config.monitor,
+        folder,
+        config.model_dump(mode="json"),
+        total=config.steps * images,
+        done=step * images,
+        step=step,
+    )
+
+
+def _probe(training: Training) -> Probe | None:
+    config = training.config
+    if config.monitor.knn_every is None:
+        return None
+    monitor, device = config.monitor, training.objective.device
+    return Probe(monitor.knn_dataset, monitor.knn_pictures, config.model, device)
+
+
+def _keep_for_replay(training: Training, folder: str, error: NotFiniteError) -> str:
+    """Save the state before a step that was not finite; returns the URL."""
+    state = {**training.state(), "step": error.step, "caption_ids": error.caption_ids}
+    state["position"] = error.step * training.config.captions_per_batch
+    url = storage.join(folder, f"replay-step-{error.step:09d}.pt")
+    if distributed.rank() == 0:
+        write(state, url)
     return url
 
 
@@ -148,8 +201,9 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
         patch_size=config.model.patch_size,
         patch_share=config.objective.masked_patches,
         images_per_caption=config.images_per_caption,
+        one_image=images_per_step(config) < config.images_per_caption,
     )
-    return CroppedSamples(reader, order, spec, config.seed)
+    return CroppedSamples(reader, order, spec, config.seed, target_reader(config))
 
 
 def _check_ranks(config: TrainConfig) -> None:
@@ -172,29 +226,12 @@ def _warn(config: TrainConfig) -> None:
         log.warning("Batch norms see a piece at a time; norm=ln gives the whole batch's gradient.")
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Collect the names of stop signals; a second one acts as if nobody had listened."""
-    received: list[str] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
+    """The device of this process.
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def receive(number: int, _: object) -> None:
-        received.append(signal.Signals(number).name)
-        restore()
-
-    for number in before:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()
-
-
-def _device(config: TrainConfig, local_rank: int) -> torch.device:
+    Raises:
+        ConfigError: A CUDA device is asked for, and there is none.
+    """
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -216,21 +253,25 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     speaks = os.environ.get("RANK", "0") == "0"
-    go_on = "run the same command to go on"
+    unfinished = "Training is not finished: {}; run the same command to go on."
     try:
         config = load_config(TrainConfig, parsed.config, parsed.overrides)
-        device = _device(config, int(os.environ.get("LOCAL_RANK", "0")))
+        device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
         if "WORLD_SIZE" in os.environ:
             distributed.start(device)
-        line, code = train(config, device), 0
+        line, code = train(config, device), OK
     except ConfigError as error:
-        line, code = str(error), 2
+        line, code = str(error), WRONG_CONFIG
     except (storage.StorageError, DamagedFileError) as error:
-        line, code = str(error), 1
+        line, code = str(error), UNFINISHED
+    except StoppedError as error:
+        line, code = unfinished.format(error), RESTART
     except TrainingError as error:
-        line, code = f"Training is not finished: {error}; {go_on}.", 1
+        line, code = f"Training is not finished: {error}", UNFINISHED
+    except distributed.LostRankError as error:
+        line, code, speaks = unfinished.format(error), UNFINISHED, True
     except KeyboardInterrupt:
-        line, code = f"Training is not finished: interrupted; {go_on}.", 1
+        line, code = unfinished.format("interrupted"), RESTART
     finally:
         distributed.stop()
     if speaks:

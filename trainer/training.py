@@ -1,20 +1,43 @@
-"""One training: networks, optimiser and step, and how they make a step together."""
+"""One training: networks, optimiser and step, and how they make a step together.
 
-import math
+A step never waits for the device. Losses stay there until they are asked for, and so does the
+verdict whether they are finite: from the first step on whose loss or gradient is not, the device
+leaves weights, optimiser and teacher as they are, so that asking late loses nothing.
+"""
+
+from collections import deque
 
 import torch
+from torch import Tensor, nn
 
 from trainer import checkpoint, distributed, schedules
 from trainer.config import TrainConfig
+from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
 from trainer.network import update_teacher
+from trainer.objectives import build_networks, build_objective
 from trainer.optim import build_optimizer, set_schedule
 from trainer.stream import Batch
-from trainer.synclr import Objective, build_networks
-from trainer.vit import use_plain_attention
+from transforms.core.config import ConfigError
+
+_64_BITS = (1 << 64) - 1
 
 
 class TrainingError(RuntimeError):
     """The training cannot go on; the message is one sentence."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a gradient is not finite.
+
+    Attributes:
+        step: Where it first happened; weights, optimiser and teacher are as before it.
+        caption_ids: Of that step's batch, over all ranks, 16 hex digits each.
+    """
+
+    def __init__(self, message: str, step: int, caption_ids: list[str]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.caption_ids = caption_ids
 
 
 class Training:
@@ -26,82 +49,119 @@ class Training:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        student, teacher = build_networks(config.model, config.objective, config.seed)
-        if device.type == "cpu":
-            use_plain_attention(student)
-            if teacher is not None:
-                use_plain_attention(teacher)
         self.config = config
-        self.student = student.to(device)
-        self.teacher = None if teacher is None else teacher.to(device)
-        self.optimizer = build_optimizer(self.student, config.optim)
-        self.objective = Objective(
-            config.objective,
-            config.model,
-            config.photometric,
-            self.student,
-            self.teacher,
-            images_per_caption=config.images_per_caption,
-            captions_per_batch=config.captions_per_batch,
-            accumulation=config.accumulation,
-            precision=config.precision,
-            seed=config.seed,
+        self.student, self.teacher = build_networks(config)
+        spread = prepare(
+            self.student, self.teacher, config.execution, device, config.precision
         )
+        self.optimizer = build_optimizer(self.student, config.optim)
+        self.objective = build_objective(config, spread, self.teacher)
         self.step = 0
-        self.num_replaced = 0
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._num_replaced = torch.zeros((), dtype=torch.float64, device=device)
+        self._terms: dict[str, Tensor] = {}
+        self._rate = 0.0
+        self._recent: deque[tuple[int, Tensor]] = deque()
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step on this rank's share of a batch; the same on every rank.
+    @property
+    def encoder(self) -> nn.Module:
+        """What the training is for: the teacher's encoder, the student's where there is none."""
+        return (self.teacher or self.student).encoder
 
-        Returns:
-            Loss terms and schedules, for people.
-
-        Raises:
-            TrainingError: The loss is not finite; the weights are as before.
-        """
+    def update(self, batch: Batch) -> None:
+        """One optimiser step on this rank's share of a batch; the same on every rank."""
         step, total = self.step, self.config.steps
         optim = self.config.optim
-        rate = set_schedule(self.optimizer, optim, step, total)
+        self._rate = set_schedule(self.optimizer, optim, step, total)
         terms = self.objective.backward(batch, step)
-        distributed.average_gradients(self.student.parameters())
-        names = list(terms)
-        packed = torch.stack([*terms.values(), terms["loss"].new_tensor(batch.num_replaced)])
-        *means, replaced = (distributed.all_reduce(packed) / distributed.world_size()).tolist()
-        values = dict(zip(names, means, strict=True))
-        if not math.isfinite(values["loss"]):
-            first = step * self.config.captions_per_batch
-            listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            raise TrainingError(
-                f"the loss at step {step} is not finite ({listed}; data positions {first} "
-                f"to {first + self.config.captions_per_batch - 1})"
-            )
+        self._note(terms, batch)
+        stopped = self._judge(step)
+        # The fused optimiser reads this on the device, and where it is 1 changes nothing.
+        self.optimizer.found_inf = stopped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.teacher is not None:
             start, end = optim.ema_momentum
-            momentum = schedules.ema_momentum(step, total, start=start, end=end)
-            update_teacher(self.teacher, self.student, momentum)
+            share = 1.0 - schedules.ema_momentum(step, total, start=start, end=end)
+            update_teacher(self.teacher, self.student, torch.where(stopped, 0.0, share))
         self.step += 1
-        self.num_replaced += round(replaced * distributed.world_size())
-        return {**values, "learning_rate": rate, "replaced": self.num_replaced}
+
+    def values(self) -> dict[str, float]:
+        """Loss terms and schedules of the last step, for people; waits for the device.
+
+        All ranks must ask at the same step.
+
+        Raises:
+            NotFiniteError: A step since the last call was not finite; its state is kept.
+        """
+        names = [*self._terms, "replaced", "first bad"]
+        tensors = [*self._terms.values(), self._num_replaced, self._first_bad]
+        numbers = torch.stack([tensor.double() for tensor in tensors]).tolist()
+        values = dict(zip(names, numbers, strict=True))
+        first_bad = int(values.pop("first bad"))
+        if first_bad >= 0:
+            raise self._not_finite(first_bad)
+        self._recent.clear()
+        return {**values, "learning_rate": self._rate}
+
+    def _note(self, terms: dict[str, Tensor], batch: Batch) -> None:
+        """Keep the step's terms, meaned over the ranks, on the device."""
+        terms = {**terms, **self.objective.signs}
+        local = [term.double() for term in terms.values()]
+        packed = torch.stack([*local, local[0].new_tensor(batch.num_replaced)])
+        *totals, replaced = distributed.all_reduce(packed)
+        ranks = distributed.world_size()
+        self._terms = {name: total / ranks for name, total in zip(terms, totals, strict=True)}
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        self._terms["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        self._num_replaced += replaced
+        self._recent.append((self.step, batch.caption_ids))
+
+    def _judge(self, step: int) -> Tensor:
+        """Whether this step or one before it was not finite, a scalar on the device."""
+        finite = self._terms["loss"].isfinite() & self._terms["grad_norm"].isfinite()
+        first = (self._first_bad < 0) & ~finite
+        self._first_bad = torch.where(first, step, self._first_bad)
+        return self._first_bad >= 0
+
+    def _not_finite(self, step: int) -> NotFiniteError:
+        mine = next(ids for number, ids in self._recent if number == step)
+        ids = distributed.gather_objects([f"{number & _64_BITS:016x}" for number in mine.tolist()])
+        first = step * self.config.captions_per_batch
+        return NotFiniteError(
+            f"the loss or a gradient at step {step} is not finite (data positions {first} to "
+            f"{first + self.config.captions_per_batch - 1})",
+            step,
+            [caption_id for rank in ids for caption_id in rank],
+        )
 
     def state(self) -> checkpoint.State:
-        """What a checkpoint holds."""
+        """What a checkpoint holds; all ranks must ask together."""
         return {
             "step": self.step,
             "position": self.step * self.config.captions_per_batch,
-            "num_replaced": self.num_replaced,
+            "num_replaced": int(self._num_replaced),
             "config": self.config.model_dump(mode="json"),
-            "student": self.student.state_dict(),
-            "teacher": None if self.teacher is None else self.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "student": whole(self.student.state_dict()),
+            "teacher": None if self.teacher is None else whole(self.teacher.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
         }
 
     def restore(self, state: checkpoint.State) -> None:
-        """Continue from what a checkpoint holds."""
-        self.student.load_state_dict(state["student"])
-        if self.teacher is not None:
-            self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue from what a checkpoint holds.
+
+        Raises:
+            ConfigError: It is of another architecture.
+        """
+        try:
+            load_whole(self.student, state["student"])
+            if self.teacher is not None:
+                load_whole(self.teacher, state["teacher"])
+            load_whole_optimizer(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"the checkpoint of step {state.get('step')} is of another architecture than the "
+                "config describes: expected one of this training"
+            ) from error
         self.step = state["step"]
-        self.num_replaced = state["num_replaced"]
+        self._num_replaced.fill_(state["num_replaced"])

@@ -16,7 +16,7 @@ from trainer.vit import EncoderConfig
 def test_timm_loads_it_with_equal_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.save(tiny_state(5), checkpoint.checkpoints_folder(str(tmp_path / "train")), keep=1)
+    checkpoint.save(tiny_state(5), checkpoint.checkpoints_folder(str(tmp_path / "train")))
     out = tmp_path / "exported"
     assert main([str(tmp_path), str(out)]) == 0
     assert "step-000000005.pt" in capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_student_and_teacher_differ(tmp_path: Path) -> None:
     state = tiny_state()
     for value in state["student"].values():
         value += 0.5
-    checkpoint.save(state, str(tmp_path), keep=1)
+    checkpoint.save(state, str(tmp_path))
     for which in ("student", "teacher"):
         assert main([str(tmp_path), str(tmp_path / which), f"--which={which}"]) == 0
     files = [

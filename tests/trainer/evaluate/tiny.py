@@ -31,7 +31,7 @@ def save_checkpoint(run: Path, seed: int = 0) -> Path:
     )
     training = Training(config, torch.device("cpu"))
     folder = checkpoint.checkpoints_folder(str(run / "train"))
-    return Path(checkpoint.save(training.state(), folder, keep=2))
+    return Path(checkpoint.save(training.state(), folder))
 
 
 def save_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> Path:

@@ -1,0 +1,89 @@
+"""Counted operations are those that torch counts when the networks really run."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.trainer.gradients import tiny_config
+from trainer import flops
+from trainer.network import Network
+from trainer.vit import EncoderConfig, build_encoder, use_plain_attention
+
+
+def counted(run: object) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()  # type: ignore[operator]
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("size", [16, 8])
+def test_the_encoder(size: int) -> None:
+    model = tiny_config("unused").model
+    encoder = build_encoder(model, seed=0)
+    use_plain_attention(encoder)
+    images = torch.randn(1, 3, size, size)
+    assert flops.encoder_flops(model, size) == counted(lambda: encoder(images))
+
+
+def test_a_network_with_its_heads_forward_and_backward() -> None:
+    config = tiny_config("unused")
+    objective, model = config.objective, config.model
+    assert objective.prototype_head is not None
+    network = Network(
+        model,
+        objective.contrastive_head,
+        objective.prototype_head,
+        predictor=True,
+        drop_path=0.0,
+        seed=0,
+    )
+    use_plain_attention(network)
+    size = model.image_size
+    images = torch.randn(6, 3, size, size)
+    patches = torch.arange(0, 6 * model.num_patches, 2)
+
+    def forward() -> torch.Tensor:
+        outputs = network(images, patches=patches)
+        assert outputs.features is not None
+        assert outputs.prototypes is not None
+        return outputs.embeddings.sum() + (outputs.features @ outputs.prototypes.T).sum()
+
+    expected = 6 * flops.encoder_flops(model, size)
+    expected += 6 * flops.contrastive_head_flops(
+        model.width, objective.contrastive_head, predictor=True
+    )
+    expected += len(patches) * flops.prototype_head_flops(model.width, objective.prototype_head)
+    assert counted(forward) == pytest.approx(expected, rel=0.01)
+    both = counted(lambda: forward().backward())
+    # Images need no gradient, so the backward pass of the patch embedding is half a one.
+    embedding = 6 * 2 * model.num_patches * model.width * 3 * model.patch_size**2
+    wanted = (flops.FORWARD + flops.BACKWARD) * expected - embedding
+    assert both == pytest.approx(wanted, rel=0.01)
+
+
+def test_vit_b() -> None:
+    # ViT-B/16 takes 17.6 billion multiply-adds for an image of 224 pixels, timm says.
+    assert flops.encoder_flops(EncoderConfig(), 224) == pytest.approx(2 * 17.6e9, rel=0.01)
+
+
+def test_what_is_left_out_of_an_objective_costs_nothing() -> None:
+    whole = tiny_config("unused")
+    without = [{"ibot_weight": 0.0}, {"ibot_weight": 0.0, "teacher": False}]
+    costs = [flops.image_flops(tiny_config("unused", objective=change)) for change in without]
+    assert flops.image_flops(whole) > costs[0] > costs[1]
+    supervised = {"ibot_weight": 0.0, "teacher": False, "kind": "supervised"}
+    clip = {**supervised, "kind": "clip"}
+    no_crops = {"num_local": 0}
+    kinds = [{"ibot_weight": 0.0, "teacher": False}, supervised, clip]
+    contrastive, labels, texts = (
+        flops.image_flops(tiny_config("unused", objective=kind, crops=no_crops)) for kind in kinds
+    )
+    assert contrastive > labels
+    assert texts > labels
+
+
+def test_peaks_are_found_by_a_part_of_the_name() -> None:
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert flops.peak_flops("NVIDIA L4") == 121e12
+    assert flops.peak_flops("a card of next year") is None

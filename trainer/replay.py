@@ -1,0 +1,150 @@
+"""Looks into a step whose loss or gradient was not finite: where do the numbers break?
+
+    python -m trainer.replay RUN/train/replay-step-000001234.pt [key=value ...]
+
+A training that stops for that reason leaves such a file: the state before the step, and the caption
+ids of its batch. The step is computed again from them, on one process or as many as `torchrun`
+starts, and the report says which loss terms, which modules' outputs (in the order in which they
+were computed) and which gradients are not finite. Overrides change the config that is in the file:
+`device=cpu precision=fp32` tells a number that is out of bfloat16's reach from one that is wrong.
+
+Exit code 0: the report is printed; 2: the file is none, or an override is wrong; 1: the data
+cannot be read.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from trainer import distributed
+from trainer.checkpoint import State, load
+from trainer.config import TrainConfig
+from trainer.stream import Batch, batches
+from trainer.train import open_samples, rank_device
+from trainer.training import Training
+from transforms.core import storage
+from transforms.core.config import ConfigError, parse_config
+from transforms.core.shards import DamagedFileError
+
+
+def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]:
+    """Compute the step of a replay file again.
+
+    Args:
+        state: What the file holds.
+        config: Of the training.
+        device: Of this rank.
+
+    Returns:
+        The lines of the report.
+
+    Raises:
+        ConfigError: The state does not fit the config, or the data has other captions there.
+    """
+    training = Training(config, device)
+    training.restore(state)
+    batch = _batch(config, training.step)
+    _check_captions(batch, state["caption_ids"])
+    broken: list[str] = []
+    _watch(training.student, "student", broken)
+    if training.teacher is not None:
+        _watch(training.teacher, "teacher", broken)
+    terms = training.objective.backward(batch, training.step)
+    lines = [f"step {training.step}, {len(batch.positions)} captions on this rank"]
+    lines += [f"loss term {name}: {float(value):.6g}" for name, value in terms.items()]
+    lines += [f"not finite: the output of {name}" for name in broken]
+    lines += [
+        f"not finite: the gradient of {name}"
+        for name, parameter in training.student.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    if len(lines) == 1 + len(terms):
+        lines.append("everything is finite this time")
+    return lines
+
+
+def _batch(config: TrainConfig, step: int) -> Batch:
+    return next(
+        batches(
+            open_samples(config),
+            config.loader,
+            first_step=step,
+            last_step=step + 1,
+            captions_per_batch=config.captions_per_batch,
+            rank=distributed.rank(),
+            ranks=distributed.world_size(),
+        )
+    )
+
+
+def _check_captions(batch: Batch, expected: Sequence[str]) -> None:
+    found = {f"{number % (1 << 64):016x}" for number in batch.caption_ids.tolist()}
+    strange = sorted(found - set(expected))
+    if strange:
+        raise ConfigError(
+            f"the data has other captions at this step than the file names (first: {strange[0]}): "
+            "expected the data of the training; say where with data=FOLDER"
+        )
+
+
+def _watch(network: nn.Module, owner: str, broken: list[str]) -> None:
+    """Note the modules whose output is not finite, innermost first."""
+
+    def hook(name: str) -> Any:
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            if any(not tensor.isfinite().all() for tensor in _tensors(output)):
+                broken.append(f"{owner} {name}")
+
+        return note
+
+    for name, module in network.named_modules():
+        if name:
+            module.register_forward_hook(hook(name))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, list | tuple):
+        return [tensor for item in output for tensor in _tensors(item)]
+    return []
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.replay",
+        description="Compute a step again whose loss or gradient was not finite.",
+    )
+    parser.add_argument("file", help="replay-step-*.pt of a training")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change single settings")
+    parsed = parser.parse_args(arguments)
+    try:
+        state = load(parsed.file)
+        if "caption_ids" not in state:
+            raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")
+        text = yaml.safe_dump(state["config"])
+        config = parse_config(TrainConfig, text, parsed.file, parsed.overrides)
+        device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
+        if "WORLD_SIZE" in os.environ:
+            distributed.start(device)
+        print("\n".join(replay(state, config, device)))
+        return 0
+    except ConfigError as error:
+        line, code = str(error), 2
+    except (storage.StorageError, DamagedFileError) as error:
+        line, code = str(error), 1
+    finally:
+        distributed.stop()
+    print(line, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
