@@ -18,6 +18,7 @@ from tests.trainer.running import (
     write_config,
 )
 from trainer import checkpoint
+from trainer.train import RESTART
 from trainer.training import Training
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
     run: Path,
     tmp_path: Path,
@@ -42,13 +43,13 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
 
     update = Training.update
 
-    def interrupted(self: Training, batch: Any) -> dict[str, float]:
+    def interrupted(self: Training, batch: Any) -> None:
         if self.step == 1:
             os.kill(os.getpid(), getattr(signal, name))
-        return update(self, batch)
+        update(self, batch)
 
     monkeypatch.setattr(Training, "update", interrupted)
-    assert command(run) == 1
+    assert command(run) == RESTART
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped by {name}, saved at step 2 of 4; run the same command to go on" in said
     monkeypatch.undo()

@@ -1,0 +1,106 @@
+"""A step that is not finite: nothing of it is kept but what is needed to look into it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.making import write_images
+from tests.trainer.running import command, flat, losses, make_run
+from trainer import checkpoint, objective, replay
+from trainer.data import ShardReader
+from trainer.training import Training
+
+BAD_STEP = 2
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Makes the images of a step NaN; afterwards holds the state as it was before that step."""
+    update, augment = Training.update, objective.augment
+    state: dict[str, Any] = {}
+    broken = [False]
+
+    def watched(self: Training, batch: Any) -> None:
+        broken[0] = self.step == BAD_STEP
+        if broken[0]:
+            state.update(
+                {
+                    k: torch.clone(v) if torch.is_tensor(v) else v
+                    for k, v in flat(self.state()).items()
+                }
+            )
+        update(self, batch)
+
+    def augmented(*arguments: Any, **settings: Any) -> torch.Tensor:
+        return augment(*arguments, **settings) * (torch.nan if broken[0] else 1.0)
+
+    monkeypatch.setattr(Training, "update", watched)
+    monkeypatch.setattr(objective, "augment", augmented)
+    return state
+
+
+def replay_file(run: Path) -> Path:
+    return run / "train" / f"replay-step-{BAD_STEP:09d}.pt"
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_it_is_found_with_the_next_line_of_the_log_and_nothing_is_lost(
+    run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], log_every: int
+) -> None:
+    assert command(run, "steps=6", f"log_every={log_every}") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"the loss or a gradient at step {BAD_STEP} is not finite" in said
+    assert "data positions 8 to 11" in said
+    assert f"python -m trainer.replay {replay_file(run)}" in said
+    assert [step for step, _ in losses(run)] == ([0, 1] if log_every == 1 else [0])
+    assert checkpoint.list_steps(str(run / "train" / "checkpoints")) == {}
+
+    kept = checkpoint.load(str(replay_file(run)))
+    assert len(kept["caption_ids"]) == 4
+    assert (kept["step"], kept["position"]) == (BAD_STEP, 8)
+    reader = ShardReader(str(run / "images" / "index.parquet"))
+    assert set(kept["caption_ids"]) <= {sample.caption_id for sample in reader}
+    for name, value in flat(kept).items():
+        if torch.is_tensor(value) and "running_" not in name:
+            assert torch.equal(value, before[name]), name
+
+
+def test_the_step_can_be_looked_into(
+    run: Path,
+    before: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert command(run, "steps=6") == 1
+    capsys.readouterr()
+    augment = objective.augment
+    monkeypatch.setattr(objective, "augment", lambda *a, **s: augment(*a, **s) * torch.nan)
+    assert replay.main([str(replay_file(run))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "loss term loss: nan" in lines
+    broken = [line for line in lines if line.startswith("not finite: the output of student")]
+    assert broken[0] == "not finite: the output of student encoder.patch_embed.proj"
+
+    monkeypatch.undo()
+    assert replay.main([str(replay_file(run))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "everything is finite this time"
+
+
+def test_files_and_data_that_do_not_fit_are_named(
+    run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command(run, "steps=6") == 1
+    write_images(tmp_path / "other", (40,))
+    assert replay.main([str(replay_file(run)), f"data={tmp_path}/other"]) == 2
+    assert "has other captions at this step" in capsys.readouterr().err
+    assert replay.main([str(replay_file(run)), "model.width=24"]) == 2
+    assert "another architecture" in capsys.readouterr().err
+    assert replay.main([str(run / "nothing.pt")]) == 1
+    assert "no such file" in capsys.readouterr().err
