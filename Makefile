@@ -25,11 +25,11 @@ export PYTHONDONTWRITEBYTECODE :=
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo captions curate images report train evaluate test test-slow test-all \
-        lint format lock prism tiny-sd testset clean
+.PHONY: help install demo concepts backgrounds captions curate images report train evaluate test \
+        test-slow test-all lint format lock prism tiny-sd testset clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo
 	@echo "  MACHINE=cpu|gpu|laptop  what is installed (see requirements/README.md); here: $(MACHINE)"
 	@echo "  RUN=$(RUN)        where make demo writes"
@@ -54,9 +54,11 @@ demo: $(STAMP)  ## Concepts to a scored encoder on the built-in models; 10 minut
 	$(BIN)/python -m trainer.evaluate all trainer/configs/demo-evaluate.yaml run=$(RUN)
 	$(BIN)/python -m pipelines report pipelines/configs/demo-report.yaml run=$(RUN)
 
-captions curate images report: $(STAMP)
+concepts backgrounds captions curate images report: $(STAMP)
 	$(if $(CONFIG),,$(error make $@ needs CONFIG=path/to/config.yaml))
 	$(BIN)/python -m pipelines $@ $(CONFIG) $(ARGS)
+concepts:  ## Check a concept list: CONFIG=pipelines/configs/demo.yaml ARGS="key=value"
+backgrounds:  ## Find places for concepts: CONFIG=, ARGS="key=value --runner=..."
 captions:  ## Write captions: CONFIG=pipelines/configs/demo.yaml ARGS="key=value --runner=..."
 curate:    ## Deduplicate and shuffle captions: CONFIG=, ARGS=
 images:    ## Paint the captions: CONFIG=pipelines/configs/demo-images.yaml, ARGS=

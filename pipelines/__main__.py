@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transforms.core.config import Config
 
 JOBS = {
+    "concepts": "check a concept list and say what it holds",
+    "backgrounds": "find plausible places for every concept with a language model",
     "captions": "write captions about concepts with a language model",
     "curate": "remove duplicate captions, put the rest in random order, cut equal shards",
     "images": "paint the images of every caption with a diffusion model",

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 import pipelines
 from pipelines.options import runs_here
 from pipelines.stage import is_complete, run_stage
-from transforms.backgrounds import with_run_backgrounds
+from transforms.backgrounds import BackgroundsConfig, with_run_backgrounds
 from transforms.caption_filters import FilterConfig, load_block_list
 from transforms.captions import CODE_VERSION, CaptionProducer, EngineSpec
 from transforms.concepts import load_concepts
@@ -93,6 +93,8 @@ class CaptionsConfig(Config):
     """How vLLM runs, with `engine: vllm`."""
     openai: OpenAIConfig = OpenAIConfig()
     """The endpoint, with `engine: openai`."""
+    backgrounds: BackgroundsConfig = no_fingerprint(BackgroundsConfig())
+    """The backgrounds stage, which has a fingerprint of its own."""
     curation: CurationConfig = no_fingerprint(CurationConfig())
     """What the curate stage counts as a duplicate."""
 

@@ -39,9 +39,7 @@ INSTRUCTION = "List many different places where a photo of each thing could be t
 
 _READERS = 16
 _SEPARATORS = re.compile(r"[,;|]|\s/\s|\.\s")
-_DECORATION = re.compile(
-    r"^(?:[\s\-*•·–—\"“”‘’'`(\[]|\d{1,2}[.):]\s)+|[\s.!?:\"“”‘’'`)\]]+$"
-)
+_DECORATION = re.compile(r"^(?:[\s\-*•·–—\"“”‘’'`(\[]|\d{1,2}[.):]\s)+|[\s.!?:\"“”‘’'`)\]]+$")
 _LEAD = re.compile(
     r"^(?:(?:and|or|also|even|in|on|at|inside|near|the|a|an)\s+)+(?=\S)", re.IGNORECASE
 )
@@ -139,7 +137,7 @@ class BackgroundProducer:
 
     def record_ids(self, shard: int) -> list[str]:
         """The concepts of a shard, as `source/name`."""
-        return [_record_id(concept) for concept in self._shard(shard)]
+        return [record_id(concept) for concept in self._shard(shard)]
 
     def produce(self, shard: int, tally: Tally) -> list[Produced]:
         """The places of each concept, or a dead letter, in the order of the list."""
@@ -161,7 +159,7 @@ class BackgroundProducer:
         """What the model is asked about a concept, a pure function of seed, concept and try."""
 
         def order(line: str) -> int:
-            return derive(self._seed, "things", _record_id(concept), attempt, line)
+            return derive(self._seed, "things", record_id(concept), attempt, line)
 
         shown = sorted(self._examples, key=order)[:EXAMPLES_PER_PROMPT]
         return "\n".join([INSTRUCTION, *shown, f"{query(concept.name, None)} =>"])
@@ -204,7 +202,7 @@ class _Search:
         reason = Count.DROP_TOO_FEW_PLACES if self._error is None else Count.ENGINE_ERROR
         tally.count(reason)
         detail = self._error or f"{len(places)} places: {', '.join(places)}"
-        return Failure(_record_id(self.concept), reason.value, detail)
+        return Failure(record_id(self.concept), reason.value, detail)
 
 
 def places_of(completion: Completion) -> list[str]:
@@ -221,8 +219,7 @@ def drop_reason(place: str, concept: str, max_words: int) -> Count | None:
     words = words_of(place)
     # Marks are parts of letters in many scripts.
     if not words or not all(
-        c.isalnum() or c in " -'’.&" or unicodedata.category(c)[0] == "M"
-        for c in place
+        c.isalnum() or c in " -'’.&" or unicodedata.category(c)[0] == "M" for c in place
     ):
         return Count.DROP_NON_TEXT
     if len(words) > max_words:
@@ -233,7 +230,8 @@ def drop_reason(place: str, concept: str, max_words: int) -> Count | None:
     return None
 
 
-def _record_id(concept: Concept) -> str:
+def record_id(concept: Concept) -> str:
+    """A concept's name in the records of the stage."""
     return Backgrounds(concept.source, concept.name, ()).record_id
 
 
@@ -269,6 +267,6 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
     with ThreadPoolExecutor(_READERS) as pool:
         found = {row.record_id: row.places for rows in pool.map(read, rows) for row in rows}
     return tuple(
-        replace(concept, backgrounds=found.get(_record_id(concept), concept.backgrounds))
+        replace(concept, backgrounds=found.get(record_id(concept), concept.backgrounds))
         for concept in concepts
     )
