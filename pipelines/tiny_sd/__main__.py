@@ -59,9 +59,9 @@ def run_step(step: str, work: Path, out: Path, num_processes: int) -> None:
     elif step == "export":
         export_step(work, out)
     else:
-        from pipelines.tiny_sd.score import score
+        from pipelines.tiny_sd.score import score, table
 
-        print(score(out, make_composer(work), work))
+        print(table(score(out, make_composer(work), work)))
 
 
 def make_composer(work: Path) -> "Composer":
@@ -96,6 +96,7 @@ def finished_autoencoder(work: Path, composer: "Composer") -> "AutoencoderKL":
 def diffusion_task(work: Path) -> None:
     """Train the UNet and the text encoder, in each training process."""
     from pipelines.tiny_sd.diffusion import train_diffusion
+    from pipelines.tiny_sd.drawings import load_concepts
     from pipelines.tiny_sd.latents import LatentCache
     from pipelines.tiny_sd.networks import DiffusionConfig
     from pipelines.tiny_sd.text_encoder import TextConfig, load_tokenizer
@@ -105,7 +106,9 @@ def diffusion_task(work: Path) -> None:
         finished_autoencoder(work, composer), composer, config.num_cached, config.seed
     )
     tokenizer = load_tokenizer(composer.concepts, text, work / "tokenizer")
-    train_diffusion(cache, composer.concepts, tokenizer, config, text, work / "diffusion.pt")
+    num_first = sum(c.wave == "first" for c in load_concepts())
+    path = work / "diffusion.pt"
+    train_diffusion(cache, composer.concepts, tokenizer, config, text, path, num_first)
 
 
 def export_step(work: Path, out: Path) -> None:

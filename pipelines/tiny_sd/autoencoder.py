@@ -41,9 +41,9 @@ class AutoencoderConfig(BaseModel):
     """Channels of each level, from 64x64 down to 8x8."""
     latent_channels: int = 16
     """Channels of a latent."""
-    num_steps: int = 4500
+    num_steps: int = 5500
     """Training steps."""
-    num_decoder_steps: int = 1200
+    num_decoder_steps: int = 2200
     """Last of these, with the encoder frozen: sharper pictures of latents that stay as they are."""
     num_crop_steps: int = 3000
     """First steps, on 32x32 crops: a quarter of the cost for a net that looks at small patches."""

@@ -27,7 +27,6 @@ from pipelines.tiny_sd.training import (
     load_checkpoint,
     rank_and_world,
     save_checkpoint,
-    trapezoid_rate,
 )
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ def draw_batch(
     concepts: list[str],
     size: int,
     rng: np.random.Generator,
-    hard: tuple[str, ...] = (),
-    hard_share: float = 0.0,
+    num_first: int,
+    second_share: float,
 ) -> Batch:
     """Draw cached latents and write a fresh caption for each.
 
@@ -93,14 +92,17 @@ def draw_batch(
         concepts: names by concept index.
         size: how many to draw.
         rng: draws them.
-        hard: concepts to draw more often.
-        hard_share: share of the batch that is drawn from these alone.
+        num_first: how many of the concepts, from the beginning, are the first wave.
+        second_share: share of the batch that shows the others.
     """
-    picked = rng.integers(len(cache.latents), size=size)
-    num_hard = round(hard_share * size)
-    if num_hard:
-        among = np.flatnonzero(np.isin(cache.concepts, [concepts.index(name) for name in hard]))
-        picked[:num_hard] = rng.choice(among, size=num_hard)
+    is_second = cache.concepts >= num_first
+    num_second = round(second_share * size)
+    picked = np.concatenate(
+        [
+            rng.choice(np.flatnonzero(~is_second), size - num_second),
+            rng.choice(np.flatnonzero(is_second), num_second) if num_second else [],
+        ]
+    ).astype(int)
     shown, backgrounds = cache.concepts[picked], cache.backgrounds[picked]
     captions = [
         write_caption(concepts[c], BACKGROUNDS[b], rng)
@@ -136,12 +138,11 @@ def losses(
 
 
 def learning_rate(step: int, config: DiffusionConfig) -> float:
-    """Learning rate: two trapezoids, the second with a lower peak and no plateau."""
-    first = config.num_steps - config.num_review_steps
-    if step < first:
-        return trapezoid_rate(step, first, 200, config.decay_steps, config.learning_rate)
-    length = config.num_review_steps
-    return trapezoid_rate(step - first, length, 50, length, config.review_learning_rate)
+    """Learning rate: a warm-up at the start of each wave, constant, a linear fall to zero."""
+    first = config.num_first_steps
+    since = step if step < first else step - first
+    left = config.num_steps - step
+    return config.learning_rate * min(1.0, (since + 1) / 200, left / config.decay_steps)
 
 
 def train_diffusion(
@@ -151,8 +152,18 @@ def train_diffusion(
     config: DiffusionConfig,
     text: TextConfig,
     path: Path,
+    num_first: int,
 ) -> Networks:
     """Train, or go on from the checkpoint at `path`.
+
+    Args:
+        cache: encoded composites.
+        concepts: names by concept index, the first wave first.
+        tokenizer: reads the captions.
+        config: shape and training.
+        text: shape of the text encoder.
+        path: checkpoint, written every few minutes and at the end.
+        num_first: how many concepts are the first wave.
 
     Returns:
         the networks with averaged (EMA) weights.
@@ -167,15 +178,12 @@ def train_diffusion(
     alphas = build_scheduler().alphas_cumprod
     rank, world = rank_and_world()
     clock = Clock(config.num_steps, config.batch_size, start)
-    review_start = config.num_steps - config.num_review_steps
     for step in range(start, config.num_steps):
         # A generator per step makes a resumed run see what an undisturbed one would have seen.
         rng = np.random.default_rng([config.seed, 5, step, rank])
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * world + rank)
-        share = config.review_share if step >= review_start else 0.0
-        batch = draw_batch(
-            cache, concepts, config.batch_size // world, rng, config.hard_concepts, share
-        )
+        share = config.second_share if step >= config.num_first_steps else 0.0
+        batch = draw_batch(cache, concepts, config.batch_size // world, rng, num_first, share)
         denoising, reading = losses(networks, tokenizer, batch, alphas, config.snr_limit, generator)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)

@@ -36,6 +36,7 @@ RASTER = 128
 class Concept:
     """Something tiny-sd can paint: its name, its group and the icon that shows it."""
 
+    wave: str  # "first" or "second": when its training begins
     name: str
     group: str
     icon: str
@@ -51,10 +52,11 @@ class Drawing:
 
 
 def load_concepts() -> list[Concept]:
-    """Read the list of concepts that stands beside this module, in its order."""
-    groups = yaml.safe_load(Path(__file__).with_name("concepts.yaml").read_text())
+    """Read the list of concepts that stands beside this module: the first wave, then the second."""
+    waves = yaml.safe_load(Path(__file__).with_name("concepts.yaml").read_text())
     return [
-        Concept(name, group, icon)
+        Concept(wave, name, group, icon)
+        for wave, groups in waves.items()
         for group, members in groups.items()
         for name, icon in members.items()
     ]

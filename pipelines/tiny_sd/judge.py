@@ -20,7 +20,7 @@ from pipelines.tiny_sd.training import Clock, cosine_rate, load_checkpoint, save
 
 logger = logging.getLogger(__name__)
 
-NUM_STEPS = 700
+NUM_STEPS = 1200
 BATCH_SIZE = 64
 WIDTHS = (32, 64, 128, 192)
 SEED = 0
@@ -32,14 +32,16 @@ class Judge(nn.Module):
     def __init__(self, num_concepts: int) -> None:
         """Build the untrained judge."""
         super().__init__()
-        layers: list[nn.Module] = []
+        stages = []
         channels = 3
         for width in WIDTHS:
+            layers: list[nn.Module] = []
             for stride, entry in ((2, channels), (1, width)):
                 layers.append(nn.Conv2d(entry, width, 3, stride, 1, bias=False))
                 layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            stages.append(nn.Sequential(*layers))
             channels = width
-        self.body = nn.Sequential(*layers)
+        self.body = nn.Sequential(*stages)
         self.concept = nn.Linear(channels, num_concepts)
         self.background = nn.Linear(channels, len(BACKGROUNDS))
 
@@ -89,6 +91,16 @@ def train_judge(composer: Composer, path: Path) -> Judge:
             logger.info("judge %s, loss %.3f", clock, clock.mean)
     save_checkpoint(path, state, NUM_STEPS)
     return judge.eval()
+
+
+@torch.no_grad()
+def stage_features(judge: Judge, pictures: NDArray[np.uint8]) -> list[Tensor]:
+    """What each stage sees in uint8 pictures [N, 64, 64, 3]: [N, C, places], of length 1 over C."""
+    features, seen = to_tensor(pictures), []
+    for stage in judge.body:
+        features = stage(features)
+        seen.append(F.normalize(features, dim=1).flatten(2))
+    return seen
 
 
 @torch.no_grad()

@@ -29,24 +29,20 @@ class DiffusionConfig(BaseModel):
     """Residual blocks per level."""
     time_width: int = 192
     """Width of the time embedding."""
-    num_cached: int = 64_000
+    num_cached: int = 96_000
     """Composites encoded before training and drawn from during it."""
-    num_steps: int = 11_000
+    num_steps: int = 26_000
     """Training steps."""
-    decay_steps: int = 3_000
-    """Steps of the first part over which the learning rate falls linearly to zero, at its end."""
-    num_review_steps: int = 1_800
-    """Steps of the second part, which goes over the hard concepts again."""
-    review_share: float = 0.3
-    """Share of the second part's pictures that show a hard concept."""
-    hard_concepts: tuple[str, ...] = ("cat", "tiger", "owl")
-    """Concepts that the first part leaves confounded with each other."""
+    num_first_steps: int = 11_000
+    """First of these, on the first wave of concepts alone."""
+    second_share: float = 0.7
+    """Share of pictures that show the second wave, after the first steps."""
+    decay_steps: int = 5_000
+    """Last steps, over which the learning rate falls linearly to zero."""
     batch_size: int = 64
     """Latents per step."""
     learning_rate: float = 1e-3
-    """AdamW's learning rate after 200 steps of warm-up."""
-    review_learning_rate: float = 6e-4
-    """Peak in the second part, from where it falls linearly to zero."""
+    """AdamW's learning rate after 200 steps of warm-up, at the start of each wave."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
     snr_limit: float = 5.0
@@ -62,10 +58,14 @@ class DiffusionConfig(BaseModel):
 def build_unet(
     config: DiffusionConfig, text: TextConfig, latent_channels: int
 ) -> "UNet2DConditionModel":
-    """Make an untrained UNet."""
+    """Make an untrained UNet, whose pooling of the caption is and stays a plain mean.
+
+    A trained attention would saturate: it comes to look at the start token alone for some
+    concepts, which has the same vector for all of them, and no gradient leads out of there.
+    """
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -82,6 +82,9 @@ def build_unet(
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
+    for parameter in unet.add_embedding.pool.q_proj.parameters():
+        nn.init.zeros_(parameter).requires_grad_(False)
+    return unet
 
 
 def build_scheduler() -> "DDIMScheduler":

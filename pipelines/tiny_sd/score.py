@@ -1,6 +1,8 @@
 """Scores a tiny-sd folder: is what the caption names what the picture shows?
 
 The judge is trained on real composites of the training sets; nothing here serves in training.
+What `score` finds is left in the folder: `scores.yaml`, whose table the model card repeats, and
+`contact_sheet.jpg`, every concept's four pictures as they were judged.
 """
 
 import time
@@ -11,10 +13,10 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipelines.tiny_sd.composites import Composer
-from pipelines.tiny_sd.judge import Judge, name, train_judge
+from pipelines.tiny_sd.judge import Judge, name, stage_features, train_judge
 from pipelines.tiny_sd.scenes import BACKGROUNDS, COLOURS, SCENES
 
 if TYPE_CHECKING:
@@ -24,12 +26,15 @@ GUIDANCE = 2.5
 """Classifier-free guidance, the method's value."""
 
 NUM_SAMPLING_STEPS = 12
-"""DDIM steps: the recommended setting."""
+"""Steps of the folder's sampler: the recommended setting."""
 
 SEEDS = 4
 """Pictures per caption."""
 
+SCORES_FILE, SHEET_FILE = "scores.yaml", "contact_sheet.jpg"
+
 Pictures = NDArray[np.uint8]
+Scores = dict[str, str]
 
 
 def load_pipeline(folder: Path) -> "StableDiffusionPipeline":
@@ -51,52 +56,61 @@ def paint(
     for begin in range(0, len(captions), batch_size):
         texts = captions[begin : begin + batch_size]
         generators = [torch.Generator().manual_seed(begin + i) for i in range(len(texts))]
-        with torch.autocast("cpu", torch.bfloat16):
-            painted = pipeline(
-                texts,
-                num_inference_steps=NUM_SAMPLING_STEPS,
-                guidance_scale=GUIDANCE,
-                generator=generators,
-                output_type="np",
-            ).images
+        painted = pipeline(
+            texts,
+            num_inference_steps=NUM_SAMPLING_STEPS,
+            guidance_scale=GUIDANCE,
+            generator=generators,
+            output_type="np",
+        ).images
         pictures.append((painted * 255).round().astype(np.uint8))
     return np.concatenate(pictures)
 
 
-def score(folder: Path, composer: Composer, work: Path) -> str:
-    """Paint, judge and tabulate; contact sheets go to `work`.
+def score(folder: Path, composer: Composer, work: Path) -> Scores:
+    """Paint, judge, and leave the scores and the contact sheet in `folder`.
 
     Args:
         folder: the model folder.
         composer: makes the real pictures, for the judge and for comparison.
-        work: holds the judge's checkpoint, receives the contact sheets.
+        work: holds the judge's checkpoint.
 
     Returns:
-        a Markdown table.
+        what was measured: its name and its value, in words.
     """
     judge = train_judge(composer, work / "judge.pt")
     pipeline = load_pipeline(folder)
     names = composer.concepts
     truth = np.repeat(np.arange(len(names)), SEEDS)
-    fresh = composer.sample(1024, np.random.default_rng(8))
     begin = time.perf_counter()
     plain = paint(pipeline, [f"a {names[i]}" for i in truth])
     rate = len(plain) / (time.perf_counter() - begin)
+    contact_sheet(plain, names, folder / SHEET_FILE)
     free_texts, free_truth = load_free_captions(names)
-    free = paint(pipeline, free_texts)
-    contact_sheet(plain, work / "plain.png")
-    contact_sheet(free, work / "free.png")
-    rows = [("concept, fresh real pictures", _accuracy(judge, fresh.pictures, fresh.concepts))]
-    rows.append(("concept, `a CONCEPT`", _accuracy(judge, plain, truth)))
-    rows.append(("concept, free captions", _accuracy(judge, free, free_truth)))
-    rows += _background_rows(judge, pipeline, names, work)
+    fresh = composer.sample(2048, np.random.default_rng(8))
+    scores = {
+        "concept, fresh real pictures": _accuracy(judge, fresh.pictures, fresh.concepts),
+        "concept, `a CONCEPT`": _accuracy(judge, plain, truth),
+        "concept, free captions": _accuracy(judge, paint(pipeline, free_texts), free_truth),
+    }
+    scores |= _background_scores(judge, pipeline, names)
     real = composer.sample(len(truth), np.random.default_rng(9), truth).pictures
-    rows.append(("distance between 4 pictures of a caption", f"{diversity(plain):.3f}"))
-    rows.append(("distance between 4 real pictures of a concept", f"{diversity(real):.3f}"))
-    rows.append((f"pictures a second, {torch.get_num_threads()} threads", f"{rate:.1f}"))
-    weakest = _weakest(judge, plain, truth, names)
-    table = "\n".join(f"| {label} | {value} |" for label, value in rows)
-    return f"| measure | value |\n|---|---|\n{table}\n\nLeast often named: {weakest}."
+    for label, pictures in (("pictures of `a CONCEPT`", plain), ("real pictures", real)):
+        scores[f"distance between {SEEDS} {label}, pixels"] = f"{pixel_distance(pictures):.3f}"
+        scores[f"distance between {SEEDS} {label}, the judge's features"] = (
+            f"{feature_distance(judge, pictures):.3f}"
+        )
+    sampler = f"{type(pipeline.scheduler).__name__}, {NUM_SAMPLING_STEPS} steps"
+    scores[f"pictures a second, {torch.get_num_threads()} threads, {sampler}"] = f"{rate:.1f}"
+    scores["least often named"] = _weakest(judge, plain, truth, names)
+    (folder / SCORES_FILE).write_text(yaml.safe_dump(scores, sort_keys=False, width=100))
+    return scores
+
+
+def table(scores: Scores) -> str:
+    """Lay scores out as the Markdown table that the model card shows."""
+    rows = [f"| {label} | {value} |" for label, value in scores.items()]
+    return "\n".join(["| measure | value |", "|---|---|", *rows])
 
 
 def load_free_captions(names: list[str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -106,22 +120,44 @@ def load_free_captions(names: list[str]) -> tuple[list[str], NDArray[np.int64]]:
     return [text for text, _ in pairs], np.array([index for _, index in pairs])
 
 
-def diversity(pictures: Pictures) -> float:
+def pixel_distance(pictures: Pictures) -> float:
     """Mean root-mean-square pixel distance (0..1) within groups of `SEEDS` neighbours."""
     groups = pictures.reshape(-1, SEEDS, pictures[0].size).astype(np.float64) / 255
-    pairs = [(i, j) for i in range(SEEDS) for j in range(i)]
-    distances = [np.sqrt(((groups[:, i] - groups[:, j]) ** 2).mean(axis=1)) for i, j in pairs]
+    distances = [np.sqrt(((groups[:, i] - groups[:, j]) ** 2).mean(axis=1)) for i, j in _pairs()]
     return float(np.mean(distances))
 
 
-def contact_sheet(pictures: Pictures, path: Path, columns: int = 32) -> None:
-    """Save pictures side by side, `columns` to a row."""
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * columns, *pictures.shape[1:]), 255, np.uint8)
-    sheet[: len(pictures)] = pictures
-    side = pictures.shape[1]
-    tiled = sheet.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
-    Image.fromarray(tiled.reshape(rows * side, columns * side, 3)).save(path)
+def feature_distance(judge: Judge, pictures: Pictures) -> float:
+    """Mean distance within groups of `SEEDS` neighbours, as LPIPS (Zhang et al., 2018) has it.
+
+    The features are the judge's; at every place of every stage they have length 1, and squared
+    distances are averaged over places and stages, without learnt weights.
+    """
+    distances = []
+    for features in stage_features(judge, pictures):  # [N, C, places]
+        groups = features.reshape(-1, SEEDS, *features.shape[1:])
+        for i, j in _pairs():
+            distances.append((groups[:, i] - groups[:, j]).pow(2).sum(dim=1).mean().item())
+    return float(np.mean(distances))
+
+
+def contact_sheet(pictures: Pictures, names: list[str], path: Path, columns: int = 6) -> None:
+    """Save every concept's `SEEDS` pictures in a row under its name, `columns` concepts abreast."""
+    side, label = pictures.shape[1], 14
+    rows = -(-len(names) // columns)
+    width = SEEDS * side + 8
+    sheet = Image.new("RGB", (columns * width, rows * (side + label)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, concept in enumerate(names):
+        x, y = i % columns * width, i // columns * (side + label)
+        draw.text((x, y), concept, fill="black")
+        strip = np.concatenate(list(pictures[SEEDS * i : SEEDS * (i + 1)]), axis=1)
+        sheet.paste(Image.fromarray(strip), (x, y + label))
+    sheet.save(path, quality=85)
+
+
+def _pairs() -> list[tuple[int, int]]:
+    return [(i, j) for i in range(SEEDS) for j in range(i)]
 
 
 def _accuracy(judge: Judge, pictures: Pictures, truth: NDArray[np.int64]) -> str:
@@ -132,23 +168,22 @@ def _accuracy(judge: Judge, pictures: Pictures, truth: NDArray[np.int64]) -> str
     )
 
 
-def _background_rows(
-    judge: Judge, pipeline: "StableDiffusionPipeline", names: list[str], work: Path
-) -> list[tuple[str, str]]:
+def _background_scores(
+    judge: Judge, pipeline: "StableDiffusionPipeline", names: list[str]
+) -> Scores:
     """Measure how often the named background is seen: colours (each), then scenes (each)."""
     shown = names[:: max(1, len(names) // 16)]
-    rows = []
+    scores = {}
     for kind, members, frame in (
         ("colour", list(COLOURS), "a {} on a {} background"),
         ("scene", list(SCENES), "a {}, in the {}"),
     ):
         pictures = paint(pipeline, [frame.format(c, b) for b in members for c in shown])
-        contact_sheet(pictures, work / f"{kind}.png", len(shown))
         truth = np.repeat([BACKGROUNDS.index(b) for b in members], len(shown))
         hits = (name(judge, pictures)[1][:, 0] == truth).reshape(len(members), -1).mean(axis=1)
         each = ", ".join(f"{b} {h:.0%}" for b, h in zip(members, hits, strict=True))
-        rows.append((f"background, named {kind}", f"top-1 {hits.mean():.1%} ({each})"))
-    return rows
+        scores[f"background, named {kind}"] = f"top-1 {hits.mean():.1%} ({each})"
+    return scores
 
 
 def _weakest(judge: Judge, pictures: Pictures, truth: NDArray[np.int64], names: list[str]) -> str:

@@ -25,8 +25,9 @@ DIFFUSION = DiffusionConfig(
     time_width=16,
     num_cached=16,
     num_steps=6,
-    num_review_steps=2,
-    hard_concepts=("dog",),
+    num_first_steps=4,
+    second_share=0.5,
+    decay_steps=2,
     batch_size=4,
 )
 TEXT = TextConfig(vocabulary=600, width=16, num_layers=1, num_heads=2, corpus_size=300)

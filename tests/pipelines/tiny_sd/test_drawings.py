@@ -20,12 +20,14 @@ def write_sets(folder: Path, vendors: dict[str, dict[str, object]]) -> None:
         (package / "package.json").write_text(json.dumps({"version": version}))
 
 
-def test_at_least_fifty_concepts_in_groups_with_names() -> None:
+def test_at_least_150_concepts_in_groups_with_names() -> None:
     concepts = drawings.load_concepts()
     names = [c.name for c in concepts]
-    assert len(names) == len(set(names)) >= 50
+    assert len(names) == len(set(names)) >= 150
     assert min(Counter(c.group for c in concepts).values()) >= 3
     assert set(load_words()["names"]) == set(names)
+    waves = [c.wave for c in concepts]
+    assert waves == sorted(waves, key=["first", "second"].index)
 
 
 def test_held_out_sets_are_not_trained_on() -> None:
@@ -52,7 +54,7 @@ def test_sets_that_lack_an_icon_are_left_out(tmp_path: Path) -> None:
     full: dict[str, object] = {"icons": {"cat": {"body": SQUARE}}}
     vendors = dict.fromkeys(drawings.PACKAGES, full) | {"noto": {"icons": {}}}
     write_sets(tmp_path, vendors)
-    found = drawings.load_drawings(tmp_path, [drawings.Concept("cat", "animal", "cat")])
+    found = drawings.load_drawings(tmp_path, [drawings.Concept("first", "cat", "animal", "cat")])
     assert [d.vendor for d in found] == [v for v in drawings.PACKAGES if v != "noto"]
 
 
