@@ -1,0 +1,82 @@
+"""Names of any script and shape go through the whole captions stage with the real vLLM."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.captions import CaptionsConfig, prompt_source, raw_folder
+from transforms.core.config import load_config
+
+DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+
+WORDS = """
+apple armchair backpack balloon banana barn basket bear bee bench bicycle boat book boot bottle
+bowl bread bridge broom bucket bus butterfly button cactus cake camel candle canoe carrot castle
+cat cherry chicken church clock cloud coat coin cookie cow crab crown cup deer desk dog dolphin
+donkey door dragonfly dress drum duck eagle egg elephant envelope feather fence fish flag flute
+forest fork fountain fox frog garden ghost giraffe glove goat goose grape guitar hammer hat
+hedgehog helicopter horse house jacket kangaroo kettle key kite knife ladder lamp lemon lion
+lizard lobster map mirror monkey moon moth mountain mouse mushroom necklace onion orange owl
+parrot peach pear penguin piano pig pillow pineapple plate pumpkin rabbit ring robot rose sandwich
+scarf shark sheep
+"""
+ORDINARY = WORDS.split()
+ODD = [
+    *("jack-o'-lantern", "shepherd's pie", "bird’s nest", "Queen Anne's lace", "'quoted' mug"),
+    *('"bubble" tea', "“Starry Night” poster", "`code` on a screen", "«guillemets»", '12" record'),
+    *("crane (machine)", "crane (bird)", "bass (fish)", "(hedge) maze", "jug [clay]", "{name} tag"),
+    *("T-shirt", "merry-go-round", "forget-me-not", "jack-in-the-box", "x–ray", "-40 thermometer"),
+    *("café", "crème brûlée", "piñata", "jalapeño", "smörgåsbord", "Dvořák bust", "naïve painting"),
+    *("猫", "富士山", "寿司", "茶壶", "만두", "ねこ", "カメラ", "самовар", "κέρμα"),
+    *("हाथी", "ช้าง", "قطة", "50% sign"),
+    *("🦊", "🍎", "👩‍🚀", "🇯🇵", "cup of ☕", "X", "a", "é", "木", "?", "7"),
+    *(
+        "1984",
+        "Boeing 737-300",
+        "Audi TT RS Coupe 2012 car",
+        "salt & pepper",
+        "50% sign",
+        "C:\\disk",
+    ),
+    *("tench, Tinca tinca", "either/or sign", "A => B", "#hashtag", "user@example", "$5 note", "*"),
+    *("</s> sign", "‹angle›", "N° 5", "UPPER CASE", "camelCase", "e.g. a lamp", "lamp."),
+    "a very old wooden rocking horse with a red saddle, a long mane and one missing eye",
+    "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
+    "supercalifragilisticexpialidocious" * 2 + " umbrella",
+    "木" * 80,
+    "🦊" * 20,
+]
+NAMES = [*ORDINARY, *(name[:80] for name in ODD)]
+assert len(NAMES) == 200
+
+
+def names(caption: str, name: str) -> bool:
+    """Whether the name, or its plural, stands in the caption; not the filters' rule."""
+    return (name[:-1] if len(name) > 4 else name) in caption.casefold()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_hundred_concepts_of_any_script(tmp_path: Path) -> None:
+    entries = [{"name": name, "backgrounds": ["a street in Kraków"]} for name in NAMES]
+    concepts = tmp_path / "concepts.yaml"
+    source = {"source": "any", "concepts": entries}
+    concepts.write_text(yaml.safe_dump({"sources": [source]}, allow_unicode=True))
+    settings = [f"run={tmp_path}/run", f"concepts={concepts}", "captions_per_shard=150"]
+    settings += ["num_captions=300", "oversampling=1"]
+    command = [sys.executable, "-m", "pipelines", "captions", DEMO, *settings]
+    subprocess.run(command, check=True, capture_output=True)
+
+    prompts = prompt_source(load_config(CaptionsConfig, DEMO, settings))
+    asked = [prompts.build(ordinal).concept.name for ordinal in range(300)]
+    shards = Path(raw_folder(f"{tmp_path}/run").url) / "shards"
+    rows = [row for path in shards.glob("*/*") for row in pq.read_table(path).to_pylist()]
+    assert all(row["concept"] == asked[row["ordinal"]] for row in rows)
+    ordinary = sum(name in ORDINARY for name in asked)
+    named = sum(names(r["text"], r["concept"]) for r in rows if r["concept"] in ORDINARY)
+    assert named >= 0.9 * ordinary, f"{named} captions name their concept, {ordinary} were asked"
+    assert len({row["concept"] for row in rows} - set(ORDINARY)) > 20
