@@ -11,8 +11,6 @@ import tarfile
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-import webdataset
-
 from transforms.core.records import ImageSet
 
 _END_BYTES = 2 * tarfile.BLOCKSIZE
@@ -42,6 +40,9 @@ def write_tar(path: str, image_sets: Iterable[ImageSet]) -> list[str]:
         The record ids (caption ids) in the order of the file.
     """
     ids = []
+    # It brings torch, half a gigabyte that stages without images do not need.
+    import webdataset
+
     with webdataset.TarWriter(path, mtime=0, user="synclr", group="synclr", mode=0o444) as writer:
         for image_set in image_sets:
             writer.write(image_set_sample(image_set))
