@@ -19,10 +19,10 @@ from transforms.core.config import Config, ConfigError, load_config
 from transforms.core.records import Concept, Kind
 from transforms.imagenet import (
     MAX_NAME_LENGTH,
-    BackgroundGroups,
     Subset,
     imagenet_classes,
-    load_hypernyms,
+    load_backgrounds,
+    load_facts,
 )
 
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -54,8 +54,9 @@ class ConceptSource(Config):
     """Places where its concepts plausibly are: a list, the name of one under `backgrounds`, or a
     .txt file with one per line."""
     background_groups: str | None = None
-    """Places by group of ImageNet classes, a .yaml file; `backgrounds` is for what no group
-    fits."""
+    """Places by group of ImageNet classes, a .yaml file; other classes have `backgrounds`."""
+    group_members: str | None = None
+    """Further classes with the names of their groups, a .tsv file."""
     hypernyms: str | None = None
     """What each class of `timm` is a kind of, a .tsv file."""
 
@@ -67,8 +68,11 @@ class ConceptSource(Config):
                 f"source {self.source!r} has {' and '.join(given) or 'no concepts'}: expected one "
                 "of concepts, file and timm"
             )
-        if self.hypernyms and not self.timm:
-            raise ValueError(f"source {self.source!r} has hypernyms, which go with timm only")
+        for key in ("background_groups", "group_members", "hypernyms"):
+            if getattr(self, key) and not self.timm:
+                raise ValueError(f"source {self.source!r} has {key}, which go with timm only")
+        if self.group_members and not self.background_groups:
+            raise ValueError(f"source {self.source!r} has group_members without background_groups")
         return self
 
 
@@ -138,11 +142,20 @@ def _rows(path: str, source: ConceptSource) -> list[Row]:
     if source.timm is None:
         where = f"concept list {path!r}"
         return [Row(where, entry) for entry in source.concepts or ()]
-    hypernyms = load_hypernyms(_beside(path, source.hypernyms)) if source.hypernyms else {}
+    hypernyms, places = {}, {}
+    if source.hypernyms:
+        hypernyms = load_facts(_beside(path, source.hypernyms))
+    if source.background_groups:
+        members = source.group_members and _beside(path, source.group_members)
+        places = load_backgrounds(_beside(path, source.background_groups), members)
     return [
         Row(
             source.timm,
-            ConceptEntry(name=known.name, hypernym=hypernyms.get(known.synset)),
+            ConceptEntry(
+                name=known.name,
+                hypernym=hypernyms.get(known.synset),
+                backgrounds=places.get(known.synset),
+            ),
             synset=known.synset,
         )
         for known in imagenet_classes(source.timm)
@@ -171,7 +184,6 @@ class _Reader:
         self._path = path
         self._named = named
         self._taken: dict[object, str] = {}
-        self._groups: dict[str, BackgroundGroups] = {}
         self.duplicates: list[Duplicate] = []
 
     def concepts(self, source: ConceptSource, rows: Iterable[Row]) -> list[Concept]:
@@ -189,7 +201,9 @@ class _Reader:
                 self.duplicates.append(Duplicate(name, source.source, first))
                 continue
             self._taken.update(dict.fromkeys(keys, source.source))
-            places = self._backgrounds(source, row, name, shared)
+            places = shared
+            if row.entry.backgrounds is not None:
+                places = self._places(name, row.entry.backgrounds)
             weight, hypernym = row.entry.weight, row.entry.hypernym
             kept.append((row, Concept(name, source.source, kind, weight, places, hypernym)))
         if not kept:
@@ -197,18 +211,6 @@ class _Reader:
             raise ConfigError(f"concept list {self._path!r}: source {source.source!r} {reason}")
         total = sum(row.entry.weight for row, _ in kept)
         return [replace(c, weight=source.share * c.weight / total) for _, c in kept]
-
-    def _backgrounds(
-        self, source: ConceptSource, row: Row, name: str, shared: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        if row.entry.backgrounds is not None:
-            return self._places(name, row.entry.backgrounds)
-        if source.background_groups is None:
-            return shared
-        path = _beside(self._path, source.background_groups)
-        if path not in self._groups:
-            self._groups[path] = BackgroundGroups(path)
-        return self._groups[path].places(name, row.synset) or shared
 
     def _places(self, owner: str, backgrounds: str | tuple[str, ...]) -> tuple[str, ...]:
         if isinstance(backgrounds, tuple):

@@ -10,8 +10,7 @@ which can be seen in a picture, and some of which are insults.
 """
 
 import re
-from bisect import bisect
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +24,6 @@ MAX_NAME_LENGTH = 80
 
 _PEOPLE = ("n096", "n108")
 """WordNet 3.0 numbers nouns by field; these are people."""
-
-_BY_DESCENT = (("n013", "n02666"), ("n0755", "n080"), ("n115", "n132"))
-"""Animals, foods and plants, fungi among them."""
 
 _QUALIFIER_WORDS = 6
 _ARTICLES = re.compile(r"^(?:any|either|one)? ?(?:of )?(?:several|various|two|a|an|the)? ")
@@ -121,60 +117,35 @@ class GroupFile(Config):
     """Each class stands in one of them."""
 
 
-class BackgroundGroups:
-    """Places by group: of the classes of ImageNet-1k, and of what is most like one of them.
+def load_backgrounds(groups_path: str, members_path: str | None) -> dict[str, tuple[str, ...]]:
+    """Read the places of classes, by WordNet id.
 
-    Animals, foods and plants are numbered by descent in WordNet, so that the nearest number is a
-    near relative. Artefacts are numbered by the alphabet: there, the last word of a name counts.
+    Args:
+        groups_path: A .yaml file as `GroupFile`.
+        members_path: A .tsv file with further classes, each with the name of its group.
 
     Raises:
-        ConfigError: The file cannot be read, or names a class twice.
+        ConfigError: A file cannot be read, names a class twice, or a group that there is not.
     """
-
-    def __init__(self, path: str) -> None:
-        self._by_synset: dict[str, tuple[str, ...]] = {}
-        for group in load_config(GroupFile, path).groups:
-            for synset in group.classes:
-                if synset in self._by_synset:
-                    raise ConfigError(f"{path}: group {group.name!r} names {synset} a second time")
-                self._by_synset[synset] = group.places
-        votes: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
-        for known in imagenet_classes("imagenet-1k"):
-            votes[_last_word(known.name)][self._by_synset.get(known.synset, ())] += 1
-        self._by_last_word = {word: count.most_common(1)[0][0] for word, count in votes.items()}
-        self._related = {
-            field: sorted(synset for synset in self._by_synset if _field(synset) == field)
-            for field in _BY_DESCENT
-        }
-
-    def places(self, name: str, synset: str | None) -> tuple[str, ...]:
-        """Places of a class, or of anything by its name; none where no group fits."""
-        field = _field(synset) if synset else None
-        if synset and field and self._related[field]:
-            return self._by_synset[_nearest(synset, self._related[field])]
-        return self._by_synset.get(synset or "", self._by_last_word.get(_last_word(name), ()))
+    places: dict[str, tuple[str, ...]] = {}
+    by_name: dict[str, tuple[str, ...]] = {}
+    for group in load_config(GroupFile, groups_path).groups:
+        by_name[group.name] = group.places
+        for synset in group.classes:
+            if synset in places:
+                raise ConfigError(
+                    f"{groups_path}: group {group.name!r} names {synset} a second time"
+                )
+            places[synset] = group.places
+    for synset, name in (load_facts(members_path) if members_path else {}).items():
+        if name not in by_name:
+            raise ConfigError(f"{members_path}: {synset} is in group {name!r}, which there is not")
+        places.setdefault(synset, by_name[name])
+    return places
 
 
-def _nearest(synset: str, ordered: list[str]) -> str:
-    """The class itself, if it is among them."""
-    place = bisect(ordered, synset)
-    return min(
-        ordered[max(place - 1, 0) : place + 1],
-        key=lambda other: abs(int(other[1:]) - int(synset[1:])),
-    )
-
-
-def _field(synset: str) -> tuple[str, str] | None:
-    return next((field for field in _BY_DESCENT if field[0] <= synset < field[1]), None)
-
-
-def _last_word(name: str) -> str:
-    words = name.partition(" (")[0].casefold().split()
-    return words[-1] if words else ""
-
-
-def load_hypernyms(path: str) -> dict[str, str]:
-    """Read lines of a WordNet id, a tab, and what the class is a kind of.
+def load_facts(path: str) -> dict[str, str]:
+    """Read lines of a WordNet id, a tab, and a text; those that start with `#` do not count.
 
     Raises:
         ConfigError: The file cannot be read, or a line is different.
@@ -182,13 +153,13 @@ def load_hypernyms(path: str) -> dict[str, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ConfigError(f"list of hypernyms {path!r} cannot be read: {error.strerror}") from error
-    hypernyms = {}
+        raise ConfigError(f"list {path!r} cannot be read: {error.strerror}") from error
+    facts = {}
     for number, line in enumerate(lines, 1):
-        synset, tab, hypernym = line.partition("\t")
+        synset, _, text = line.partition("\t")
         if line.startswith("#") or not line.strip():
             continue
-        if not tab or not hypernym.strip():
-            raise ConfigError(f"{path}, line {number}: {line!r}: expected SYNSET<TAB>HYPERNYM")
-        hypernyms[synset] = hypernym.strip()
-    return hypernyms
+        if not text.strip():
+            raise ConfigError(f"{path}, line {number}: {line!r}: expected a WordNet id, tab, text")
+        facts[synset] = text.strip()
+    return facts

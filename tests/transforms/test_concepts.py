@@ -142,6 +142,10 @@ def test_names_of_any_script_are_kept_as_written(tmp_path: Path, name: str) -> N
         ("sources: [{source: a, timm: imagenet-2k}]", "timm"),
         ("sources: [{source: a, hypernyms: h.tsv, concepts: [fox]}]", "go with timm only"),
         (
+            "sources: [{source: a, group_members: m.tsv, timm: imagenet-1k}]",
+            "group_members without background_groups",
+        ),
+        (
             "sources: [{source: a, concepts: [fox]}, {source: b, concepts: [Fox]}]",
             "source 'b' has no concept that others do not have",
         ),
