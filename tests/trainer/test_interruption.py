@@ -1,6 +1,8 @@
 """Trainings that are stopped or killed continue exactly; ranks stop together."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from tests.trainer.running import (
 from trainer import checkpoint
 from trainer.train import RESTART
 from trainer.training import Training
+from transforms.core import storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +130,53 @@ def test_torchrun_trains_as_one_process_does_and_stops_together(run: Path, tmp_p
     assert [step for step, _ in ours] == list(range(30))
     # Rounding differs between one rank and two, and grows from step to step.
     assert [loss for _, loss in ours[:5]] == pytest.approx([loss for _, loss in theirs[:5]], 1e-3)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started and that are still there."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(number) for number in listed.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
+    process = start(run, "steps=100000", "checkpoint.every_s=0", "checkpoint.keep=2", ranks=2)
+    folder = str(run / "train" / "checkpoints")
+    while max(checkpoint.list_steps(folder), default=0) < 3:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+    ranks = {}
+    for pid in children(process.pid):
+        names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks |= {int(name[5:]): pid for name in names if name.startswith(b"RANK=")}
+    os.kill(ranks[1], signal.SIGKILL)
+    errors = process.communicate(timeout=90)[1]
+    assert process.returncode != 0
+    assert re.search(r"rank\s*: 1 ", errors), "the launcher names it"
+    assert "SIGKILL" in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "nobody is left"
+    newest = checkpoint.load_newest(folder)
+    assert newest is not None
+    assert newest["step"] >= 3
+
+
+def test_a_full_disk_at_checkpoint_time_is_one_sentence_and_keeps_the_last(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_bytes = storage.replace_bytes
+
+    def full(data: bytes, url: str) -> None:
+        if url.endswith("step-000000003.pt"):
+            raise storage.disk_full("write", url, OSError(errno.ENOSPC, "No space left on device"))
+        replace_bytes(data, url)
+
+    monkeypatch.setattr(storage, "replace_bytes", full)
+    assert command(run, "checkpoint.every_steps=1") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "step-000000003.pt: the disk is full" in said
+    monkeypatch.undo()
+    newest = checkpoint.load_newest(str(run / "train" / "checkpoints"))
+    assert newest is not None
+    assert newest["step"] == 2
+    assert command(run) == 0

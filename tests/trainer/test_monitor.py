@@ -1,10 +1,13 @@
-"""The metrics file: whole lines, every step once, on any storage."""
+"""The metrics file: whole lines, every step once, on any storage; others are told the same."""
 
 import json
 from pathlib import Path
 
-from trainer.monitor import MetricsLog
+import pytest
+
+from trainer.monitor import MetricsLog, Monitor, MonitorConfig
 from transforms.core import storage
+from transforms.core.config import ConfigError
 
 
 def steps(url: str) -> list[int]:
@@ -30,3 +33,79 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     path.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo')
     MetricsLog(str(path), 7).write(7, {"loss": 1.25})
     assert steps(str(path)) == [0, 7]
+
+
+def monitor(folder: Path, **settings: object) -> Monitor:
+    config = MonitorConfig.model_validate(settings)
+    return Monitor(config, str(folder), {"seed": 3}, total=100, done=40, step=2)
+
+
+def test_the_bar_shows_terms_speed_and_waiting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {
+        "loss": 7.1234,
+        "ibot": 5.5,
+        "learning_rate": 0.00123,
+        "images_per_s": 500.0,
+        "images_per_s_per_device": 250.0,
+        "mfu": 0.421,
+        "waiting": 0.03,
+        "memory_gib": 61.52,
+        "target_entropy": 0.5,
+    }
+    with monitor(tmp_path) as watched:
+        watched.write(2, values)
+        watched.advance(60)
+    shown = capsys.readouterr().err.split("\r")[-1]
+    for part in ("100/100", "loss=7.123", "ibot=5.500", "lr=1.2e-03", "img/s/device=250"):
+        assert part in shown
+    assert "mfu=42%, wait=3%, GiB=61.5" in shown
+    assert "target_entropy" not in shown, "for the file, not for the eye"
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row == {"step": 2, **values}
+
+
+FAKE_WANDB = """
+import json
+from pathlib import Path
+
+LOG = Path(__file__).with_name("calls.jsonl")
+
+def note(*call):
+    with LOG.open("a") as file:
+        file.write(json.dumps(call) + "\\n")
+
+class Run:
+    def log(self, values, step):
+        note("log", step, values)
+    def finish(self):
+        note("finish")
+
+def init(**settings):
+    note("init", settings)
+    return Run()
+"""
+
+
+def test_weights_and_biases_is_told_when_a_project_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"wandb_project' has value 'p', .* not installed"):
+        monitor(tmp_path / "train", wandb_project="p")
+    package = tmp_path / "packages" / "wandb"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(package.parent))
+    with monitor(tmp_path / "train", wandb_project="p") as watched:
+        watched.write(2, {"loss": 1.0})
+        watched.flush()
+    started, logged, finished = map(json.loads, (package / "calls.jsonl").read_text().splitlines())
+    assert started[1]["project"] == "p"
+    assert started[1]["resume"] == "allow"
+    assert started[1]["config"] == {"seed": 3}
+    assert (logged, finished) == (["log", 2, {"loss": 1.0}], ["finish"])
+    again = monitor(tmp_path / "train", wandb_project="p")
+    assert again is not None
+    calls = [json.loads(line) for line in (package / "calls.jsonl").read_text().splitlines()]
+    assert calls[-1][1]["id"] == started[1]["id"], "the same run goes on"
