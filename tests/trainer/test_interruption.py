@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,29 +108,44 @@ def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path
     assert [step for step, _ in losses(run)] == list(range(40))
 
 
+def finish(process: "subprocess.Popen[str]", step: int) -> None:
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output.count(f"Trained {step} steps") == 1
+
+
 @pytest.mark.slow
-def test_torchrun_trains_as_one_process_does_and_stops_together(run: Path, tmp_path: Path) -> None:
-    settings = ["steps=30", "optim.warmup=5", "model.drop_path=0", "checkpoint.every_s=0"]
-    other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
-    assert command(other, *settings) == 0
-    folder = str(run / "train" / "checkpoints")
-    process = start(run, *settings, ranks=2)
-    while max(checkpoint.list_steps(folder), default=0) < 5:
+def test_torchrun_stops_together_and_continues_with_as_many_ranks_or_fewer(
+    run: Path, tmp_path: Path
+) -> None:
+    settings = ["steps=30", "optim.warmup=5", "model.drop_path=0", "num_threads=1"]
+    alone, together, fewer = (tmp_path / name for name in ("alone", "together", "fewer"))
+    for other in (alone, together, fewer):
+        write_config(other, data=str(run / "images"))
+    assert command(alone, *settings) == 0
+    finish(start(together, *settings, ranks=2), 30)
+    folder = run / "train" / "checkpoints"
+    process = start(run, *settings, "checkpoint.every_s=0", ranks=2)
+    while max(checkpoint.list_steps(str(folder)), default=0) < 5:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=100)[1]
     assert process.returncode != 0
     assert "run the same command to go on" in errors
-    process = start(run, *settings, ranks=2)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert output.count("Trained 30 steps") == 1
-    ours, theirs = losses(run), losses(other)
-    assert [step for step, _ in ours] == list(range(30))
-    # Rounding differs between one rank and two, and grows from step to step.
-    assert [loss for _, loss in ours[:5]] == pytest.approx([loss for _, loss in theirs[:5]], 1e-3)
+    assert 5 <= max(checkpoint.list_steps(str(folder))) < 30, "stopped in the middle"
+    shutil.copytree(run / "train", fewer / "train")
+
+    finish(start(run, *settings, ranks=2), 30)
+    assert_bitwise_equal(run, together, 30)
+    assert losses(run) == losses(together)
+    finish(start(fewer, *settings, ranks=1), 30)
+    for other in (alone, fewer):
+        ours, theirs = losses(other), losses(together)
+        assert [step for step, _ in ours] == list(range(30))
+        # Rounding differs between one rank and two, and grows from step to step.
+        first = [loss for _, loss in theirs[:7]]
+        assert [loss for _, loss in ours[:7]] == pytest.approx(first, 1e-3)
 
 
 def children(pid: int) -> list[int]:

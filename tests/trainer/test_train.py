@@ -1,11 +1,13 @@
 """The command: it finishes, refuses what does not fit, and says so in one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.making import write_images
 from tests.trainer.running import command, final_state, losses, make_run, write_config
 from trainer import train
@@ -108,6 +110,20 @@ def test_a_run_on_a_gcs_bucket_is_trained_where_it_stands(gcs_bucket: str, tmp_p
     assert {"metrics.jsonl", "run.yaml", "checkpoints/step-000000004.pt"} == set(files)
     assert storage.read_bytes(f"{gcs_bucket}/run/train/metrics.jsonl").count(b"\n") == 4
     assert command(tmp_path, *overrides) == 0
+
+
+def test_knn_on_real_pictures_stands_in_the_log(run: Path, tmp_path: Path) -> None:
+    pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
+    watch = ["monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}", "log_every=3"]
+    assert command(run, *watch) == 0
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
+    assert {row["step"]: "knn" in row for row in rows} == {0: False, 1: True, 3: True}
+    assert all(0 <= row["knn"] <= 100 for row in rows if "knn" in row)
+    other = make_run(tmp_path / "other")
+    assert command(other) == 0
+    assert final_state(other)["student"].keys() == final_state(run)["student"].keys()
+    for name, value in final_state(other)["student"].items():
+        assert torch.equal(value, final_state(run)["student"][name]), "to watch changes nothing"
 
 
 def test_settings_without_effect_are_warned_about(
