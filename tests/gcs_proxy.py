@@ -1,0 +1,101 @@
+"""A GCS server that goes wrong on purpose: it stands before a real one and passes requests on."""
+
+import contextlib
+import http.client
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+
+class GcsProxy:
+    """Where requests go to, and what happens to them on the way.
+
+    Attributes:
+        url: Of the proxy; clients find it through STORAGE_EMULATOR_HOST.
+        answers: How often each status was given.
+        unavailable: Says of the number of a request whether the answer is 503.
+        cuts: So many uploads to come are cut off in the middle of their content.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = urlsplit(server)
+        self.url = ""
+        self.answers: Counter[int] = Counter()
+        self.unavailable: Callable[[int], bool] = lambda number: False
+        self.cuts = 0
+        self.num_requests = 0
+        self.lock = threading.Lock()
+
+    def is_unavailable(self) -> bool:
+        """Count a request, and say whether it is refused."""
+        with self.lock:
+            self.num_requests += 1
+            return self.unavailable(self.num_requests)
+
+    def takes_cut(self) -> bool:
+        """Whether this upload is one to cut off."""
+        with self.lock:
+            self.cuts -= 1
+            return self.cuts >= 0
+
+
+@contextlib.contextmanager
+def gcs_proxy(server: str) -> Iterator[GcsProxy]:
+    """A running proxy before the GCS server at the address `server`."""
+    proxy = GcsProxy(server)
+
+    class Handler(_Handler):
+        state = proxy
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy.url = f"http://127.0.0.1:{listener.server_port}"
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    yield proxy
+    listener.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: GcsProxy
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.state.is_unavailable():
+            self._answer(503, {}, b"")
+        elif self.path.startswith("/upload/") and self.state.takes_cut():
+            self._cut_off(body)
+        else:
+            target = self.state.server
+            connection = http.client.HTTPConnection(str(target.hostname), target.port)
+            connection.request(self.command, self.path, body, dict(self.headers.items()))
+            response = connection.getresponse()
+            self._answer(response.status, dict(response.getheaders()), response.read())
+            connection.close()
+
+    do_GET = do_POST = do_DELETE = do_PUT = _pass_on
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.state.answers[status] += 1
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _cut_off(self, body: bytes) -> None:
+        """Give the server half of the content, then hang up on both sides."""
+        lines = [f"{self.command} {self.path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode()
+        target = self.state.server
+        with socket.create_connection((str(target.hostname), target.port or 80)) as server:
+            server.sendall(head + body[: len(body) // 2])
+        self.state.answers[0] += 1
+        self.close_connection = True
+
+    def log_message(self, *args: object) -> None:
+        pass

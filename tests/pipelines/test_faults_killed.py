@@ -1,0 +1,91 @@
+"""The fault matrix: processes that die, hang, or work on one output together."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.gcs_proxy import GcsProxy
+from tests.pipelines.matrix import Matrix
+from transforms.core import storage
+
+KILLS = [
+    "kill_while_painting:9",
+    "kill_while_writing:7",
+    "kill_while_publishing:4",
+    "kill_between_shard_and_commit:3",
+    "kill_after_commit:5",
+    "kill_before_index:1",
+    "kill_while_writing_index:1",
+    "kill_between_index_and_success:1",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", KILLS)
+def test_killed(matrix: Matrix, fault: str) -> None:
+    code, said = matrix.suffer(fault)
+    assert code == -signal.SIGKILL, said
+    assert not storage.exists(f"{matrix.run}/images/_SUCCESS")
+    assert matrix.verify() == 1
+    matrix.ends_as_undisturbed()
+
+
+@pytest.mark.slow
+def test_killed_while_tiny_sd_paints(tmp_path: Path) -> None:
+    undisturbed = Matrix(str(tmp_path / "undisturbed"), tmp_path / "undisturbed.yaml", [])
+    assert undisturbed.again() == 0
+    matrix = Matrix(str(tmp_path / "run"), tmp_path / "images.yaml", undisturbed.checksums())
+    code, said = matrix.suffer("kill_while_painting_tiny_sd:4")
+    assert code == -signal.SIGKILL, said
+    matrix.ends_as_undisturbed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 4])
+def test_several_workers_on_one_plan(matrix: Matrix, number: int) -> None:
+    workers = [matrix.start("none") for _ in range(number)]
+    said = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * number, said
+    matrix.ends_as_undisturbed()
+
+
+@pytest.mark.slow
+def test_two_workers_publish_one_shard_at_the_same_moment(matrix: Matrix, tmp_path: Path) -> None:
+    _meet(matrix, tmp_path, {})
+    matrix.ends_as_undisturbed()
+
+
+@pytest.mark.slow
+def test_two_workers_publish_one_shard_at_the_same_moment_on_gcs(
+    gcs_matrix: Matrix, tmp_path: Path, proxy: GcsProxy
+) -> None:
+    _meet(gcs_matrix, tmp_path, {"STORAGE_EMULATOR_HOST": proxy.url})
+    assert proxy.answers[412] >= 1, "one of the two must have lost"
+    gcs_matrix.ends_as_undisturbed()
+
+
+def _meet(matrix: Matrix, folder: Path, environment: dict[str, str]) -> None:
+    """Let two workers make the one shard that is left of a stage, and wait for each other."""
+    assert matrix.again() == 0
+    images = f"{matrix.run}/images"
+    names = ("_SUCCESS", "index.parquet", "commits/000/images-000003.json")
+    for name in (*names, "shards/000/images-000003.tar"):
+        storage.delete(f"{images}/{name}")
+    workers = [matrix.start(f"meet:{folder}", environment) for _ in range(2)]
+    said = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert len(list(folder.glob("worker-*"))) == 2
+
+
+@pytest.mark.slow
+def test_engine_that_hangs(tmp_path: Path, undisturbed: list[str], blocks: None) -> None:
+    matrix = Matrix(
+        str(tmp_path / "run"), tmp_path / "images.yaml", undisturbed, batch_timeout_s=2.0
+    )
+    code, said = matrix.suffer("hang:9")
+    assert code == 1
+    assert "the engine hangs" in said
+    assert "run the same command again" in said
+    assert 0 < len(storage.list_files(f"{matrix.run}/images/commits")) < len(undisturbed)
+    matrix.ends_as_undisturbed("generator.batch_timeout_s=600")
