@@ -38,7 +38,7 @@ CODE_VERSION = 1
 INSTRUCTION = "List many different places where a photo of each thing could be taken."
 
 _READERS = 16
-_SEPARATORS = re.compile(r"[,;|]|\s/\s|\.\s")
+_SEPARATORS = re.compile(r"[,;|]|\s/\s|(?<=[^\W\d_]{3})\.\s")
 _DECORATION = re.compile(r"^(?:[\s\-*•·–—\"“”‘’'`(\[]|\d{1,2}[.):]\s)+|[\s.!?:\"“”‘’'`)\]]+$")
 _LEAD = re.compile(
     r"^(?:(?:and|or|also|even|in|on|at|inside|near|the|a|an)\s+)+(?=\S)", re.IGNORECASE

@@ -1,0 +1,129 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.backgrounds import run, stage
+from pipelines.captions import CaptionsConfig, prompt_source
+from pipelines.stage import UnfinishedError, plan
+from tests.transforms.engines.endpoint import Answer, Endpoint
+from transforms.core.config import ConfigError, load_config
+from transforms.core.storage import MissingFileError
+from transforms.core.tables import read_backgrounds
+
+DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+SMALL = ["places_per_concept=6", "min_places=3", "max_tries=3", "concepts_per_shard=2"]
+NAMES = ["fox", "kettle", "café", "jack-o'-lantern", "nothing", "refused"]
+
+
+def answer(body: dict[str, Any]) -> Answer:
+    concept = body["prompt"].splitlines()[-1].removesuffix(" =>")
+    if concept == "refused":
+        return Answer(status=400)
+    if concept == "nothing":
+        return Answer("nothing, , 12")
+    places = [f"{place} {body['seed'] % 7}" for place in ("barn", "street", "beach")]
+    return Answer(", ".join(places))
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    server = Endpoint(answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def config(tmp_path: Path, url: str = "http://nowhere/v1", *overrides: str) -> CaptionsConfig:
+    concepts = tmp_path / "concepts.txt"
+    if not concepts.exists():
+        concepts.write_text("\n".join(NAMES))
+    settings = [f"run={tmp_path / 'run'}", f"concepts={concepts}", "engine=openai", "model=any"]
+    settings += [f"openai.base_url={url}", *(f"backgrounds.{key}" for key in SMALL), *overrides]
+    return load_config(CaptionsConfig, DEMO, settings)
+
+
+def found(tmp_path: Path) -> dict[str, tuple[str, ...]]:
+    shards = sorted((tmp_path / "run" / "backgrounds" / "shards").rglob("*.parquet"))
+    return {row.concept: row.places for shard in shards for row in read_backgrounds(str(shard))}
+
+
+def test_places_are_found_committed_and_used_by_captions(
+    tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = config(tmp_path, endpoint.url, "use_backgrounds=run")
+    with pytest.raises(MissingFileError, match="run the backgrounds stage"):
+        prompt_source(given)
+    run(given, [])
+    assert "4 concepts in 3 shards, 2 failures" in capsys.readouterr().err
+    places = found(tmp_path)
+    assert list(places) == NAMES[:4]
+    assert all(3 <= len(set(p)) == len(p) <= 6 for p in places.values())
+    drawn = {prompt_source(given).build(i).background for i in range(300)} - {None}
+    assert drawn == {place for listed in places.values() for place in listed}
+    num_requests = len(endpoint.requests)
+    run(given, [])
+    assert len(endpoint.requests) == num_requests, "a complete stage asks nobody"
+
+
+def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, endpoint: Endpoint) -> None:
+    given = config(tmp_path, endpoint.url)
+    run(given, [])
+    before = found(tmp_path)
+    folder = tmp_path / "run" / "backgrounds"
+    for path in [*folder.rglob("backgrounds-000000.*"), folder / "_SUCCESS"]:
+        path.unlink()
+    assert plan(stage(given)) == [0]
+    endpoint.requests.clear()
+    run(given, [])
+    assert found(tmp_path) == before
+    asked = {body["prompt"].splitlines()[-1].removesuffix(" =>") for body in endpoint.requests}
+    assert asked == set(NAMES[:2])
+
+
+def test_what_changes_places_changes_the_fingerprint(tmp_path: Path) -> None:
+    digest = stage(config(tmp_path)).fingerprint.digest
+    url = "http://elsewhere/v1"
+    for harmless in ("num_captions=1600", "sampling.temperature=0.1", "filters.max_words=9"):
+        assert stage(config(tmp_path, url, harmless)).fingerprint.digest == digest, harmless
+    for change in (
+        "seed=1",
+        "model=other",
+        "backgrounds.max_words=3",
+        "backgrounds.sampling.temperature=0.1",
+        "backgrounds.max_tries=4",
+    ):
+        assert stage(config(tmp_path, url, change)).fingerprint.digest != digest, change
+    (tmp_path / "concepts.txt").write_text("fox\n")
+    assert stage(config(tmp_path)).fingerprint.digest != digest
+
+
+def test_an_endpoint_that_is_gone_stops_the_stage_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnfinishedError, match=r"the endpoint http://127\.0\.0\.1:9/v1 cannot be"):
+        run(config(tmp_path, "http://127.0.0.1:9/v1", "openai.max_retries=0"), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("backgrounds.min_places=7", "key 'backgrounds.min_places' has value 7"),
+        ("backgrounds.sampling.max_new_tokens=512", "key 'vllm.max_model_len' has value 512"),
+        ("backgrounds.examples=nowhere.yaml", "nowhere.yaml"),
+        ("backgrounds.max_trys=3", "max_tries"),
+    ],
+)
+def test_wrong_settings_are_said_in_a_sentence(
+    tmp_path: Path, override: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        stage(config(tmp_path, "http://nowhere/v1", override))
+    assert sentence in str(error.value)
+
+
+def test_a_list_without_objects_needs_no_places(tmp_path: Path) -> None:
+    path = tmp_path / "places.yaml"
+    path.write_text("sources: [{source: a, kind: place, concepts: [harbour]}]")
+    with pytest.raises(ConfigError, match="holds no objects"):
+        stage(config(tmp_path, "http://nowhere/v1", f"concepts={path}"))
