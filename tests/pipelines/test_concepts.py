@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.captions import CaptionsConfig
+from pipelines.backgrounds import stage as backgrounds_stage
+from pipelines.captions import CaptionsConfig, stage
 from pipelines.concepts import run
 from transforms.concepts import load_concepts
 from transforms.core.config import ConfigError, load_config
 
-DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
+DEMO = str(CONFIGS / "demo.yaml")
 LIST = """
 sources:
   - {source: animals, share: 3, backgrounds: [forest], concepts: [fox, owl]}
@@ -52,3 +54,18 @@ def test_the_same_list_changes_nothing_and_another_is_refused(tmp_path: Path) ->
         run(config(tmp_path, LIST.replace("cat", "dog")), [])
     assert "source animals" not in str(error.value)
     assert files(tmp_path) == before
+
+
+def test_the_paper_s_config_stands() -> None:
+    # Behind an endpoint, nobody looks its model up at the hub.
+    path, overrides = str(CONFIGS / "syncaps-150m.yaml"), ["engine=openai", "use_backgrounds=list"]
+    assert load_config(CaptionsConfig, path).model == "meta-llama/Llama-2-7b-hf"
+    paper = load_config(CaptionsConfig, path, overrides)
+    sampling = paper.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.8, 0.9, 100)
+    assert backgrounds_stage(paper).num_records > 11_000
+    planned = stage(paper)
+    assert planned.num_shards == 1.25 * 15_000
+    assert planned.num_records == 187_500_000
+    owed = planned.producer.record_ids(planned.num_shards - 1)
+    assert (len(owed), owed[-1]) == (10_000, "187499999")
