@@ -15,9 +15,9 @@ class GcsProxy:
 
     Attributes:
         url: Of the proxy; clients find it through STORAGE_EMULATOR_HOST.
-        answers: How often each status was given.
+        answers: How often each status was given; 0 is a connection cut off.
         unavailable: Says of the number of a request whether the answer is 503.
-        cuts: So many uploads to come are cut off in the middle of their content.
+        cuts: Says of the number of an upload whether it is cut off in the middle of its content.
     """
 
     def __init__(self, server: str) -> None:
@@ -25,8 +25,9 @@ class GcsProxy:
         self.url = ""
         self.answers: Counter[int] = Counter()
         self.unavailable: Callable[[int], bool] = lambda number: False
-        self.cuts = 0
+        self.cuts: Callable[[int], bool] = lambda number: False
         self.num_requests = 0
+        self.num_uploads = 0
         self.lock = threading.Lock()
 
     def is_unavailable(self) -> bool:
@@ -35,11 +36,11 @@ class GcsProxy:
             self.num_requests += 1
             return self.unavailable(self.num_requests)
 
-    def takes_cut(self) -> bool:
-        """Whether this upload is one to cut off."""
+    def is_cut(self) -> bool:
+        """Count an upload, and say whether it is cut off."""
         with self.lock:
-            self.cuts -= 1
-            return self.cuts >= 0
+            self.num_uploads += 1
+            return self.cuts(self.num_uploads)
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.state.is_unavailable():
             self._answer(503, {}, b"")
-        elif self.path.startswith("/upload/") and self.state.takes_cut():
+        elif self.path.startswith("/upload/") and self.state.is_cut():
             self._cut_off(body)
         else:
             target = self.state.server

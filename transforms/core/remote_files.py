@@ -5,6 +5,7 @@ when the server answers 408, 429 or 5xx or the connection is lost; then the erro
 it lacks is a limit for a server that accepts a request and says nothing more.
 """
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -154,6 +155,8 @@ def _filesystem(protocol: str) -> Any:
         return fsspec.filesystem(protocol, use_listings_cache=False)
     import aiohttp
 
+    # It would print a traceback for each error that it also raises.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # The plain class: the one fsspec would choose asks for a gRPC endpoint first, which emulators
     # and proxies of GCS do not have (it waits a minute for it).
     from gcsfs.core import GCSFileSystem
