@@ -57,6 +57,13 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"config file {path!r} cannot be read: {error.strerror}") from error
+    return parse_config(cls, text, path, overrides)
+
+
+def parse_config(
+    cls: type[ConfigT], text: str, path: str, overrides: Sequence[str] = ()
+) -> ConfigT:
+    """As `load_config`, from YAML that was read from `path`."""
     for override in overrides:
         if not override.partition("=")[0] or "=" not in override:
             raise ConfigError(f"override {override!r} is not of the form key=value")
