@@ -1,16 +1,18 @@
-"""Write one HTML page about a run: numbers per stage, contact sheet, loss curves, score sheet.
+"""Write one HTML page about a run: numbers per stage, captions, images, loss curves, score sheet.
 
 Reads what the stages, the training and the evaluation left in `<run>` and writes
-`<run>/report.html`. What has not run yet is said to be missing.
+`<run>/report.html`, and the same without pictures as `<run>/report.json`. What has not run yet is
+said to be missing; of a large stage some shards are read, and the page says so.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.report_data import RunReport, gather, score_table
-from pipelines.report_page import TITLES, duration, rate, render, score_text
+from pipelines.report_data import RunReport, as_json, gather, score_table
+from pipelines.report_page import STAGE_TITLES, render, score_text, stage_rows
 from pipelines.stage import UnfinishedError
 from transforms.core import storage
 from transforms.core.config import Config
@@ -23,6 +25,8 @@ class ReportConfig(Config):
     """Folder or URL of the run."""
     num_examples: Annotated[int, Field(ge=0)] = 24
     """Captions shown with their images."""
+    num_captions: Annotated[int, Field(ge=0)] = 30
+    """Random captions shown."""
 
 
 CONFIG = ReportConfig
@@ -30,11 +34,13 @@ CONFIG = ReportConfig
 
 def run(config: ReportConfig, flags: Sequence[str]) -> None:
     """Write the page, and print what it says in short; no flags are used."""
-    report = gather(config.run, config.num_examples)
+    report = gather(config.run, config.num_examples, config.num_captions)
     if not any(report.stages.values()) and report.training is None and not report.scores:
         raise UnfinishedError(
             f"{config.run} holds nothing to report on: run its stages first, or mend `run`"
         )
+    numbers = json.dumps(as_json(report), indent=1, sort_keys=True, ensure_ascii=False)
+    storage.update_bytes(numbers.encode("utf-8"), storage.join(config.run, "report.json"))
     url = storage.join(config.run, "report.html")
     storage.update_bytes(render(report).encode("utf-8"), url)
     print(in_short(report))
@@ -43,26 +49,7 @@ def run(config: ReportConfig, flags: Sequence[str]) -> None:
 
 def in_short(report: RunReport) -> str:
     """The report as two small tables for a terminal."""
-    lines = [["stage", "made", "failures", "shards", "work", "rate"]]
-    for name, stage in report.stages.items():
-        if stage is None:
-            lines.append([TITLES[name], "has not run yet", "", "", "", ""])
-            continue
-        made = f"{stage.num_samples:,} {stage.unit}" + ("" if stage.complete else " (unfinished)")
-        lines.append(
-            [
-                TITLES[name],
-                made,
-                f"{stage.num_failures:,}",
-                f"{stage.num_shards:,}",
-                duration(stage.seconds),
-                rate(stage),
-            ]
-        )
-    if report.training is None:
-        lines.append(["Training", "has not run yet", "", "", "", ""])
-    else:
-        lines.append(["Training", f"{report.training.last_step:,} steps", "", "", "", ""])
+    lines = [STAGE_TITLES, *stage_rows(report)]
     encoders, scores = score_table(report.scores)
     sheet = [["data set", "protocol", "metric", *encoders]]
     for line in scores:

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: one curve each, drawn in the page's own colours."""
+"""Charts as inline SVG, drawn in the page's own colours: a curve, or columns."""
 
 import math
 from collections.abc import Sequence
@@ -44,6 +44,42 @@ def line_chart(name: str, points: Points) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
         f'{grid}{steps}<polyline class="curve" points="{path}"/></svg>'
+    )
+
+
+def column_chart(name: str, labels: Sequence[str], numbers: Sequence[int]) -> str:
+    """A histogram.
+
+    Args:
+        name: What is counted, for people who hear the page.
+        labels: [N] of the columns; a few of them are written.
+        numbers: [N], at least 0.
+    """
+    if not any(numbers):
+        return '<p class="quiet">Nothing was counted.</p>'
+    ticks = nice_ticks(0, max(numbers))
+    step = (WIDTH - LEFT - RIGHT) / len(numbers)
+    scale = (HEIGHT - TOP - BOTTOM) / ticks[-1]
+    floor = HEIGHT - BOTTOM
+    columns = "".join(
+        f'<rect class="column" x="{LEFT + i * step:.1f}" y="{floor - number * scale:.1f}" '
+        f'width="{max(step - 1, 0.5):.1f}" height="{number * scale:.1f}">'
+        f"<title>{escape(label)}: {number:,}</title></rect>"
+        for i, (label, number) in enumerate(zip(labels, numbers, strict=True))
+        if number
+    )
+    every = max(1, len(labels) // 8)
+    written = "".join(
+        f'<text x="{LEFT + (i + 0.5) * step:.1f}" y="{HEIGHT - 6}" text-anchor="middle">'
+        f"{escape(labels[i])}</text>"
+        for i in range(0, len(labels), every)
+    )
+    grid = "".join(_grid_line(tick, floor - tick * scale) for tick in ticks)
+    peak = labels[max(range(len(numbers)), key=numbers.__getitem__)]
+    label = f"{name}: most at {peak}, from {labels[0]} to {labels[-1]}"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{grid}{written}{columns}</svg>"
     )
 
 

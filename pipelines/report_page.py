@@ -4,7 +4,7 @@ Styles, charts and images are inside; there is no script. It follows the reader'
 setting, and the same run gives the same bytes.
 """
 
-import base64
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -13,9 +13,13 @@ from typing import Any
 import yaml
 
 from pipelines.report_chart import line_chart
-from pipelines.report_data import Example, RunReport, Score, StageSummary, score_table
+from pipelines.report_corpus_page import captions_section, images_section
+from pipelines.report_data import RunReport, Score, TrainingSummary, score_table
+from pipelines.report_html import MISSING, duration, folded, note, number_of_bytes, table
+from pipelines.report_stages import StageSummary
 
 TITLES = {
+    "backgrounds": "Backgrounds",
     "captions-raw": "Captions, as written",
     "captions": "Captions, curated",
     "images": "Images",
@@ -30,7 +34,11 @@ CURVES = {
 }
 """The curves that are shown first, if they were logged; loss terms are unweighted."""
 
-_MISSING = '<p class="quiet">{} has not run yet.</p>'
+STAGE_TITLES = (
+    "stage", "state", "made", "failures", "shards", "stored", "work",
+    "a shard: median, 95 %, slowest", "rate",
+)  # fmt: skip
+"""Of `stage_rows`."""
 
 
 def render(report: RunReport) -> str:
@@ -39,7 +47,8 @@ def render(report: RunReport) -> str:
     name = escape(report.run.rstrip("/").rpartition("/")[2])
     sections = {
         "Stages": _stages(report),
-        "Captions and their images": _contact_sheet(report.examples),
+        "Captions": captions_section(report.captions, report.stages["captions-raw"]),
+        "Images": images_section(report.examples, report.images, report.stages["images"]),
         "Training": _training(report),
         "Scores": _scores(report.scores),
         "Counters and failures": _losses(report),
@@ -58,30 +67,16 @@ def render(report: RunReport) -> str:
     )
 
 
-def number_of_bytes(number: int) -> str:
-    """Bytes for people."""
-    value, units = float(number), ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def rate(stage: StageSummary) -> str:
-    """Captions or images per second of work."""
-    if not stage.seconds:
-        return ""
-    made = stage.num_samples * (stage.images_per_sample or 1)
-    return f"{made / stage.seconds:,.1f} {'images' if stage.images_per_sample else 'captions'}/s"
+def stage_rows(report: RunReport) -> list[list[str]]:
+    """One line per stage and one for the training; an optional stage that has not run has none."""
+    rows = []
+    for name, stage in report.stages.items():
+        if stage is not None:
+            rows.append(_stage_row(stage))
+        elif name != "backgrounds":
+            rows.append([TITLES[name], "has not run yet", *[""] * 7])
+    rows.append(_training_row(report.training))
+    return rows
 
 
 def score_text(score: Score | None) -> str:
@@ -103,36 +98,46 @@ def _summary(report: RunReport) -> str:
     return ", ".join(parts) or "Nothing has been made yet."
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways where it does not fit; cells are escaped."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
+def _stage_row(stage: StageSummary) -> list[str]:
+    planned = "" if stage.complete or not stage.planned_shards else f" of {stage.planned_shards:,}"
+    times = stage.shard_seconds
+    about = "about " if stage.estimated else ""
+    row = [
+        TITLES[stage.name],
+        "complete" if stage.complete else "unfinished",
+        f"{stage.num_samples:,} {stage.unit}",
+        f"{stage.num_failures:,}",
+        f"{stage.num_shards:,}{planned}",
+        number_of_bytes(stage.num_bytes),
+        about + duration(stage.seconds),
+        f"{times.median:.1f}, {times.p95:.1f}, {times.slowest:.1f} s (#{times.slowest_shard})",
+    ]
+    # Curation reads and writes whole partitions: its time per shard says nothing.
+    if stage.name == "captions":
+        return [*row[:-2], "", "", ""]
+    made = stage.per_second(stage.num_samples * (stage.images_per_sample or 1))
+    return [*row, f"{made:,.1f} {'images' if stage.images_per_sample else stage.unit}/s"]
+
+
+def _training_row(training: TrainingSummary | None) -> list[str]:
+    if training is None:
+        return ["Training", "has not run yet", *[""] * 7]
+    speeds = [speed for _, speed in training.curves.get("images_per_s", [])]
+    rate = f"{statistics.median(speeds):,.1f} images/s" if speeds else ""
+    made = f"{training.last_step:,} steps"
+    return ["Training", "", made, "", "", number_of_bytes(training.num_bytes), "", "", rate]
 
 
 def _stages(report: RunReport) -> str:
-    titles = ("stage", "state", "made", "failures", "shards", "size", "work", "rate")
-    rows = []
-    for name, stage in report.stages.items():
-        if stage is None:
-            rows.append([TITLES[name], "has not run yet", *[""] * 6])
-            continue
-        rows.append(
-            [
-                TITLES[name],
-                "complete" if stage.complete else "unfinished",
-                f"{stage.num_samples:,} {stage.unit}",
-                f"{stage.num_failures:,}",
-                f"{stage.num_shards:,}",
-                number_of_bytes(stage.num_bytes),
-                duration(stage.seconds),
-                rate(stage),
-            ]
-        )
-    return _table(titles, rows)
+    text = "“Work” is summed over shards: with two workers it passes twice as fast."
+    large = [
+        f"{TITLES[stage.name].lower()}: {stage.num_records_read:,} of {stage.num_shards:,}"
+        for stage in report.stages.values()
+        if stage is not None and stage.estimated
+    ]
+    if large:
+        text += f" Times and counters are estimates from some shards ({'; '.join(large)})."
+    return note(text) + table(STAGE_TITLES, stage_rows(report))
 
 
 def _losses(report: RunReport) -> str:
@@ -146,39 +151,17 @@ def _losses(report: RunReport) -> str:
         for reason, number in stage.failures.items():
             rows.append([TITLES[name], "given up", reason.replace("_", " "), f"{number:,}"])
     if not rows:
-        return '<p class="quiet">Nothing was dropped, made again or given up.</p>'
-    note = (
-        '<p class="quiet">“Counted” is what happened on the way, by the counters of the '
-        "commit records; “given up” are the records that are missing in the end.</p>"
+        return note("Nothing was dropped, made again or given up.")
+    text = (
+        "“Counted” is what happened on the way, by the counters of the commit records; “given up” "
+        "are the records that are missing in the end."
     )
-    return note + _table(("stage", "", "reason", "number"), rows)
-
-
-def _contact_sheet(examples: Sequence[Example]) -> str:
-    if not examples:
-        return _MISSING.format("The images stage")
-    return '<div class="sheet">' + "".join(_card(example) for example in examples) + "</div>"
-
-
-def _card(example: Example) -> str:
-    images = "".join(
-        f'<img src="{_data_uri(image)}" alt="Image {number} of the caption below" loading="lazy">'
-        for number, image in enumerate(example.images, 1)
-    )
-    return (
-        f'<figure><div class="row">{images}</div><figcaption>{escape(example.text)} '
-        f"<small>{escape(example.concept)}</small></figcaption></figure>"
-    )
-
-
-def _data_uri(image: bytes) -> str:
-    kind = "png" if image.startswith(b"\x89PNG") else "webp" if image[:4] == b"RIFF" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return note(text) + table(("stage", "", "reason", "number"), rows)
 
 
 def _training(report: RunReport) -> str:
     if report.training is None:
-        return _MISSING.format("The training")
+        return MISSING.format("The training")
     curves = report.training.curves
     # A term that the objective leaves out is logged as zeros.
     shown = [name for name in CURVES if name in curves and any(y for _, y in curves[name])]
@@ -198,7 +181,7 @@ def _varies(points: Sequence[tuple[int, float]]) -> bool:
 
 def _scores(scores: Sequence[Score]) -> str:
     if not scores:
-        return _MISSING.format("The evaluation")
+        return MISSING.format("The evaluation")
     encoders, lines = score_table(scores)
     rows = []
     for line in lines:
@@ -206,8 +189,8 @@ def _scores(scores: Sequence[Score]) -> str:
         chance = "" if first.chance is None else f"{first.chance:.1f}"
         start = [first.dataset, first.protocol, first.metric, chance]
         rows.append(start + [score_text(score) for score in line])
-    note = '<p class="quiet">In percent, with the standard error or the spread over seeds.</p>'
-    return note + _table(["data set", "protocol", "metric", "chance", *encoders], rows)
+    text = "In percent, with the standard error or the spread over seeds."
+    return note(text) + table(["data set", "protocol", "metric", "chance", *encoders], rows)
 
 
 def _settings(report: RunReport) -> str:
@@ -217,10 +200,12 @@ def _settings(report: RunReport) -> str:
     if report.training is not None:
         kept["Training"] = report.training.settings
     if not kept:
-        return '<p class="quiet">Nothing has run yet.</p>'
+        return note("Nothing has run yet.")
     return "".join(
-        f"<details><summary>{title}</summary><pre>"
-        f"{escape(yaml.safe_dump(dict(settings), sort_keys=True, allow_unicode=True))}"
-        "</pre></details>"
+        folded(title, f"<pre>{escape(_as_yaml(settings))}</pre>")
         for title, settings in kept.items()
     )
+
+
+def _as_yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=True, allow_unicode=True)

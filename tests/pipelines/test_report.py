@@ -3,7 +3,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipelines.captions import CaptionsConfig, raw_folder
 from pipelines.report import ReportConfig, run
 from pipelines.report_data import gather
 from pipelines.stage import UnfinishedError
@@ -13,8 +15,8 @@ from tests.transforms.test_images import plan
 from transforms.caption_rows import CaptionRows
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
-from transforms.core.counters import Tally
-from transforms.core.records import Caption
+from transforms.core.counters import Count, Tally
+from transforms.core.records import Caption, Failure
 from transforms.core.seeding import caption_id
 from transforms.core.shards import DamagedFileError, StageFolder
 from transforms.images import ImagesProducer
@@ -121,7 +123,7 @@ def test_every_number_of_the_run_is_on_the_page(
         assert "has not run yet" in text, "captions-raw is missing"
     assert "8 captions, 28 images, 5 training steps" in page.text
     assert printed.rstrip().endswith(f"{whole_run}/report.html")
-    summary = gather(whole_run, 0).stages["images"]
+    summary = gather(whole_run, 0, 0).stages["images"]
     assert summary is not None
     assert not summary.complete
     assert summary.failures == {"image_blank": 1}
@@ -130,7 +132,7 @@ def test_every_number_of_the_run_is_on_the_page(
 
 def test_the_contact_sheet_pairs_captions_with_their_images(whole_run: str) -> None:
     for wanted in (0, 1, 4, 100):
-        examples = gather(whole_run, wanted).examples
+        examples = gather(whole_run, wanted, 0).examples
         assert len(examples) == min(wanted, 7)
         assert len({example.text for example in examples}) == len(examples)
         assert all(len(example.images) == 4 for example in examples)
@@ -145,8 +147,9 @@ def test_a_loss_term_that_is_off_has_no_chart(whole_run: str) -> None:
         for tag, attributes in page_of(whole_run).tags
         if tag == "svg"
     ]
-    assert [chart.partition(":")[0] for chart in charts] == ["loss", "learning_rate"]
-    assert "from 5 at step 0 to 1 at step 4" in charts[0]
+    names = [chart.partition(":")[0] for chart in charts]
+    assert names == ["captions by number of words", "loss", "learning_rate"]
+    assert "from 5 at step 0 to 1 at step 4" in charts[1]
 
 
 def test_the_same_run_gives_the_same_page(whole_run: str) -> None:
@@ -178,9 +181,127 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
         "images/commits/000/images-000001.json",
         "images/run.yaml",
         "images/shards/000/images-000001.tar",
+        "captions/shards/000/captions-000000.parquet",
+        "captions/curation.json",
     ],
 )
 def test_a_damaged_file_is_named(whole_run: str, name: str) -> None:
     storage.replace_bytes(b"[{]\n", f"{whole_run}/{name}")
-    with pytest.raises(DamagedFileError, match=f"{name} is damaged"):
-        gather(whole_run, 8)
+    with pytest.raises(DamagedFileError, match=rf"{name} is damaged"):
+        gather(whole_run, 8, 8)
+
+
+def table_of(page: str, title: str) -> str:
+    """The first table below a heading."""
+    return page.partition(f">{title}<")[2].partition("</table>")[0]
+
+
+@pytest.fixture
+def captions_run(tmp_path: Path) -> str:
+    """Two shards of raw captions, as written with a plan, and not curated yet."""
+    url = str(tmp_path / "run")
+    concepts = tmp_path / "concepts.yaml"
+    concepts.write_text("sources: [{source: pets, concepts: [cat, dog]}]")
+    config = CaptionsConfig(
+        run=url, concepts=str(concepts), num_captions=20, captions_per_shard=10, model="none"
+    )
+    folder = raw_folder(url)
+    for shard in range(2):
+        tally = Tally()
+        tally.count(Count.TOKENS, 400)
+        tally.count(Count.DROP_EMPTY, 3)
+        tally.count(Count.RETRIES, 2)
+        made = make_captions(9, first=10 * shard)
+        lost = Failure(str(10 * shard + 9), str(Count.DROP_EMPTY), "")
+        with ShardBuild(folder, shard) as build:
+            build.write([*made, lost])
+            build.commit([*(str(c.ordinal) for c in made), lost.record_id], "print", tally)
+    storage.replace_bytes(
+        yaml.safe_dump({"config": config.model_dump(mode="json")}).encode(), folder.run_yaml_url
+    )
+    return url
+
+
+def test_captions_that_are_not_curated_yet(captions_run: str) -> None:
+    run(ReportConfig(run=captions_run), [])
+    report = json.loads(storage.read_bytes(f"{captions_run}/report.json"))
+    captions = report["captions"]
+    assert captions["stage"] == "captions-raw"
+    assert captions["lengths"][8] == captions["num_read"] == 18, "a cat that sits on chair number 1"
+    assert len({row["text"] for row in captions["examples"]}) == 18
+    assert not captions["balance_is_complete"]
+    cats, dogs = captions["balance"]["concept"]
+    assert (cats["share"], dogs["share"]) == (1, 0)
+    assert cats["planned"] == pytest.approx(0.5) == dogs["planned"]
+    page = storage.read_bytes(f"{captions_run}/report.html").decode()
+    # Of 18 captions, 2 dead letters and 4 further tries.
+    assert "<td>empty</td><td>6</td><td>25.0%</td>" in table_of(
+        page, "Completions that were dropped, and asked again"
+    )
+    assert "2 concepts, 1 of them without a caption" in page
+
+
+def test_a_plan_that_is_gone_is_no_error(captions_run: str) -> None:
+    Path(captions_run).with_name("concepts.yaml").unlink()
+    run(ReportConfig(run=captions_run), [])
+    report = json.loads(storage.read_bytes(f"{captions_run}/report.json"))
+    (source,) = report["captions"]["balance"]["source"]
+    assert (source["share"], source["planned"]) == (1, None)
+
+
+def test_curation_is_on_the_page(whole_run: str) -> None:
+    near = {"dropped": "an old cat", "resembled": "an old, old cat", "similarity": 0.875}
+    share = [
+        {
+            "name": f"concept {i}",
+            "source": "pets",
+            "captions": 30 - i,
+            "share": (30 - i) / 450,
+            "planned": 0.04,
+        }
+        for i in range(25)
+    ]
+    curation = {
+        "num_raw": 1000,
+        "num_exact_duplicates": 40,
+        "num_near_duplicates": 10,
+        "num_left_over": 150,
+        "near_examples": [near],
+        "exact_examples": [{"text": "a cat again", "times": 7}],
+        "balance": {"source": share[:1], "template": share[:2], "concept": share},
+    }
+    storage.replace_bytes(json.dumps(curation).encode(), f"{whole_run}/captions/curation.json")
+    run(ReportConfig(run=whole_run), [])
+    page = storage.read_bytes(f"{whole_run}/report.html").decode()
+    assert "<td>equal to another one</td><td>40</td><td>4.0%</td>" in page
+    assert "<td>an old cat</td><td>an old, old cat</td><td>0.88</td>" in page
+    assert "<td>a cat again</td><td>7</td>" in page
+    assert table_of(page, "Most captions").index("concept 0") > 0
+    least = table_of(page, "Fewest captions")
+    assert least.index("concept 24") < least.index("concept 23"), "the fewest first"
+    assert "concept 9<" not in least
+
+
+def test_images_are_measured(whole_run: str) -> None:
+    facts = gather(whole_run, 0, 0).images
+    assert facts is not None
+    assert facts.num_measured == 28
+    for spread in (facts.brightness, facts.contrast, facts.num_bytes):
+        assert 0 < spread.low <= spread.median <= spread.high
+
+
+def test_a_large_stage_is_estimated_from_some_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path)
+    write_captions(f"{url}/captions-raw", [make_captions(5, first=5 * i) for i in range(40)])
+    monkeypatch.setattr("pipelines.report_stages.MAX_RECORDS", 4)
+    stage = gather(url, 0, 0).stages["captions-raw"]
+    assert stage is not None
+    assert (stage.num_records_read, stage.num_shards, stage.num_samples) == (4, 40, 200)
+    run(ReportConfig(run=url), [])
+    assert "estimates from some shards (captions, as written: 4 of 40)" in page_of(url).text
+    Path(url, "captions-raw", "_SUCCESS").unlink()
+    unfinished = gather(url, 0, 0).stages["captions-raw"]
+    assert unfinished is not None
+    assert unfinished.num_samples == 200, "scaled up, while there is no index"

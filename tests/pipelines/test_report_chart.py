@@ -4,7 +4,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.report_chart import HEIGHT, LEFT, WIDTH, line_chart, nice_ticks, thin
+from pipelines.report_chart import HEIGHT, LEFT, WIDTH, column_chart, line_chart, nice_ticks, thin
 
 values = st.floats(-1e9, 1e9, allow_subnormal=False)
 
@@ -43,3 +43,18 @@ def test_thinning_keeps_the_range_and_the_order(curve: list[float], most: int) -
     steps = [step for step, _ in thinned]
     assert steps == sorted(set(steps))
     assert all(min(curve) - 1e-9 <= value <= max(curve) + 1e-9 for _, value in thinned)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=80))
+def test_columns_are_as_high_as_their_numbers_and_stay_inside(numbers: list[int]) -> None:
+    chart = column_chart("words", [str(i) for i in range(len(numbers))], numbers)
+    drawn = re.findall(r'x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', chart)
+    columns = [tuple(map(float, column)) for column in drawn]
+    shown = [number for number in numbers if number]
+    assert len(columns) == len(shown)
+    for x, y, width, height in columns:
+        assert x >= LEFT and x + width <= WIDTH and y >= 0 and y + height <= HEIGHT
+    for (*_, height), number in zip(columns, shown, strict=True):
+        tallest = max(column[3] for column in columns)
+        assert abs(height / tallest - number / max(shown)) < 0.01

@@ -1,0 +1,193 @@
+"""What a report says about the batch stages, by their listings, index and commit records.
+
+Of a large stage not every commit record is read: `MAX_RECORDS`, evenly spaced, stand for all, and
+what they count is scaled up. The number of shards and their bytes come from listings, and the
+number of samples of a complete stage from its index, so these are exact whatever its size.
+"""
+
+import io
+import json
+import statistics
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+import yaml
+
+from transforms.core import storage
+from transforms.core.shards import (
+    CommitRecord,
+    DamagedFileError,
+    StageFolder,
+    committed_shards,
+    read_commits,
+    read_success,
+)
+
+MAX_RECORDS = 2000
+MAX_FAILURE_FILES = 500
+
+STAGES = {
+    "backgrounds": ("backgrounds", ".parquet", "concepts"),
+    "captions-raw": ("captions", ".parquet", "captions"),
+    "captions": ("captions", ".parquet", "captions"),
+    "images": ("images", ".tar", "image sets"),
+}
+"""Folders of the batch stages, in their order: what shards hold, and what records are called."""
+
+
+@dataclass(frozen=True)
+class ShardTimes:
+    """Seconds of work on a shard."""
+
+    median: float
+    p95: float
+    slowest: float
+    slowest_shard: int
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """A batch stage: sums over its shards."""
+
+    name: str
+    unit: str
+    complete: bool
+    num_shards: int
+    """Committed."""
+    planned_shards: int | None
+    num_records_read: int
+    """Commit records that times and counts come from; fewer than shards: they are estimates."""
+    num_samples: int
+    num_failures: int
+    num_bytes: int
+    """Of everything that the stage has stored."""
+    seconds: float
+    """Of work, summed over shards: with two workers it passes twice as fast."""
+    shard_seconds: ShardTimes
+    images_per_sample: int
+    """Images of a sample; 0 where there are none."""
+    counts: Mapping[str, int]
+    failures: Mapping[str, int]
+    """Dead letters by reason."""
+    settings: Mapping[str, Any]
+    """What `run.yaml` says: config, fingerprint, versions."""
+
+    @property
+    def estimated(self) -> bool:
+        """Whether times, counts and failures by reason are estimates."""
+        return self.num_records_read < self.num_shards
+
+    def per_second(self, number: float) -> float:
+        """A number that the stage made, per second of work."""
+        return number / self.seconds if self.seconds else 0.0
+
+
+def stage_folder(run: str, name: str) -> StageFolder:
+    """The folder of a batch stage of a run."""
+    kind, suffix, _ = STAGES[name]
+    return StageFolder(storage.join(run, name), kind, suffix)
+
+
+def summarise(run: str, name: str) -> tuple[StageSummary | None, list[CommitRecord]]:
+    """A stage in numbers, and the commit records that were read; None if it has not run."""
+    folder = stage_folder(run, name)
+    committed = sorted(committed_shards(folder))
+    if not committed:
+        return None, []
+    records = list(read_commits(folder, spread(committed, MAX_RECORDS)))
+    scale = len(committed) / len(records)
+    success = read_success(folder)
+    settings = read_settings(folder.run_yaml_url)
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.counts)
+    if success is None:
+        success = {
+            "num_samples": round(scale * sum(record.num_samples for record in records)),
+            "num_failures": round(scale * sum(record.num_failures for record in records)),
+        }
+    images = int(settings.get("config", {}).get("images_per_caption", 0)) if name == "images" else 0
+    summary = StageSummary(
+        name=name,
+        unit=STAGES[name][2],
+        complete=storage.exists(folder.success_url),
+        num_shards=len(committed),
+        planned_shards=_planned(folder),
+        num_records_read=len(records),
+        num_samples=success["num_samples"],
+        num_failures=success.get("num_failures", 0),
+        num_bytes=sum(storage.list_files(folder.url).values()),
+        seconds=scale * sum(record.seconds for record in records),
+        shard_seconds=_times(records),
+        images_per_sample=images,
+        counts={key: round(scale * number) for key, number in sorted(counts.items())},
+        failures=_failures(storage.join(folder.url, "failures")),
+        settings=settings,
+    )
+    return summary, records
+
+
+def read_settings(url: str) -> dict[str, Any]:
+    """What a `run.yaml` holds; nothing if it is not there."""
+    try:
+        content = storage.read_bytes(url)
+    except storage.MissingFileError:
+        return {}
+    return parsed(url, content, lambda c: dict(yaml.safe_load(c)))
+
+
+_DAMAGE = (ValueError, KeyError, TypeError, OSError, tarfile.TarError, yaml.YAMLError)
+"""What parsing raises on a file that does not hold what it must; Arrow's are among them."""
+
+_Item = TypeVar("_Item")
+_Content = TypeVar("_Content")
+_Parsed = TypeVar("_Parsed")
+
+
+def spread(items: Sequence[_Item], number: int) -> list[_Item]:
+    """At most `number` items, evenly spaced."""
+    number = min(number, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
+
+
+def parsed(url: str, content: _Content, parse: Callable[[_Content], _Parsed]) -> _Parsed:
+    """What `parse` makes of the content of a file.
+
+    Raises:
+        DamagedFileError: The file does not hold what it must.
+    """
+    try:
+        return parse(content)
+    except _DAMAGE as error:
+        raise DamagedFileError(f"{url} is damaged: {type(error).__name__} {error}") from error
+
+
+def _times(records: Sequence[CommitRecord]) -> ShardTimes:
+    seconds = sorted((record.seconds, record.shard) for record in records)
+    slowest, shard = seconds[-1]
+    p95 = seconds[int(0.95 * (len(seconds) - 1))][0]
+    return ShardTimes(statistics.median(time for time, _ in seconds), p95, slowest, shard)
+
+
+def _planned(folder: StageFolder) -> int | None:
+    try:
+        content = storage.read_bytes(folder.plan_url)
+    except storage.MissingFileError:
+        return None
+    return parsed(folder.plan_url, content, lambda c: int(json.loads(c)["num_shards"]))
+
+
+def _failures(url: str) -> dict[str, int]:
+    names = sorted(storage.list_files(url))
+    chosen = spread(names, MAX_FAILURE_FILES)
+    reasons: Counter[str] = Counter()
+    for name in chosen:
+        path = storage.join(url, name)
+        content = storage.read_bytes(path)
+        table = parsed(path, content, lambda c: pq.read_table(io.BytesIO(c), columns=["reason"]))
+        reasons.update(table["reason"].to_pylist())
+    return {key: round(n * len(names) / len(chosen)) for key, n in sorted(reasons.items())}
