@@ -1,17 +1,18 @@
-"""What goes wrong on real clusters, from the command line: one clear sentence, the right code."""
+"""Wrong settings and wrong input, from the command line: one clear sentence, the right code."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.stage import UnfinishedError, plan, run_stage
-from tests.pipelines.counting import stage
+from tests.curated import make_captions
+from tests.pipelines.faulty import Blocks
+from tests.pipelines.matrix import NUM_SHARDS, Matrix
 from transforms.core import storage
+from transforms.core.seeding import caption_id
+from transforms.engines.image import Painted
 
 CONFIG = "pipelines/configs/demo.yaml"
 
@@ -72,28 +73,37 @@ def test_nothing_to_curate_or_paint_yet(tmp_path: Path, capsys: pytest.CaptureFi
     assert "run the curate stage" in sentence(capsys)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 96 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root on Linux")
-    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]) != 0:
-        pytest.skip("this machine does not allow mounting a tmpfs")
-    yield disk
-    subprocess.check_call(["umount", str(disk)])
+def test_stale_fingerprint(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
+    assert matrix.again() == 0
+    assert matrix.again("seed=1") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "seed: 0 there, 1 here" in said
+    assert "choose another `run`" in said
+    matrix.ends_as_undisturbed()
 
 
-def test_full_disk_stops_the_stage_and_keeps_what_is_committed(small_disk: Path) -> None:
-    url = str(small_disk / "run")
-    with pytest.raises(UnfinishedError, match=r"the disk is full.*run the same command again"):
-        run_stage(stage(url, 60), [])
-    committed = set(range(60)) - set(plan(stage(url, 60)))
-    assert committed
-    subprocess.check_call(["mount", "-o", "remount,size=8m", str(small_disk)])
-    run_stage(stage(url, 60), [])
-    assert plan(stage(url, 60)) == []
+def test_caption_that_makes_the_engine_raise(
+    matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = make_captions(8)[7].text
+    paint = Blocks.paint
+
+    def raises(engine: Blocks, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
+        if text in texts:
+            raise RuntimeError("no such chair")
+        return paint(engine, texts, seeds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blocks, "paint", raises)
+        assert matrix.again() == 0
+    assert matrix.again() == 0, "a dead letter is no reason to run again"
+    assert matrix.verify() == 0
+    letters = pq.read_table(f"{matrix.run}/images/failures/000/images-000003.parquet").to_pylist()
+    assert [letter["record_id"] for letter in letters] == [caption_id(text)]
+    assert "no such chair" in letters[0]["detail"]
+    assert [a == b for a, b in zip(matrix.checksums(), matrix.undisturbed, strict=True)] == [
+        shard != 3 for shard in range(NUM_SHARDS)
+    ]
 
 
 def test_server_that_answers_503(

@@ -1,6 +1,4 @@
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +19,6 @@ def content(url: str) -> dict[str, str]:
         for name in storage.list_files(url)
         if not name.startswith(("commits/", "run.yaml"))
     }
-
-
-def start(url: str, *crash: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "tests.pipelines.counting", url, str(NUM_SHARDS), *crash]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
 
 
 def test_a_stage_ends_with_every_shard_an_index_and_success(any_storage: str) -> None:
@@ -70,29 +63,6 @@ def test_a_shard_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
     assert 3 in plan(stage(url, NUM_SHARDS))
     run_stage(stage(url, NUM_SHARDS), [])
     assert plan(stage(url, NUM_SHARDS)) == []
-
-
-@pytest.mark.parametrize("point", ["producing", "after_publish", "after_commit", "before_success"])
-def test_killed_and_run_again_equals_an_undisturbed_run(tmp_path: Path, point: str) -> None:
-    undisturbed, killed = str(tmp_path / "a"), str(tmp_path / "b")
-    run_stage(stage(undisturbed, NUM_SHARDS), [])
-    process = start(killed, point, "2")
-    process.communicate()
-    assert process.returncode == -9
-    assert read_success(stage(killed, NUM_SHARDS).folder) is None
-    again = start(killed)
-    again.communicate()
-    assert again.returncode == 0
-    assert content(killed) == content(undisturbed)
-
-
-def test_two_processes_on_one_output_both_succeed(tmp_path: Path) -> None:
-    together, alone = str(tmp_path / "a"), str(tmp_path / "b")
-    processes = [start(together) for _ in range(2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    run_stage(stage(alone, NUM_SHARDS), [])
-    assert content(together) == content(alone)
 
 
 @pytest.mark.parametrize(
