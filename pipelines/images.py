@@ -17,6 +17,7 @@ from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.shards import StageFolder
 from transforms.core.stage import Stage
+from transforms.encoding import EncodingConfig
 from transforms.engines.diffusers_engine import DiffusersSpec, check_device
 from transforms.engines.image import GeneratorConfig
 from transforms.engines.image_models import ImageModel, find_model
@@ -42,14 +43,12 @@ class ImagesConfig(Config):
     """Images painted for each caption; paper: 4."""
     generator: GeneratorConfig = GeneratorConfig()
     """How images are painted."""
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
-    """Of the stored images."""
+    encoding: EncodingConfig = EncodingConfig()
+    """How images are stored."""
     max_repaints: Annotated[int, Field(ge=0)] = 3
-    """Times that a blank or broken image is painted again before its caption is given up."""
+    """Times that an unusable image is painted again before its caption is given up."""
     min_contrast: Annotated[int, Field(ge=0, le=255)] = 8
     """An image is blank if no colour channel spans as many of 256 levels."""
-    encoder_threads: Annotated[int, Field(gt=0)] = no_fingerprint(4)
-    """Threads that check and encode images while the next batch is painted."""
 
 
 CONFIG = ImagesConfig
@@ -63,20 +62,29 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
     run_stage(planned, flags)
 
 
-def stage(config: ImagesConfig) -> Stage:
+def stage(config: ImagesConfig, retry: int = 0) -> Stage:
     """The images stage of a run whose captions are complete.
+
+    Args:
+        config: Its settings.
+        retry: The number of a retry of its dead letters, a stage of its own: its captions stand in
+            its folder, and its seeds are others, so that no blank image is painted again as it was.
 
     Raises:
         ConfigError: The model does not exist.
         UnfinishedError: The captions are not complete.
     """
-    folder = config.captions or storage.join(config.run, "captions")
+    folder = StageFolder(storage.join(config.run, "images"), "images", ".tar")
+    captions = config.captions or storage.join(config.run, "captions")
+    if retry:
+        folder = folder.retry(retry)
+        captions = storage.join(folder.url, "captions")
     try:
-        rows = CaptionRows.open(storage.join(folder, "index.parquet"))
+        rows = CaptionRows.open(storage.join(captions, "index.parquet"))
     except storage.MissingFileError as error:
         raise UnfinishedError(
-            f"{folder} has no complete captions to paint (no index.parquet): run the curate stage "
-            "to its end, then this command again"
+            f"{captions} has no complete captions to paint (no index.parquet): run the curate "
+            "stage to its end, then this command again"
         ) from error
     model = find_model(config.model, config.revision)
     fields = {
@@ -85,46 +93,51 @@ def stage(config: ImagesConfig) -> Stage:
         "captions_index_sha256": rows.index_sha256,
         "code_version": CODE_VERSION,
     }
+    digest = generator_digest(config, model)
+    if retry:
+        fields["retry"] = retry
+        digest = Fingerprint({"generator": digest, "retry": retry}).digest
     plan = PaintPlan(
         captions_per_shard=config.captions_per_shard,
         images_per_caption=config.images_per_caption,
-        generator_digest=generator_digest(config, model),
+        generator_digest=digest,
         settings=_settings(config, model),
-        jpeg_quality=config.jpeg_quality,
+        encoding=config.encoding,
         max_repaints=config.max_repaints,
         min_contrast=config.min_contrast,
-        encoder_threads=config.encoder_threads,
+        batch_timeout_s=config.generator.batch_timeout_s,
     )
     return Stage(
-        folder=StageFolder(storage.join(config.run, "images"), "images", ".tar"),
+        folder=folder,
         fingerprint=Fingerprint(fields),
         config=config.model_dump(mode="json"),
         num_shards=-(-rows.num_captions // config.captions_per_shard),
         num_records=rows.num_captions,
         unit="image sets",
         producer=ImagesProducer(rows, DiffusersSpec(model, config.generator), plan),
-        metadata={"images_per_caption": str(config.images_per_caption)},
+        metadata={
+            "images_per_caption": str(config.images_per_caption),
+            "generator_digest": digest,
+        },
     )
 
 
 def generator_digest(config: ImagesConfig, model: ImageModel) -> str:
-    """Identity of what decides an image beside its caption; its seeds are made of this.
+    """Identity of the generator, of which the seeds of its images are made.
 
-    Neither the captions nor how they are cut into shards and batches are part of it.
+    Neither the captions nor how they are cut into shards and batches are part of it, nor what two
+    runs may want to compare on the same noise.
     """
     settings = _settings(config, model)
-    del settings["model"]
-    return Fingerprint({**settings, "seed": config.seed, "code_version": CODE_VERSION}).digest
+    names = ("model_identity", "num_steps", "guidance", "scheduler", "size", "dtype")
+    own = {name: settings[name] for name in names}
+    return Fingerprint({**own, "seed": config.seed, "code_version": CODE_VERSION}).digest
 
 
 def _settings(config: ImagesConfig, model: ImageModel) -> dict[str, Any]:
-    generator = config.generator
+    """What is written beside every image set."""
     return {
         "model": model.name,
         "model_identity": model.identity,
-        "num_steps": generator.num_steps,
-        "guidance": generator.guidance,
-        "scheduler": generator.scheduler,
-        "size": generator.size,
-        "dtype": generator.dtype,
+        **fingerprint_fields(config.generator),
     }

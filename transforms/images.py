@@ -3,13 +3,12 @@
 Source: paper, section 3.2. An image is named by its caption and
 its number, everywhere, so the order in which images are painted cannot mispair them.
 
-Batches mix captions. An image that is blank or not finite is painted again with its next seed,
-after all others of the shard, so that batches are composed the same way each time. A caption fails
-or succeeds with all its images. Images are checked as they come, which takes microseconds, and
-encoded by other threads: the engine waits for none of them.
+Batches mix captions. An image that is blank, not finite or flagged is painted again with its next
+seed, after all others of the shard, so that batches are composed the same way each time. A caption
+fails or succeeds with all its images. Images are checked as they come, which takes microseconds,
+and encoded by other threads: the engine waits for none of them.
 """
 
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -21,6 +20,8 @@ from transforms.core.counters import Count, Tally
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
 from transforms.core.stage import Produced
+from transforms.encoding import EncodingConfig, encode
+from transforms.engines.deadline import deadline
 from transforms.engines.image import ImageEngine, ImageEngineSpec, Pixels
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,20 +44,20 @@ class PaintPlan:
         generator_digest: Identity of the generator and its settings, of which the seeds are made:
             the same caption gets the same images in whatever run, shard or order.
         settings: Written beside every image set: model, steps, guidance and so on.
-        jpeg_quality: Of the stored images, 1 to 100.
+        encoding: How images are stored.
         max_repaints: Times that an unusable image is painted again.
         min_contrast: An image is blank if no channel spans as much between its extremes.
-        encoder_threads: Threads that check and encode.
+        batch_timeout_s: Longest time for a batch, in seconds.
     """
 
     captions_per_shard: int
     images_per_caption: int
     generator_digest: str
     settings: dict[str, Any]
-    jpeg_quality: int
+    encoding: EncodingConfig
     max_repaints: int
     min_contrast: int
-    encoder_threads: int
+    batch_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ class ImagesProducer:
     def setup(self) -> None:
         """Load the model."""
         self._engine = self._spec.load()
-        self._encoders = ThreadPoolExecutor(self._plan.encoder_threads, "encode")
+        self._encoders = ThreadPoolExecutor(self._plan.encoding.threads, "encode")
 
     def record_ids(self, shard: int) -> list[str]:
         """The caption ids of a shard."""
-        return [caption.caption_id for caption in self._captions(shard)]
+        return [caption.caption_id for caption in self.captions(shard)]
 
     def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
         """Paint a shard: every caption of it becomes an image set or a failure, in order.
@@ -98,12 +99,13 @@ class ImagesProducer:
         When this returns, all is painted; the records wait for the encoders.
         """
         assert self._engine is not None and self._encoders is not None, "setup comes first"
-        captions = self._captions(shard)
+        captions = self.captions(shard)
         painting = _ShardPainting(self._engine, self._encoders, self._plan, tally)
         painting.run(captions)
         return (painting.record(caption) for caption in captions)
 
-    def _captions(self, shard: int) -> list[Caption]:
+    def captions(self, shard: int) -> list[Caption]:
+        """The captions of a shard, in order."""
         start = shard * self._plan.captions_per_shard
         return self._rows.read(start, start + self._plan.captions_per_shard)
 
@@ -155,7 +157,7 @@ class _ShardPainting:
             for task, pixels, reject in self._paint(batch):
                 reason = reject or _flaw(pixels, self._plan.min_contrast)
                 if reason is None:
-                    encoded = self._encoders.submit(_encode, pixels, self._plan.jpeg_quality)
+                    encoded = self._encoders.submit(encode, pixels, self._plan.encoding)
                     self._images[task.key] = encoded, task.seed
                 else:
                     unusable.append((task, reason))
@@ -196,9 +198,9 @@ class _ShardPainting:
         return painted
 
     def _paint_together(self, batch: Sequence[_Task]) -> list[tuple[_Task, Pixels, Count | None]]:
-        painted = self._engine.paint(
-            [task.caption.text for task in batch], [task.seed for task in batch]
-        )
+        texts, seeds = [task.caption.text for task in batch], [task.seed for task in batch]
+        with deadline(self._plan.batch_timeout_s, "painting a batch of images"):
+            painted = self._engine.paint(texts, seeds)
         assert len(painted.pixels) == len(painted.rejects) == len(batch)
         return list(zip(batch, painted.pixels, painted.rejects, strict=True))
 
@@ -206,7 +208,8 @@ class _ShardPainting:
         """Is it the caption or the engine? One that cannot even paint nothing is broken."""
         _LOGGER.warning("the image engine raised %s: %s", type(error).__name__, error)
         try:
-            self._engine.paint([""], [0])
+            with deadline(self._plan.batch_timeout_s, "painting an empty caption"):
+                self._engine.paint([""], [0])
         except Exception as again:
             raise ImageEngineError(
                 f"the image engine fails on every caption ({type(again).__name__}: {again})"
@@ -223,11 +226,3 @@ def _flaw(pixels: Pixels, min_contrast: int) -> Count | None:
     # Over rows first, then columns: many times as fast as both at once.
     contrast = pixels.max(axis=0).max(axis=0) - pixels.min(axis=0).min(axis=0)
     return Count.IMAGE_BLANK if contrast.max() < min_contrast else None
-
-
-def _encode(pixels: Pixels, quality: int) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()

@@ -145,7 +145,7 @@ def test_seeds_follow_the_generator_and_nothing_else(model: str, tmp_path: Path)
         return generator_digest(settings("run", model, **changes), found) == digest
 
     assert same(run="elsewhere", captions_per_shard=7, images_per_caption=2)
-    assert same(generator={"batch_size": 3, "stored_size": 16}, jpeg_quality=50)
+    assert same(generator={"batch_size": 3, "stored_size": 16}, encoding={"quality": 50})
     for change in ({"seed": 1}, {"generator": {"guidance": 3.0}}, {"generator": {"num_steps": 9}}):
         assert not same(**change)
 

@@ -14,6 +14,7 @@ from transforms.caption_rows import CaptionRows
 from transforms.core.counters import Tally
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import caption_id
+from transforms.encoding import EncodingConfig
 from transforms.images import ImageEngineError, ImagesProducer, PaintPlan
 
 
@@ -23,10 +24,10 @@ def plan(**changes: object) -> PaintPlan:
         "images_per_caption": 4,
         "generator_digest": "generator",
         "settings": {"model": "blocks"},
-        "jpeg_quality": 90,
+        "encoding": EncodingConfig(threads=2),
         "max_repaints": 3,
         "min_contrast": 8,
-        "encoder_threads": 2,
+        "batch_timeout_s": 60.0,
     }
     return PaintPlan(**{**fields, **changes})  # type: ignore[arg-type]
 

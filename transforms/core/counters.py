@@ -35,6 +35,8 @@ class Count(StrEnum):
     """Images with a value that is no number."""
     IMAGE_BLANK = "image_blank"
     """Images of one colour."""
+    IMAGE_FLAGGED = "image_flagged"
+    """Images that the model's safety checker flags."""
     REPAINTED = "repainted"
     """Images that were painted again with the next seed."""
 

@@ -1,4 +1,6 @@
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.random_sd import write_random_sd
+from tests.random_sd import write_random_sd, write_random_sd3, write_random_sdxl
 from transforms.core.config import ConfigError
 from transforms.core.counters import Count
 from transforms.engines.diffusers_engine import DiffusersEngine, DiffusersSpec
@@ -29,13 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_sd(tmp_path_factory.mktemp("models") / "random-sd")
 
 
+def load_from(folder: Path, **changes: Any) -> DiffusersEngine:
+    fields = {"num_steps": 3, "size": 32, "stored_size": 32, "batch_size": BATCH_SIZE}
+    return DiffusersSpec(find_model(str(folder)), GeneratorConfig(**fields | changes)).load()
+
+
 @pytest.fixture(scope="module")
 def load(folder: Path) -> Callable[..., DiffusersEngine]:
-    def load(**changes: Any) -> DiffusersEngine:
-        fields = {"num_steps": 3, "size": 32, "stored_size": 32, "batch_size": BATCH_SIZE}
-        return DiffusersSpec(find_model(str(folder)), GeneratorConfig(**fields | changes)).load()
-
-    return load
+    return partial(load_from, folder)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,135 @@ def test_a_caption_longer_than_the_text_encoder_reads(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "euler", "euler-a", "model"])
+def test_with_each_sampler_an_image_depends_on_nothing_else(
+    load: Callable[..., DiffusersEngine], engine: DiffusersEngine, scheduler: str
+) -> None:
+    other = load(scheduler=scheduler)
+    together = other.paint(TEXTS, SEEDS).pixels
+    np.testing.assert_array_equal(other.paint(TEXTS[2:3], SEEDS[2:3]).pixels[0], together[2])
+    same = np.array_equal(together, engine.paint(TEXTS, SEEDS).pixels)
+    assert same == (scheduler == "model"), "the folder names DDIM"
+
+
+def test_a_negative_prompt_matters(
+    load: Callable[..., DiffusersEngine], engine: DiffusersEngine
+) -> None:
+    away = load(negative_prompt="dogs").paint(TEXTS, SEEDS).pixels
+    assert not np.array_equal(away, engine.paint(TEXTS, SEEDS).pixels)
+    with pytest.raises(ValueError, match=r"(?s)negative_prompt.*guidance above 1"):
+        load(negative_prompt="dogs", guidance=1.0)
+
+
+@pytest.mark.parametrize("change", [{"vae_slicing": True}, {"channels_last": True}])
+def test_how_it_is_computed_changes_no_more_than_rounding(
+    load: Callable[..., DiffusersEngine], engine: DiffusersEngine, change: dict[str, Any]
+) -> None:
+    difference = load(**change).paint(TEXTS, SEEDS).pixels.astype(int)
+    difference -= engine.paint(TEXTS, SEEDS).pixels
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("flags_above", [-2.0, 2.0])
+def test_the_safety_checker_rejects_what_it_flags(tmp_path: Path, flags_above: float) -> None:
+    folder = write_random_sd(tmp_path / "checked", flags_above=flags_above)
+    expected = Count.IMAGE_FLAGGED if flags_above < 0 else None
+    checked = load_from(folder, safety_checker=True).paint(TEXTS[:2], SEEDS[:2])
+    assert checked.rejects == (expected, expected)
+    assert load_from(folder).paint(TEXTS[:2], SEEDS[:2]).rejects == (None, None)
+
+
+def test_a_safety_checker_that_is_not_there(load: Callable[..., DiffusersEngine]) -> None:
+    with pytest.raises(ConfigError, match=r"generator\.safety_checker.*has no safety checker"):
+        load(safety_checker=True)
+
+
+def short_of_memory(engine: DiffusersEngine, fitting: int) -> None:
+    """Let every batch of more than `fitting` images fail."""
+    original = engine._pipeline
+
+    def call(**arguments: Any) -> Any:
+        if len(arguments["generator"]) > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(**arguments)
+
+    engine._pipeline = call
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(
+    load: Callable[..., DiffusersEngine],
+    engine: DiffusersEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = engine.paint(TEXTS, SEEDS)
+    small = load()
+    short_of_memory(small, 2)
+    with caplog.at_level(logging.WARNING):
+        painted = [small.paint(TEXTS, SEEDS) for _ in range(2)]
+    assert small.batch_size == 2
+    assert [record.message.split(";")[0][-1] for record in caplog.records] == ["3", "2"]
+    for again in painted:
+        assert again.rejects == expected.rejects
+        difference = again.pixels.astype(int) - expected.pixels
+        assert np.abs(difference).max() <= 1, "rounding apart, the same images"
+
+
+def test_not_even_one_image_fits(load: Callable[..., DiffusersEngine]) -> None:
+    engine = load()
+    short_of_memory(engine, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.paint(TEXTS, SEEDS)
+
+
+@pytest.fixture(scope="module", params=[write_random_sdxl, write_random_sd3])
+def other_family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> DiffusersEngine:
+    """A pipeline with two text encoders; one that is a transformer."""
+    folder = request.param(tmp_path_factory.mktemp("models") / "random")
+    return load_from(folder, scheduler="model", negative_prompt="dogs")
+
+
+def test_other_families_too(other_family: DiffusersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = other_family.paint(TEXTS, SEEDS).pixels
+    assert len({image.tobytes() for image in together}) == len(TEXTS)
+    for i in (1, 5):
+        alone = other_family.paint(TEXTS[i : i + 1], SEEDS[i : i + 1]).pixels
+        np.testing.assert_array_equal(alone[0], together[i])
+    # As a pipeline that is not known: with captions, and noise from the same generators.
+    monkeypatch.setattr(other_family, "_encoder", None)
+    np.testing.assert_array_equal(other_family.paint(TEXTS, SEEDS).pixels, together)
+
+
+def test_a_sampler_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"generator\.scheduler.*FlowMatch.*expected 'model'"):
+        load_from(write_random_sd3(tmp_path / "sd3"), scheduler="dpm++")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "sound"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "StableAudioPipeline"}')
+    with pytest.raises(ConfigError, match="cannot load as a text-to-image pipeline"):
+        load_from(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_compiled_it_paints_the_same(
+    load: Callable[..., DiffusersEngine],
+    engine: DiffusersEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # Restored at the end.
+    compiled = load(compile=True, compile_cache=str(tmp_path / "cache"))
+    difference = compiled.paint(TEXTS, SEEDS).pixels.astype(int)
+    difference -= engine.paint(TEXTS, SEEDS).pixels
+    assert np.abs(difference).max() <= 1
+    assert any((tmp_path / "cache").rglob("*.so")), "what was compiled is kept"
+
+
 def sizes() -> Sequence[tuple[dict[str, Any], str]]:
     return [({"size": 16, "stored_size": 32}, "stored_size"), ({"size": 30}, "multiple of 8")]
 
@@ -163,10 +295,20 @@ def test_a_missing_accelerator_is_an_error(load: Callable[..., DiffusersEngine])
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
 def test_on_an_accelerator_too_an_image_depends_on_nothing_else(
-    load: Callable[..., DiffusersEngine],
+    load: Callable[..., DiffusersEngine], compiled: bool
 ) -> None:
-    engine = load(device="cuda", dtype="float16")
+    engine = load(device="cuda", dtype="float16", channels_last=True, compile=compiled)
     together = engine.paint(TEXTS, SEEDS).pixels
     alone = [engine.paint([t], [s]).pixels[0] for t, s in zip(TEXTS, SEEDS, strict=True)]
     np.testing.assert_array_equal(np.stack(alone), together)
+
+
+@pytest.mark.gpu
+def test_an_accelerator_paints_what_the_cpu_paints(
+    load: Callable[..., DiffusersEngine], engine: DiffusersEngine
+) -> None:
+    difference = load(device="cuda").paint(TEXTS, SEEDS).pixels.astype(int)
+    difference -= engine.paint(TEXTS, SEEDS).pixels
+    assert np.abs(difference).mean() < 1, "the noise is drawn on the CPU for both"
