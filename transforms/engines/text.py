@@ -5,6 +5,7 @@ alone. Whether the prompt or the engine is to blame shows a harmless prompt: an 
 answer it is restarted, once, and when it still does not, the run stops.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,17 +85,14 @@ def complete_each(
     num_restarts = failures_in_a_row = 0
     while spans:
         start, end = spans.pop()
-        try:
-            part = engine.complete(prompts[start:end], seeds[start:end])
-        except (EngineError, ConfigError):
-            raise
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        part = _attempt(engine, prompts[start:end], seeds[start:end])
+        if isinstance(part, str):
+            reason = part
             _LOGGER.warning("the text engine failed on %d prompts: %s", end - start, reason)
             num_restarts += _restarted(engine, reason)
             # More than it takes to find one prompt that kills the engine: it dies of itself.
             if num_restarts > len(prompts).bit_length() + 1:
-                raise _dead(f"it died {num_restarts} times", reason) from error
+                raise _dead(f"it died {num_restarts} times", reason)
             if end - start > 1:
                 middle = (start + end) // 2
                 spans += [(middle, end), (start, middle)]
@@ -109,24 +107,38 @@ def complete_each(
     return [completion for completion in completions if completion is not None]
 
 
+def _attempt(
+    engine: TextEngine, prompts: Sequence[str], seeds: Sequence[int]
+) -> list[Completion] | str:
+    """The completions, or why there are none.
+
+    The exception itself must not live on: its frames hold the broken model in memory.
+    """
+    try:
+        return engine.complete(prompts, seeds)
+    except (EngineError, ConfigError):
+        raise
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def _restarted(engine: TextEngine, reason: str) -> bool:
     """Make sure that the engine works; whether it had to be restarted for that.
 
     Raises:
         EngineError: It does not, restarted or not.
     """
-    try:
+    with contextlib.suppress(Exception):
         engine.complete([HARMLESS_PROMPT], [0])
         return False
-    except Exception:
-        _LOGGER.warning("the text engine is dead and restarted once")
+    _LOGGER.warning("the text engine is dead and restarted once")
     try:
         engine.restart()
         engine.complete([HARMLESS_PROMPT], [0])
-        return True
     except Exception as error:
         again = " ".join(f"{type(error).__name__}: {error}".split())
         raise _dead(f"it died ({reason}) and did not come back when restarted", again) from error
+    return True
 
 
 def _dead(what: str, reason: str) -> EngineError:

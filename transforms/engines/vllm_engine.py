@@ -15,7 +15,7 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,6 +24,7 @@ from transforms.core.config import Config, ConfigError, no_fingerprint
 from transforms.engines.nucleus import nucleus_processor
 from transforms.engines.text import STOP, Completion, EngineError, SamplingConfig
 from transforms.engines.text_models import TextModel
+from transforms.engines.vllm_replicas import ReplicatedLLM
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class VllmConfig(Config):
     """Share of the device's memory that vLLM may take."""
     tensor_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
     """Devices that one copy of the model is spread over."""
+    data_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
+    """Copies of the model that share a shard, each on devices of its own."""
     enforce_eager: bool = no_fingerprint(False)
     """Skip compilation: a quicker start, slower steps."""
     prefix_caching: bool = no_fingerprint(True)
@@ -90,8 +93,7 @@ class VllmEngine:
 
     def restart(self) -> None:
         """Load the model again."""
-        self._llm = None
-        gc.collect()
+        self._drop()
         self._llm = self._load()
 
     def _generate(self, questions: list[Any], sampling: list[Any]) -> list[Any]:
@@ -101,9 +103,19 @@ class VllmEngine:
             return self._llm.generate(questions, sampling, use_tqdm=False)
         except Exception:
             # What is left of the batch would be among the answers to the next one.
-            if self._llm.llm_engine.has_unfinished_requests():
-                self._llm = None
+            if self._llm.llm_engine.get_num_unfinished_requests():
+                self._drop()
             raise
+
+    def _drop(self) -> None:
+        # Not left to the garbage collector, which would come when the next model is there already
+        # and tear down the process groups of that one.
+        if isinstance(self._llm, ReplicatedLLM):
+            self._llm.shutdown()
+        elif self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
 
     def _load(self) -> Any:
         from vllm import LLM
@@ -115,7 +127,10 @@ class VllmEngine:
         if config.device == "cpu":
             settings |= {"block_size": CPU_BLOCK_SIZE, "enable_chunked_prefill": False}
             settings["logits_processors"] = [nucleus_processor(self._sampling.top_p)]
-        return LLM(
+        load: Callable[..., Any] = LLM
+        if config.data_parallel_size > 1:
+            load, settings["data_parallel_size"] = ReplicatedLLM, config.data_parallel_size
+        return load(
             self._source,
             revision=self._commit,
             tokenizer_revision=self._commit,
@@ -135,6 +150,7 @@ class VllmEngine:
 
     def _sampling_params(self, seed: int) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=self._sampling.temperature,
@@ -143,12 +159,13 @@ class VllmEngine:
             max_tokens=self._sampling.max_new_tokens,
             stop=[STOP],
             seed=seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
 
 def _prepare_process(config: VllmConfig) -> None:
     """Settings that are taken from the environment only, when torch and vLLM are imported."""
-    if config.tensor_parallel_size == 1:
+    if config.tensor_parallel_size * config.data_parallel_size == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

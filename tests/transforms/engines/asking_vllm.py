@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from transforms.engines.text import SamplingConfig
+from transforms.engines.text import SamplingConfig, complete_each
 from transforms.engines.text_models import find_text_model
 from transforms.engines.vllm_engine import VllmConfig, VllmEngine
 
@@ -19,6 +19,10 @@ pear => Three green pears in a row, the last one with a single leaf still on its
 lantern => A paper lantern glows warm yellow against a dark wooden wall.
 sofa => A low grey sofa with two mustard cushions under a large window on a rainy day.
 """
+
+
+def broken() -> None:
+    raise RuntimeError("a step of vLLM failed")
 
 
 def ask(seen: dict[str, Any]) -> None:
@@ -50,8 +54,9 @@ def ask(seen: dict[str, Any]) -> None:
     seen["again"] = texts()
     children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text()
     seen["children"] = [Path(f"/proc/{pid}/comm").read_text() for pid in children.split()]
-    engine.restart()
-    seen["restarted"] = texts()
+    engine._llm.llm_engine.step = broken
+    completions = complete_each(engine, prompts, seeds)
+    seen["mended"] = [i for i, c in enumerate(completions) if c.error or not c.num_tokens]
 
 
 def main() -> None:
