@@ -23,7 +23,7 @@ def write_random_sd(folder: Path, seed: int = 0, flags_above: float | None = Non
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    tokenizer = _letter_tokenizer(folder)
+    tokenizer = letter_tokenizer(folder)
     torch.manual_seed(seed)
     text_encoder = CLIPTextModel(_text_config(len(tokenizer)))
     unet = UNet2DConditionModel(
@@ -50,7 +50,7 @@ def write_random_sdxl(folder: Path) -> Path:
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    tokenizer = _letter_tokenizer(folder)
+    tokenizer = letter_tokenizer(folder)
     torch.manual_seed(0)
     config = _text_config(len(tokenizer))
     unet = UNet2DConditionModel(
@@ -88,7 +88,7 @@ def write_random_sd3(folder: Path) -> Path:
     )
     from transformers import CLIPTextModelWithProjection
 
-    tokenizer = _letter_tokenizer(folder)
+    tokenizer = letter_tokenizer(folder)
     torch.manual_seed(0)
     config = _text_config(len(tokenizer))
     transformer = SD3Transformer2DModel(
@@ -174,7 +174,7 @@ def _checker(flags_above: float | None) -> dict[str, Any]:
     return {"safety_checker": checker, "feature_extractor": extractor}
 
 
-def _letter_tokenizer(folder: Path) -> Any:
+def letter_tokenizer(folder: Path, max_length: int = LETTERS_READ) -> Any:
     """A CLIP tokenizer whose words are single letters; makes the folder."""
     from transformers import CLIPTokenizer
 
@@ -185,7 +185,7 @@ def _letter_tokenizer(folder: Path) -> Any:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     vocabulary.write_text(json.dumps({word: number for number, word in enumerate(words)}))
     merges.write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LETTERS_READ)
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=max_length)
     vocabulary.unlink()
     merges.unlink()
     return tokenizer

@@ -1,0 +1,161 @@
+"""Images per second of the engine as configured, over the loop that a person writes first.
+
+    python -m benchmarks.images_gpu [--captions 32] [--repeats 3] [CONFIG] [key=value ...]
+
+By default this is Stable Diffusion 1.5 at the paper's settings, `pipelines/configs/sd15.yaml`, with
+random weights: the time is that of the real ones. `model=...` takes another model, and
+`model=random generator.device=cpu generator.dtype=float32 generator.size=64 ...` shows on any
+machine that this script runs.
+
+The plain loop takes one caption at a time, encodes it in float32, paints its four images with the
+pipeline as diffusers loads it, in the same type as ours, and throws them away. Ours mixes captions
+in one batch, encodes each once, and is compiled; it scales the images and copies them to the host.
+Both are warmed up, and take turns.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.images import ImagesConfig
+from tests.random_sd import letter_tokenizer
+from transforms.core.config import load_config
+from transforms.engines.diffusers_engine import DiffusersEngine
+from transforms.engines.image import GeneratorConfig
+from transforms.engines.image_models import ImageModel, find_model
+
+CONFIG = "pipelines/configs/sd15.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--captions", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("config", nargs="?", default=CONFIG)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    overrides = ["model=random", *arguments.overrides]
+    config = load_config(ImagesConfig, arguments.config, overrides)
+    with tempfile.TemporaryDirectory() as scratch:
+        name = config.model if config.model != "random" else write_sd15(Path(scratch) / "sd15")
+        model = find_model(str(name), config.revision)
+        engine = DiffusersEngine(model, config.generator)
+        pipeline = plain_pipeline(model, config.generator)
+    texts = [f"a cat on chair number {i}, in the forest" for i in range(arguments.captions)]
+    number = config.images_per_caption
+    warm_up = texts[: -(-config.generator.batch_size // number)]
+    timed_ours(engine, warm_up, number)
+    timed_plain(pipeline, config.generator, texts[:1], number)
+    ours, plain = [], []
+    for turn in range(arguments.repeats):
+        ours.append(number * len(texts) / timed_ours(engine, texts, number))
+        plain.append(number * len(texts) / timed_plain(pipeline, config.generator, texts, number))
+        print(f"turn {turn}: ours {ours[-1]:.2f}, plain loop {plain[-1]:.2f} images/s")
+    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+    print(
+        f"{device_name(config.generator)}: {number * len(texts)} images, batches of "
+        f"{engine.batch_size}, medians of {arguments.repeats}: ours {statistics.median(ours):.2f}, "
+        f"plain loop {statistics.median(plain):.2f} images/s, ratio of a turn {ratio:.2f}"
+    )
+
+
+def write_sd15(folder: Path) -> Path:
+    """Write a folder in the architecture of Stable Diffusion 1.5, with random weights."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = letter_tokenizer(folder, max_length=77)
+    torch.manual_seed(0)
+    text_config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    # The UNet's blocks and widths are diffusers' defaults.
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            sample_size=512,
+        ),
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+            skip_prk_steps=True, steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder
+
+
+def plain_pipeline(model: ImageModel, config: GeneratorConfig) -> Any:
+    """The pipeline as diffusers loads it; only its sampler is ours."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model.source(), revision=model.commit, dtype=getattr(torch, config.dtype)
+    )
+    pipeline.text_encoder.float()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(config.device)
+
+
+def timed_plain(pipeline: Any, config: GeneratorConfig, texts: Sequence[str], number: int) -> float:
+    """Seconds of painting every caption, one after the other."""
+    started = time.perf_counter()
+    for text in texts:
+        prompt, negative = pipeline.encode_prompt(text, config.device, 1, True)
+        pipeline(
+            prompt_embeds=prompt.to(pipeline.unet.dtype),
+            negative_prompt_embeds=negative.to(pipeline.unet.dtype),
+            num_images_per_prompt=number,
+            num_inference_steps=config.num_steps,
+            guidance_scale=config.guidance,
+            height=config.size,
+            width=config.size,
+            output_type="np",
+        )
+    return time.perf_counter() - started
+
+
+def timed_ours(engine: DiffusersEngine, texts: Sequence[str], number: int) -> float:
+    """Seconds of painting every caption in mixed batches."""
+    tasks = [(text, i) for text in texts for i in range(number)]
+    started = time.perf_counter()
+    for start in range(0, len(tasks), engine.batch_size):
+        batch = tasks[start : start + engine.batch_size]
+        engine.paint([text for text, _ in batch], [start + i for _, i in batch])
+    return time.perf_counter() - started
+
+
+def device_name(config: GeneratorConfig) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if config.device == "cuda" else config.device
+
+
+if __name__ == "__main__":
+    main()
