@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ JOBS = {
     "captions": "write captions about concepts with a language model",
     "curate": "remove duplicate captions, put the rest in random order, cut equal shards",
     "images": "paint the images of every caption with a diffusion model",
+    "retry-failed": "paint the captions that failed again, with other seeds",
     "report": "write one HTML page about a run",
     "status": "how far each stage of a run is, how fast, what failed",
     "verify": "check every file of a run against its commit records",
@@ -83,7 +85,7 @@ def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) ->
     from transforms.core.shards import DamagedFileError
     from transforms.core.storage import StorageError
 
-    module = importlib.import_module(f"pipelines.{job}")
+    module = _module(job)
     try:
         module.run(_config(job, module.CONFIG, path, overrides), flags)
     except ConfigError as error:
@@ -93,10 +95,14 @@ def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) ->
     return OK
 
 
+def _module(job: str) -> ModuleType:
+    return importlib.import_module(f"pipelines.{job.replace('-', '_')}")
+
+
 def _help(job: str) -> int:
     from transforms.core.config import describe
 
-    module = importlib.import_module(f"pipelines.{job}")
+    module = _module(job)
     print(f"python -m pipelines {job} CONFIG [key=value ...] [--beam_flag=value ...]\n")
     print(f"{(module.__doc__ or '').strip()}\n\nkeys:\n{describe(module.CONFIG)}")
     return OK

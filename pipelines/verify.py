@@ -84,7 +84,8 @@ def owed_ids(output: StageOutput) -> Callable[[int], Sequence[str] | None]:
     if not isinstance(per_shard, int) or name == "captions":
         return lambda shard: None
     if name == "captions-raw":
-        return lambda shard: [str(n) for n in range(shard * per_shard, (shard + 1) * per_shard)]
+        ordinals = range(output.num_records)
+        return lambda shard: [str(n) for n in ordinals[shard * per_shard :][:per_shard]]
     retry = name.startswith("retry-")
     folder = output.folder.url if retry else parent
     beside = storage.join(folder, "captions")

@@ -27,11 +27,18 @@ class Matrix:
         undisturbed: Checksums of the shards of the same stage that nothing happened to.
     """
 
-    def __init__(self, run: str, config: Path, undisturbed: list[str], **generator: Any) -> None:
+    def __init__(
+        self,
+        run: str,
+        config: Path,
+        undisturbed: list[str],
+        num_captions: int = NUM_CAPTIONS,
+        **generator: Any,
+    ) -> None:
         self.run = run
         self.config = config
         self.undisturbed = undisturbed
-        write_captions(f"{run}/captions", [make_captions(NUM_CAPTIONS)])
+        write_captions(f"{run}/captions", [make_captions(num_captions)])
         settings = {
             "run": run,
             "model": "builtin:tiny-sd",

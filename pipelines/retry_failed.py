@@ -1,0 +1,75 @@
+"""Paint the captions that became dead letters again, with other seeds, into additional shards.
+
+`python -m pipelines retry-failed CONFIG`, with the config of the images stage and once that is
+complete. A retry is a stage of its own in `images/retry-1`, so it can be killed, continued, run by
+several workers and verified like any other: its captions are those that failed, and when it is
+complete, the index of the images lists its shards after all others. What fails in it is left to the
+next retry, in `images/retry-2`.
+"""
+
+import io
+from collections.abc import Sequence
+
+import pyarrow.parquet as pq
+
+from pipelines.images import ImagesConfig, stage
+from pipelines.stage import UnfinishedError, finish, is_complete, run_stage, say
+from transforms.core import storage
+from transforms.core.commit import ShardBuild
+from transforms.core.counters import Tally
+from transforms.core.records import Caption
+from transforms.core.shards import StageFolder, read_success, write_index
+from transforms.core.stage import Stage
+from transforms.images import ImagesProducer
+
+CONFIG = ImagesConfig
+
+
+def run(config: ImagesConfig, flags: Sequence[str]) -> None:
+    """Begin a retry, or go on with one that is not complete; `flags` are Beam's.
+
+    Raises:
+        UnfinishedError: The images are not complete.
+    """
+    images = stage(config)
+    if not is_complete(images):
+        raise UnfinishedError(
+            f"{images.folder.url} is not complete: run the images stage to its end, then this "
+            "command again"
+        )
+    number = 1
+    while read_success(images.folder.retry(number)) is not None:
+        number += 1
+    folder = StageFolder(
+        storage.join(images.folder.retry(number).url, "captions"), "captions", ".parquet"
+    )
+    if read_success(folder) is None:
+        failed = failed_captions(images if number == 1 else stage(config, number - 1))
+        if failed:
+            _write_captions(folder, failed)
+        else:
+            say(f"{images.folder.url} has no dead letters that were not painted since")
+    if read_success(folder) is not None:
+        run_stage(stage(config, number), flags)
+    finish(images)
+
+
+def failed_captions(images: Stage) -> list[Caption]:
+    """The captions of the dead letters of a complete images stage, in order."""
+    assert isinstance(images.producer, ImagesProducer)
+    failures = storage.join(images.folder.url, "failures")
+    failed = []
+    for name in sorted(storage.list_files(failures)):
+        shard = int(name.rpartition("-")[2].partition(".")[0])
+        letters = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(failures, name))))
+        ids = set(letters["record_id"].to_pylist())
+        failed += [c for c in images.producer.captions(shard) if c.caption_id in ids]
+    return failed
+
+
+def _write_captions(folder: StageFolder, captions: Sequence[Caption]) -> None:
+    """Write the captions of a retry down, once and for all workers, as a complete stage."""
+    with ShardBuild(folder, 0) as build:
+        build.write(captions)
+        record = build.commit([str(c.ordinal) for c in captions], "dead letters", Tally())
+    write_index(folder, [record], {"stage": "captions"})

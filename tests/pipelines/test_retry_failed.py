@@ -1,0 +1,100 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pipelines import retry_failed
+from pipelines.__main__ import main
+from pipelines.stage import UnfinishedError
+from tests.curated import make_captions
+from tests.pipelines.faulty import Blocks
+from tests.pipelines.matrix import NUM_CAPTIONS, Matrix
+from trainer.data import ShardReader
+from transforms.core import storage
+from transforms.core.outputs import find_outputs
+from transforms.core.shards import StageFolder, read_success
+from transforms.engines.image import Painted
+
+IDS = [caption.caption_id for caption in make_captions(NUM_CAPTIONS)]
+TEXTS = [caption.text for caption in make_captions(NUM_CAPTIONS)]
+
+
+@pytest.fixture
+def unpaintable(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Numbers of captions on which the engine raises."""
+    numbers = {3, 8, 9, 15}
+    paint = Blocks.paint
+
+    def raises(engine: Blocks, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
+        if any(TEXTS[number] in texts for number in numbers):
+            raise RuntimeError("no such chair")
+        return paint(engine, texts, seeds)
+
+    monkeypatch.setattr(Blocks, "paint", raises)
+    return numbers
+
+
+def retry(matrix: Matrix) -> int:
+    return main(["retry-failed", str(matrix.config)])
+
+
+def ids(matrix: Matrix) -> list[str]:
+    reader = ShardReader(f"{matrix.run}/images/index.parquet", images_per_caption=4)
+    return [sample.caption_id for sample in reader]
+
+
+def num_failures(matrix: Matrix) -> int:
+    success = read_success(StageFolder(f"{matrix.run}/images", "images", ".tar"))
+    assert success is not None
+    return int(success["num_failures"])
+
+
+def test_what_failed_is_painted_into_further_shards(
+    matrix: Matrix, unpaintable: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matrix.again() == 0
+    made = [number for number in range(NUM_CAPTIONS) if number not in unpaintable]
+    assert ids(matrix) == [IDS[number] for number in made]
+    assert num_failures(matrix) == 4
+
+    unpaintable -= {3, 9, 15}
+    assert retry(matrix) == 0
+    made += [3, 9, 15]
+    assert ids(matrix) == [IDS[number] for number in made]
+    assert num_failures(matrix) == 1
+    assert matrix.verify() == 0
+
+    unpaintable.clear()
+    assert retry(matrix) == 0
+    assert ids(matrix) == [IDS[number] for number in [*made, 8]]
+    assert num_failures(matrix) == 0
+
+    before = storage.list_times(f"{matrix.run}/images/retry-2")
+    assert retry(matrix) == matrix.again() == matrix.verify() == 0
+    assert "no dead letters" in capsys.readouterr().err
+    assert storage.list_times(f"{matrix.run}/images/retry-2") == before
+    assert not storage.exists(f"{matrix.run}/images/retry-3")
+    digests = [output.metadata["generator_digest"] for output in find_outputs(matrix.run)]
+    assert len(set(digests)) == 3, "a blank image would be painted again as it was"
+
+
+def test_a_retry_that_was_cut_short_goes_on(
+    matrix: Matrix, unpaintable: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert matrix.again() == 0
+    unpaintable.clear()
+
+    def dies(*arguments: Any) -> None:
+        raise UnfinishedError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retry_failed, "run_stage", dies)
+        assert retry(matrix) == 1
+    assert len(ids(matrix)) == NUM_CAPTIONS - 4, "an unfinished retry is no part of the index"
+    assert retry(matrix) == 0
+    assert sorted(ids(matrix)) == sorted(IDS)
+
+
+def test_images_come_first(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
+    assert retry(matrix) == 1
+    assert "run the images stage to its end" in capsys.readouterr().err
