@@ -1,8 +1,9 @@
 """Backgrounds: places where a concept plausibly is, found by a language model (paper, section 3.1).
 
-A prompt shows three things with their places and asks for those of one more, on one line. One
-answer names a handful, so each concept is asked again, with fresh examples and a fresh seed, until
-it has enough places. Shard i owns the concepts [i * concepts_per_shard, (i + 1) *
+A prompt shows three things with their places and asks for those of one more, on one line. Each
+place stands with its preposition, "in a reed bed": without one, a small model soon goes on with
+other things instead. One answer names a handful, so each concept is asked again, with fresh examples
+and a fresh seed, until it has enough. Shard i owns the concepts [i * concepts_per_shard, (i + 1) *
 concepts_per_shard) among the objects of the list; the others have no use for backgrounds.
 
 Different from the paper on purpose: it says neither how many answers it took nor what it left out;
@@ -11,6 +12,7 @@ we drop what is no place, with a counted reason, and a concept with hardly any i
 
 import hashlib
 import io
+import itertools
 import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -35,13 +37,14 @@ from transforms.examples import EXAMPLES_PER_PROMPT, query
 CODE_VERSION = 1
 """Counts changes to the code that change what is asked or which places are kept."""
 
-INSTRUCTION = "List many different places where a photo of each thing could be taken."
+INSTRUCTION = "Say in, on, at or by which different places each thing can be seen."
 
 _READERS = 16
 _SEPARATORS = re.compile(r"[,;|]|\s/\s|(?<=[^\W\d_]{3})\.\s")
 _DECORATION = re.compile(r"^(?:[\s\-*•·–—\"“”‘’'`(\[]|\d{1,2}[.):]\s)+|[\s.!?:\"“”‘’'`)\]]+$")
-_LEAD = re.compile(
-    r"^(?:(?:and|or|also|even|in|on|at|inside|near|the|a|an)\s+)+(?=\S)", re.IGNORECASE
+_PREPOSITION = re.compile(
+    r"^(?:and |or )?(?:in|on|at|by|inside|near|beside) (?:(?:the|a|an|its|some) )*(?=\S)",
+    re.IGNORECASE,
 )
 
 
@@ -54,6 +57,8 @@ class BackgroundsConfig(Config):
     """A concept with fewer when its tries are used up is a dead letter."""
     max_tries: Annotated[int, Field(gt=0)] = 40
     """Times a concept is asked."""
+    places_per_answer: Annotated[int, Field(gt=0)] = 10
+    """Places that are read from the beginning of an answer; what follows drifts off."""
     max_words: Annotated[int, Field(gt=0)] = 7
     """A place of more words is dropped."""
     concepts_per_shard: Annotated[int, Field(gt=0)] = 100
@@ -185,9 +190,11 @@ class _Search:
     def read(self, completion: Completion, tally: Tally) -> None:
         """Keep the new places of an answer, and count what is dropped."""
         self._error = completion.error
-        for place in places_of(completion):
+        for item in items_of(completion)[: self._config.places_per_answer]:
+            place = _PREPOSITION.sub("", item)
             key = " ".join(words_of(place))
-            reason = drop_reason(place, self.concept.name, self._config.max_words)
+            reason = Count.DROP_NO_PLACE if place == item else None
+            reason = reason or drop_reason(place, self.concept.name, self._config.max_words)
             if reason is None and key in self._places:
                 reason = Count.DROP_REPEATED
             if reason is not None:
@@ -205,13 +212,13 @@ class _Search:
         return Failure(record_id(self.concept), reason.value, detail)
 
 
-def places_of(completion: Completion) -> list[str]:
-    """The places that an answer names, cleaned; one that was cut off at the end is left out."""
+def items_of(completion: Completion) -> list[str]:
+    """What an answer lists, without decoration; an item that was cut off at the end is left out."""
     items = _SEPARATORS.split(unicodedata.normalize("NFC", completion.text))
     if not completion.finished:
         items.pop()
     cleaned = (" ".join(_DECORATION.sub("", item).split()) for item in items)
-    return [place for place in (_LEAD.sub("", item) for item in cleaned) if place]
+    return [item for item in cleaned if item]
 
 
 def drop_reason(place: str, concept: str, max_words: int) -> Count | None:
@@ -224,8 +231,11 @@ def drop_reason(place: str, concept: str, max_words: int) -> Count | None:
         return Count.DROP_NON_TEXT
     if len(words) > max_words:
         return Count.DROP_TOO_LONG
+    forms = [base_forms(word) for word in words]
+    if any(one & other for one, other in itertools.pairwise(forms)):
+        return Count.DROP_REPEATED
     named = {form for word in words_of(concept) for form in base_forms(word)}
-    if all(base_forms(word) & named for word in words):
+    if all(form & named for form in forms):
         return Count.DROP_NAMES_CONCEPT
     return None
 

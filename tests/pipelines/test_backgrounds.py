@@ -23,8 +23,8 @@ def answer(body: dict[str, Any]) -> Answer:
     if concept == "refused":
         return Answer(status=400)
     if concept == "nothing":
-        return Answer("nothing, , 12")
-    places = [f"{place} {body['seed'] % 7}" for place in ("barn", "street", "beach")]
+        return Answer("in nothing, , 12")
+    places = [f"in a {place} {body['seed'] % 7}" for place in ("barn", "street", "beach")]
     return Answer(", ".join(places))
 
 

@@ -13,8 +13,8 @@ from transforms.backgrounds import (
     BackgroundsConfig,
     backgrounds_folder,
     drop_reason,
+    items_of,
     load_things,
-    places_of,
     with_run_backgrounds,
 )
 from transforms.caption_filters import words_of
@@ -59,26 +59,29 @@ def done(text: str) -> Completion:
     return Completion(text, True, 9)
 
 
-def test_places_come_out_clean() -> None:
-    text = ' forest edge, 2. the old barn; and in a meadow,"sandy beach",, - a café near St. Malo.'
-    assert places_of(done(text)) == [
-        "forest edge",
-        "old barn",
-        "meadow",
-        "sandy beach",
-        "café near St. Malo",
+def test_items_come_out_without_decoration() -> None:
+    text = (
+        ' in a wood, 2. on the barn; and at home,"by a beach",, - in a café near St. Malo. In bed.'
+    )
+    assert items_of(done(text)) == [
+        "in a wood",
+        "on the barn",
+        "and at home",
+        "by a beach",
+        "in a café near St. Malo",
+        "In bed",
     ]
 
 
-def test_a_place_that_was_cut_off_is_left_out() -> None:
-    assert places_of(replace(done("barn, a mead"), finished=False)) == ["barn"]
-    assert places_of(replace(done("a mead"), finished=False)) == []
+def test_an_item_that_was_cut_off_is_left_out() -> None:
+    assert items_of(replace(done("in a barn, in a mead"), finished=False)) == ["in a barn"]
+    assert items_of(replace(done("in a mead"), finished=False)) == []
 
 
 @settings(deadline=None)
 @given(st.text(max_size=60), st.booleans())
 def test_whatever_a_model_writes_gives_single_trimmed_lines(text: str, finished: bool) -> None:
-    for place in places_of(replace(done(text), finished=finished)):
+    for place in items_of(replace(done(text), finished=finished)):
         assert place and place == " ".join(place.split())
         assert not set(place) & set(",;|\n")
 
@@ -93,6 +96,8 @@ def test_whatever_a_model_writes_gives_single_trimmed_lines(text: str, finished:
         ("公园", None),
         ("Foxes", Count.DROP_NAMES_CONCEPT),
         ("red fox's", None),
+        ("churchyard churchyard", Count.DROP_REPEATED),
+        ("beach beaches", Count.DROP_REPEATED),
         ("!!", Count.DROP_NON_TEXT),
         ("http://fox.example", Count.DROP_NON_TEXT),
         ("barn => a barn", Count.DROP_NON_TEXT),
@@ -105,20 +110,36 @@ def test_what_is_no_place_is_dropped(place: str, reason: Count | None) -> None:
 
 def test_each_concept_is_asked_until_it_has_enough() -> None:
     def answer(concept: str, call: int) -> str:
-        return "barn, fen, moor, wood, hill" if concept == "fox" else f"barn, the barn, oak {call}"
+        if concept == "fox":
+            return "in a barn, in the Fens, and on a moor, inside the old wood, on hills"
+        return f"in a barn, at the barn, cow, by an oak {call}"
 
     made, engine = producer(answer)
     tally = Tally()
     assert made.produce(0, tally) == [
-        Backgrounds("animals", "fox", ("barn", "fen", "moor", "wood")),
+        Backgrounds("animals", "fox", ("barn", "Fens", "moor", "old wood")),
         Backgrounds("animals", "owl", ("barn", "oak 1", "oak 2", "oak 3")),
     ]
     assert [len(prompts) for prompts, _ in engine.calls] == [2, 1, 1]
-    assert tally.as_dict() == {"drop_repeated": 5, "retries": 2, "tokens": 36}
+    assert tally.as_dict() == {
+        "drop_no_place": 3,
+        "drop_repeated": 5,
+        "retries": 2,
+        "tokens": 36,
+    }
+
+
+def test_the_end_of_a_long_answer_is_not_read() -> None:
+    long = ", ".join(f"in a wood {i}" for i in range(9))
+    config = CONFIG.model_copy(update={"places_per_concept": 9, "places_per_answer": 3})
+    made = BackgroundProducer(CONCEPTS, THINGS, SPEC, config, seed=0)
+    made._engine = ScriptedEngine(lambda concept, call: long)
+    (ox,) = made.produce(1, Tally())
+    assert ox == Backgrounds("animals", "ox", ("wood 0", "wood 1", "wood 2"))
 
 
 def test_a_concept_with_hardly_any_place_or_an_error_is_a_dead_letter() -> None:
-    made, engine = producer(lambda concept, call: "barn" if concept == "fox" else "")
+    made, engine = producer(lambda concept, call: "in a barn" if concept == "fox" else "")
     tally = Tally()
     few, failed = made.produce(0, tally)
     assert few == Failure("animals/fox", "drop_too_few_places", "1 places: barn")
@@ -186,7 +207,9 @@ def test_our_examples_load_and_too_few_do_not(tmp_path: Path) -> None:
     assert len(lines) >= 12
     for line in lines:
         concept, _, places = line.partition(" => ")
-        found = places_of(done(places))
+        items = items_of(done(places))
+        found = [item.split(" ", 1)[1].removeprefix("the ") for item in items]
+        assert {item.split(" ")[0] for item in items} <= {"in", "on", "at", "by"}
         assert len(found) >= 10 and len({" ".join(words_of(p)) for p in found}) == len(found)
         assert [drop_reason(place, concept, 7) for place in found] == [None] * len(found)
     few = tmp_path / "few.yaml"

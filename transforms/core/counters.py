@@ -26,6 +26,8 @@ class Count(StrEnum):
     DROP_REPEATED = "drop_repeated"
     DROP_BLOCKED = "drop_blocked"
 
+    DROP_NO_PLACE = "drop_no_place"
+    """Answers to where something is that do not start with in, on, at, by or the like."""
     DROP_NAMES_CONCEPT = "drop_names_concept"
     """Places that say no more than the concept's name."""
     DROP_TOO_FEW_PLACES = "drop_too_few_places"
