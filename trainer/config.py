@@ -80,7 +80,8 @@ class TrainConfig(Config):
             )
         if objective.kind == "clip" and self.crops.num_global != 1:
             raise ValueError(
-                f"crops.num_global is {self.crops.num_global}: expected 1 with objective.kind 'clip'"
+                f"crops.num_global is {self.crops.num_global}: expected 1, since objective.kind is "
+                "'clip'"
             )
         return self
 

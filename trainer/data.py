@@ -95,6 +95,9 @@ class ShardReader:
                 f"hold {held} images per caption"
             )
         self.shard_sizes = np.asarray(self._index.table["num_samples"], dtype=np.int64)
+        self.shard_bytes = np.asarray(self._index.table["num_bytes"], dtype=np.int64)
+        self.is_remote = not storage.is_local(self._index.folder)
+        self.cache_bytes = cache_bytes
         self._paths: list[str] = self._index.table["path"].to_pylist()
         self._checksums: list[str] = self._index.table["sha256"].to_pylist()
         self._ends = np.cumsum(self.shard_sizes)
@@ -139,6 +142,15 @@ class ShardReader:
             meta=meta,
         )
 
+    def fetch(self, shard: int) -> None:
+        """See to it that a remote shard is in the cache.
+
+        Raises:
+            storage.StorageError: It cannot be downloaded.
+        """
+        url = storage.join(self._index.folder, self._paths[shard])
+        os.close(self._cache.open(url, self._checksums[shard]))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
 
@@ -153,11 +165,11 @@ class ShardReader:
             return self._open[shard]
         url = storage.join(self._index.folder, self._paths[shard])
         try:
-            if storage.is_local(url):
-                descriptor = os.open(url, os.O_RDONLY)
-            else:
+            if self.is_remote:
                 descriptor = self._cache.open(url, self._checksums[shard])
-        except FileNotFoundError as error:
+            else:
+                descriptor = os.open(url, os.O_RDONLY)
+        except (FileNotFoundError, storage.MissingFileError) as error:
             raise storage.MissingFileError(
                 error.errno,
                 f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "

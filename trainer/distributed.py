@@ -6,7 +6,7 @@ Every function works without a process group, as one process. How gradients are 
 
 import contextlib
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch

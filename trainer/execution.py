@@ -69,7 +69,7 @@ def prepare(
     return DistributedDataParallel(
         student,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from trainer.heads import (
     ContrastiveHeadConfig,
@@ -116,7 +117,13 @@ def update_teacher(teacher: nn.Module, student: nn.Module, share: float | Tensor
         student: As it is now.
         share: 1 - momentum; as a scalar tensor it may be decided on the device.
     """
-    own, values = teacher.state_dict(), student.state_dict()
-    steps = torch._foreach_sub([values[name] for name in own], list(own.values()))
+    values = student.state_dict()
+    own = {name: _local(value) for name, value in teacher.state_dict().items()}
+    steps = torch._foreach_sub([_local(values[name]) for name in own], list(own.values()))
     torch._foreach_mul_(steps, share)
     torch._foreach_add_(list(own.values()), steps)
+
+
+def _local(value: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread over the ranks; else the tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value

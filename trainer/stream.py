@@ -1,7 +1,7 @@
-"""The stream of batches: which sample is at which position, and its crops.
+"""The stream of batches: the samples of each step's positions, cropped.
 
-A training visits positions 0, 1, 2, ...; what is there is a pure function of (seed, position), so
-the state of the stream is one integer. Step s takes the next `captions_per_batch` positions and the
+What is at a position is a pure function of the seed (see `trainer.order`), so the state of the
+stream is one integer. Step s takes the next `captions_per_batch` positions and the
 ranks take turns on them; the batch holds the same samples for any number of ranks and workers.
 """
 
@@ -11,75 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.crops import Crops, CropsConfig, concatenate, crop_image, decode
 from trainer.data import DataConfig, Sample, ShardReader
+from trainer.order import SampleOrder
 from trainer.photometric import PhotometricConfig
+from trainer.prefetch import Prefetcher
 from transforms.core import storage
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError
 
 MAX_REPLACEMENTS = 20
-
-
-class SampleOrder:
-    """Which sample each position has.
-
-    In every epoch the shards are permuted, then the samples inside each window of shards, so that
-    few shards are needed at a time. Every epoch visits every sample once.
-
-    Args:
-        shard_sizes: int64 [number of shards], samples in each.
-        seed: Of the training.
-        window: Shards in a window.
-    """
-
-    def __init__(self, shard_sizes: NDArray[np.int64], seed: int, window: int) -> None:
-        self.num_samples = int(shard_sizes.sum())
-        self._sizes = shard_sizes
-        self._starts = np.cumsum(shard_sizes) - shard_sizes
-        self._seed = seed
-        self._window = window
-        self._epoch = -1
-        self._shards: NDArray[np.int64] = np.empty(0, np.int64)
-        self._window_ends: NDArray[np.int64] = np.empty(0, np.int64)
-        self._samples: dict[tuple[int, int], NDArray[np.int64]] = {}
-
-    def __call__(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the sample) at a position."""
-        epoch, place = divmod(position, self.num_samples)
-        if epoch != self._epoch:
-            self._start_epoch(epoch)
-        window = int(np.searchsorted(self._window_ends, place, side="right"))
-        start = int(self._window_ends[window - 1]) if window else 0
-        return epoch, int(self._window_samples(window)[place - start])
-
-    def _start_epoch(self, epoch: int) -> None:
-        generator = np.random.default_rng(derive(self._seed, "shard order", epoch))
-        self._shards = generator.permutation(len(self._sizes))
-        sizes = self._sizes[self._shards]
-        starts = range(0, len(sizes), self._window)
-        self._window_ends = np.cumsum(np.add.reduceat(sizes, np.asarray(starts)))
-        self._epoch = epoch
-
-    def _window_samples(self, window: int) -> NDArray[np.int64]:
-        key = (self._epoch, window)
-        if key not in self._samples:
-            shards = self._shards[window * self._window : (window + 1) * self._window]
-            samples = np.concatenate(
-                [np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in shards]
-            )
-            generator = np.random.default_rng(derive(self._seed, "sample order", *key))
-            generator.shuffle(samples)
-            if len(self._samples) >= 2:
-                del self._samples[next(iter(self._samples))]
-            self._samples[key] = samples
-        return self._samples[key]
 
 
 def positions_of_step(step: int, batch: int, rank: int, ranks: int) -> range:
@@ -260,7 +205,7 @@ def batches(
     )
     workers = config.num_workers
     # A process that has spoken to a server must not be forked.
-    context = "fork" if storage.is_local(samples.reader.index_path) else "spawn"
+    context = "spawn" if samples.reader.is_remote else "fork"
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=steps,
@@ -271,10 +216,16 @@ def batches(
         prefetch_factor=config.prefetch if workers else None,
         multiprocessing_context=context if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, Failed):
-            raise storage.StorageError(None, batch.sentence)
-        yield batch
+    ahead = Prefetcher(samples.reader, samples.order)
+    try:
+        ahead.reach(first_step * captions_per_batch)
+        for step, batch in enumerate(loader, start=first_step + 1):
+            if isinstance(batch, Failed):
+                raise storage.StorageError(None, batch.sentence)
+            ahead.reach(step * captions_per_batch)
+            yield batch
+    finally:
+        ahead.close()
 
 
 def _start_worker(_: int) -> None:

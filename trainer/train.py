@@ -32,10 +32,11 @@ from trainer.config import TrainConfig, data_folder, train_folder
 from trainer.data import ShardReader
 from trainer.monitor import Monitor
 from trainer.objectives import images_per_step, target_reader
+from trainer.order import SampleOrder
 from trainer.pace import Clock
 from trainer.probe import Probe
 from trainer.signals import stop_signals
-from trainer.stream import CroppedSamples, CropSpec, SampleOrder, batches
+from trainer.stream import CroppedSamples, CropSpec, batches
 from trainer.training import NotFiniteError, Training, TrainingError
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config

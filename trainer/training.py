@@ -51,9 +51,7 @@ class Training:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.student, self.teacher = build_networks(config)
-        spread = prepare(
-            self.student, self.teacher, config.execution, device, config.precision
-        )
+        spread = prepare(self.student, self.teacher, config.execution, device, config.precision)
         self.optimizer = build_optimizer(self.student, config.optim)
         self.objective = build_objective(config, spread, self.teacher)
         self.step = 0
@@ -112,10 +110,17 @@ class Training:
         *totals, replaced = distributed.all_reduce(packed)
         ranks = distributed.world_size()
         self._terms = {name: total / ranks for name, total in zip(terms, totals, strict=True)}
-        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
-        self._terms["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        self._terms["grad_norm"] = self._clip()
         self._num_replaced += replaced
         self._recent.append((self.step, batch.caption_ids))
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient where the config asks for it; returns the norm that it had."""
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_norm, norm)
+        return whole(norm)
 
     def _judge(self, step: int) -> Tensor:
         """Whether this step or one before it was not finite, a scalar on the device."""

@@ -24,7 +24,7 @@ def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
     """The training of `making`, with changes to whole keys or, as dicts, inside sections."""
     values: dict[str, Any] = {**TINY_TRAINING, "run": str(run)}
     for key, change in changes.items():
-        values[key] = {**values[key], **change} if isinstance(change, dict) else change
+        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
     return TrainConfig.model_validate(values)
 
 

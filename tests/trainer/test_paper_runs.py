@@ -14,15 +14,29 @@ CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 TRAININGS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "evaluate" not in path.stem)
 ABLATIONS = [name for name in TRAININGS if name.startswith("ablation_")]
 
-SMALL = """
-images_per_caption=2 captions_per_batch=4 device=cpu precision=fp32
-model.image_size=16 model.patch_size=8 model.width=12 model.depth=2 model.num_heads=2
-crops.local_size=8 execution.compile=false loader.num_workers=0
-objective.contrastive_head.hidden=16 objective.contrastive_head.out=8
-objective.prototype_head.hidden=16 objective.prototype_head.bottleneck=8
-objective.prototype_head.num_prototypes=12
-objective.text.width=8 objective.text.depth=1 objective.text.num_heads=2 objective.text.out=8
-""".split()
+SMALL = [
+    "images_per_caption=2",
+    "captions_per_batch=4",
+    "device=cpu",
+    "precision=fp32",
+    "model.image_size=16",
+    "model.patch_size=8",
+    "model.width=12",
+    "model.depth=2",
+    "model.num_heads=2",
+    "crops.local_size=8",
+    "execution.compile=false",
+    "loader.num_workers=0",
+    "objective.contrastive_head.hidden=16",
+    "objective.contrastive_head.out=8",
+    "objective.prototype_head.hidden=16",
+    "objective.prototype_head.bottleneck=8",
+    "objective.prototype_head.num_prototypes=12",
+    "objective.text.width=8",
+    "objective.text.depth=1",
+    "objective.text.num_heads=2",
+    "objective.text.out=8",
+]
 
 
 def load(name: str, *overrides: str) -> TrainConfig:

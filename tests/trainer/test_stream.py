@@ -2,21 +2,20 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.making import write_images
 from trainer.crops import CropsConfig
 from trainer.data import DataConfig, ShardReader
+from trainer.order import SampleOrder
 from trainer.photometric import PhotometricConfig
 from trainer.stream import (
     Batch,
     CroppedSamples,
     CropSpec,
-    SampleOrder,
     batches,
     positions_of_step,
 )
@@ -54,41 +53,6 @@ def same(first: Batch, second: Batch) -> bool:
         torch.equal(getattr(first.crops, name), getattr(second.crops, name))
         for name in first.crops.__dataclass_fields__
     ) and torch.equal(first.caption_ids, second.caption_ids)
-
-
-@given(
-    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=9),
-    window=st.integers(1, 4),
-    seed=st.integers(0, 9),
-)
-@settings(max_examples=60, deadline=None)
-def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
-    sizes: list[int], window: int, seed: int
-) -> None:
-    order = SampleOrder(np.array(sizes), seed, window)
-    total = sum(sizes)
-    epochs = [[order(epoch * total + place) for place in range(total)] for epoch in range(3)]
-    ends = np.cumsum(sizes)
-    for epoch, visits in enumerate(epochs):
-        assert {number for number, _ in visits} == {epoch}
-        samples = [sample for _, sample in visits]
-        assert sorted(samples) == list(range(total))
-        shards = np.searchsorted(ends, samples, side="right")
-        # From the first to the last visit of a shard no more than one window's shards are seen.
-        for shard in range(len(sizes)):
-            places = np.flatnonzero(shards == shard)
-            assert len(set(shards[places[0] : places[-1] + 1])) <= window
-    assert order(0) == epochs[0][0], "positions can be asked for in any order"
-
-
-def test_epochs_and_seeds_differ_in_order() -> None:
-    sizes = np.array([20, 20, 20])
-    orders = [
-        [SampleOrder(sizes, seed, 2)(position)[1] for position in range(start, start + 60)]
-        for seed, start in ((0, 0), (0, 60), (1, 0))
-    ]
-    assert orders[0] != orders[1]
-    assert orders[0] != orders[2]
 
 
 @given(batch=st.sampled_from([12, 24]), ranks=st.sampled_from([1, 2, 3, 4]), step=st.integers(0, 9))

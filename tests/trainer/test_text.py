@@ -59,5 +59,5 @@ def test_every_caption_is_read_to_its_own_end() -> None:
 
 @pytest.mark.parametrize("wrong", [{"context": 2}, {"width": 9}])
 def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="expected 3 or more|not a multiple"):
+    with pytest.raises(ValueError, match=r"expected 3 or more|not a multiple"):
         TextConfig(**{**TINY.model_dump(), **wrong})

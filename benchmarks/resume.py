@@ -1,0 +1,109 @@
+"""Seconds from starting the training command's parts to the first step done, deep in the data.
+
+    python -m benchmarks.resume
+
+An index of 10 million samples (40,000 shards of 250; all of them name one shard file) beside one of
+250: read the index, restore a checkpoint of the middle of the second epoch, crop a batch there, and
+step. The encoder is the demo's, so what is measured is the data's part and the imports.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.core.shards import INDEX_SCHEMA
+
+SAMPLES_PER_SHARD = 250
+CONFIG = Path(__file__).parents[1] / "trainer" / "configs" / "demo.yaml"
+
+CHILD = """
+import sys, torch
+from trainer import train
+from trainer.config import TrainConfig
+from trainer.stream import batches
+from trainer.training import Training
+from transforms.core.config import load_config
+
+path, run, position, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+config = load_config(TrainConfig, path, [f"run={run}", "loader.num_workers=0"])
+samples = train.open_samples(config)
+training = Training(config, torch.device("cpu"))
+if checkpoint == "write":
+    training.step = position // config.captions_per_batch
+    torch.save(training.state(), f"{run}/state.pt")
+    sys.exit()
+training.restore(torch.load(f"{run}/state.pt", weights_only=True))
+stream = batches(
+    samples, config.loader, first_step=training.step, last_step=training.step + 1,
+    captions_per_batch=config.captions_per_batch,
+)
+training.update(next(stream))
+print(training.values()["loss"])
+"""
+
+
+def write_run(run: Path, shard: Path, num_shards: int) -> None:
+    """An images stage whose index names the same shard file many times."""
+    folder = run / "images"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "shards" / "one.tar").symlink_to(shard.resolve())
+    columns = {
+        "shard": list(range(num_shards)),
+        "path": ["shards/one.tar"] * num_shards,
+        "sha256": [f"{number:064x}" for number in range(num_shards)],
+        "num_bytes": [shard.stat().st_size] * num_shards,
+        "num_samples": [SAMPLES_PER_SHARD] * num_shards,
+        "num_failures": [0] * num_shards,
+    }
+    pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), str(folder / "index.parquet"))
+
+
+def write_shard(path: Path) -> None:
+    """A shard of 250 samples of four pictures."""
+    import io
+
+    import numpy as np
+    import webdataset
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    with webdataset.TarWriter(str(path)) as writer:
+        for sample in range(SAMPLES_PER_SHARD):
+            images = {}
+            for number in range(4):
+                buffer = io.BytesIO()
+                pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(buffer, "JPEG")
+                images[f"{number}.jpg"] = buffer.getvalue()
+            writer.write({"__key__": f"{sample:016x}", **images, "txt": "a thing", "json": {}})
+
+
+def seconds(run: Path, position: int) -> float:
+    command = [sys.executable, "-c", CHILD, str(CONFIG), str(run), str(position)]
+    subprocess.run([*command, "write"], check=True, capture_output=True)
+    started = time.monotonic()
+    subprocess.run([*command, "read"], check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder) / "one.tar"
+        write_shard(shard)
+        for num_shards in (1, 40_000):
+            run = Path(folder) / str(num_shards)
+            write_run(run, shard, num_shards)
+            samples = num_shards * SAMPLES_PER_SHARD
+            taken = seconds(run, samples * 3 // 2)
+            print(f"{samples:>10,} samples: {taken:5.1f} s to the first step", flush=True)
+
+
+if __name__ == "__main__":
+    main()
