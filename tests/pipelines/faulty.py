@@ -2,7 +2,7 @@
 
     python -m tests.pipelines.faulty FAULT STAGE CONFIG [key=value ...]
 
-FAULT is `none`, or a name of `FAULTS` and its argument, which is the number of the time at which it
+FAULT is a name of `FAULTS` and its argument, which is the number of the time at which it
 strikes, or a folder: `kill_while_painting:3`. Images are black and white blocks that are made of
 caption and seed (`tests.painting`), unless the name ends in `tiny_sd`.
 """
@@ -77,6 +77,30 @@ def kill_while_painting_tiny_sd(number: str) -> None:
     strike(DiffusersEngine, "paint", kill, "before", int(number), "")
 
 
+def none(_: str) -> None:
+    """Nothing happens."""
+
+
+def none_tiny_sd(_: str) -> None:
+    """Nothing happens."""
+
+
+def run_out_of_memory_tiny_sd(largest: str) -> None:
+    """Batches of more than so many images do not fit."""
+    import torch
+
+    from transforms.engines.diffusers_engine import DiffusersEngine
+
+    paint = DiffusersEngine._paint
+
+    def limited(engine: DiffusersEngine, *arguments: Any) -> Painted:
+        if engine.batch_size > int(largest):
+            raise torch.OutOfMemoryError("out of memory")
+        return paint(engine, *arguments)
+
+    DiffusersEngine._paint = limited  # type: ignore[method-assign]
+
+
 def kill_while_writing(number: str) -> None:
     strike(tars, "image_set_sample", kill, "before", int(number), "")
 
@@ -126,8 +150,11 @@ def meet(folder: str) -> None:
 FAULTS = {
     fault.__name__: fault
     for fault in (
+        none,
+        none_tiny_sd,
         kill_while_painting,
         kill_while_painting_tiny_sd,
+        run_out_of_memory_tiny_sd,
         kill_while_writing,
         kill_while_publishing,
         kill_between_shard_and_commit,
@@ -157,8 +184,7 @@ def main() -> int:
     name, _, argument = fault.partition(":")
     if not name.endswith("tiny_sd"):
         vars(pipelines.images)["DiffusersSpec"] = BlockSpec
-    if name != "none":
-        FAULTS[name](argument)
+    FAULTS[name](argument)
     return jobs(arguments)
 
 

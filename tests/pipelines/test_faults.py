@@ -1,5 +1,6 @@
 """Wrong settings and wrong input, from the command line: one clear sentence, the right code."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from transforms.core.seeding import caption_id
 from transforms.engines.image import Painted
 
 CONFIG = "pipelines/configs/demo.yaml"
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    monkeypatch.chdir(ROOT)
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -114,3 +116,12 @@ def test_server_that_answers_503(
     assert "503" in said
     assert "run the same command again" in said
     assert unavailable_gcs() > 3
+
+
+def test_every_test_of_the_table_exists() -> None:
+    folder = Path(__file__).parent
+    table = (ROOT / "pipelines" / "README.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(\w+)` \|$", table, re.MULTILINE)
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}(" in (folder / file).read_text(), f"{file} has no {test}"

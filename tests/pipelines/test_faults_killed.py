@@ -31,13 +31,37 @@ def test_killed(matrix: Matrix, fault: str) -> None:
     matrix.ends_as_undisturbed()
 
 
+@pytest.fixture(scope="module")
+def painted_by_tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Checksums of the shards of a stage with the real model that nothing happened to.
+
+    Made by a process like the others: with another number of threads, kernels round otherwise.
+    """
+    folder = tmp_path_factory.mktemp("tiny-sd")
+    matrix = Matrix(f"{folder}/run", folder / "images.yaml", [], num_captions=6, batch_size=4)
+    code, said = matrix.suffer("none_tiny_sd")
+    assert code == 0, said
+    return matrix.checksums()
+
+
 @pytest.mark.slow
-def test_killed_while_tiny_sd_paints(tmp_path: Path) -> None:
-    undisturbed = Matrix(str(tmp_path / "undisturbed"), tmp_path / "undisturbed.yaml", [])
-    assert undisturbed.again() == 0
-    matrix = Matrix(str(tmp_path / "run"), tmp_path / "images.yaml", undisturbed.checksums())
+def test_killed_while_tiny_sd_paints(tmp_path: Path, painted_by_tiny_sd: list[str]) -> None:
+    small = {"num_captions": 6, "batch_size": 4}
+    matrix = Matrix(f"{tmp_path}/run", tmp_path / "images.yaml", painted_by_tiny_sd, **small)
     code, said = matrix.suffer("kill_while_painting_tiny_sd:4")
     assert code == -signal.SIGKILL, said
+    code, said = matrix.suffer("none_tiny_sd")
+    assert code == 0, said
+    matrix.ends_as_undisturbed()
+
+
+@pytest.mark.slow
+def test_batch_that_does_not_fit_the_memory(tmp_path: Path, painted_by_tiny_sd: list[str]) -> None:
+    small = {"num_captions": 6, "batch_size": 4}
+    matrix = Matrix(f"{tmp_path}/run", tmp_path / "images.yaml", painted_by_tiny_sd, **small)
+    code, said = matrix.suffer("run_out_of_memory_tiny_sd:2")
+    assert code == 0, said
+    assert "going on with batches of 2" in said
     matrix.ends_as_undisturbed()
 
 
