@@ -42,7 +42,10 @@ from transforms.variants import (
 
 _LOGGER = logging.getLogger(__name__)
 
-_OF_MODEL = ("model", "engine", "prompts", "sampling", "max_tries", "vllm", "openai")
+_OF_MODEL = (
+    *("model", "revision", "engine", "vllm", "openai", "sampling", "max_tries"),
+    *("prompts", "examples", "relations"),
+)
 """Keys that are about writing captions with a model."""
 
 DATA = str(Path(pipelines.__file__).parent / "data")
@@ -218,16 +221,23 @@ def engine_spec(config: CaptionsConfig) -> EngineSpec:
 
 def without_effect(config: CaptionsConfig) -> list[str]:
     """A sentence for each setting that was given and changes nothing."""
-    sentences = []
+    unused = ["concepts"] if config.variant == "file" else ["captions_file"]
+    if config.variant not in ("full", "IN+OurBG+LLM"):
+        unused.append("use_backgrounds")
     if config.variant in WITHOUT_MODEL:
-        unused_keys = ", ".join(repr(k) for k in _OF_MODEL if k in config.model_fields_set)
-        note = f"{unused_keys} have no effect with variant={config.variant}, which needs no model"
-        return [note] if unused_keys else []
+        unused += _OF_MODEL
+    sentences = [
+        f"key {key!r} has no effect with variant={config.variant}"
+        for key in unused
+        if key in config.model_fields_set
+    ]
+    if config.variant in WITHOUT_MODEL:
+        return sentences
     if config.variant != "full" and "mix" in config.prompts.model_fields_set:
         sentences.append(f"section 'prompts.mix' has no effect with variant={config.variant}")
-    unused = "openai" if config.engine == "vllm" else "vllm"
-    if unused in config.model_fields_set:
-        sentences.append(f"section '{unused}' has no effect with engine={config.engine}")
+    other = "openai" if config.engine == "vllm" else "vllm"
+    if other in config.model_fields_set:
+        sentences.append(f"section '{other}' has no effect with engine={config.engine}")
     if not config.prompts.shared_examples and "num_pool_triples" in config.prompts.model_fields_set:
         sentences.append("key 'prompts.num_pool_triples' has no effect without shared_examples")
     if config.sampling.temperature == 0 and config.max_tries > 1:

@@ -111,13 +111,24 @@ def test_a_missing_accelerator_is_an_error_before_anything_is_written(
         ("openai.concurrency=3", "'openai'"),
         ("engine=openai", "'vllm'"),
         ("sampling.temperature=0", "'max_tries'"),
-        ("variant=IN+h+Places", "'model', 'sampling', 'vllm' have no effect"),
+        ("captions_file=given.txt", "'captions_file'"),
     ],
 )
 def test_settings_without_effect_are_named(tmp_path: Path, override: str, key: str) -> None:
     assert without_effect(config(tmp_path)) == []
     (sentence,) = without_effect(config(tmp_path, override))
     assert key in sentence
+
+
+def test_settings_without_effect_on_a_variant_are_named(tmp_path: Path) -> None:
+    def unused(*overrides: str) -> list[str]:
+        return [s.split("'")[1] for s in without_effect(config(tmp_path, *overrides))]
+
+    of_model = ["model", "vllm", "sampling"]
+    assert unused("variant=IN+h+Places") == of_model
+    assert unused("variant=file", "captions_file=a.txt") == ["concepts", *of_model]
+    places = ["variant=IN+Places+LLM", "use_backgrounds=run"]
+    assert unused(*places, "prompts.mix.c=1") == ["use_backgrounds", "prompts.mix"]
 
 
 def test_pool_size_needs_pools(tmp_path: Path) -> None:
