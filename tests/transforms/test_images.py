@@ -1,6 +1,8 @@
 import io
 import pickle
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from transforms.caption_rows import CaptionRows
 from transforms.core.counters import Tally
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import caption_id
-from transforms.encoding import EncodingConfig
+from transforms.encoding import EncodingConfig, encode
 from transforms.images import ImageEngineError, ImagesProducer, PaintPlan
 
 
@@ -167,6 +169,31 @@ def test_batches_are_full_but_for_the_last() -> None:
     made = producer(make_captions(5), batch_size=8)
     list(made.produce(0, Tally()))
     assert made._engine.batches == [8, 8, 4]  # type: ignore[union-attr]
+
+
+def test_painting_does_not_wait_for_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    painted = threading.Event()
+
+    def late(*arguments: Any) -> bytes:
+        assert painted.wait(30)
+        return encode(*arguments)
+
+    monkeypatch.setattr("transforms.images.encode", late)
+    made = producer(make_captions(6))
+    records = made.produce(0, Tally())
+    assert made._engine.batches == [8, 8, 8]  # type: ignore[union-attr]
+    painted.set()
+    assert all(isinstance(record, ImageSet) for record in records)
+
+
+@pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("webp", b"RIFF")])
+def test_images_are_stored_in_the_format_asked_for(kind: Any, start: bytes) -> None:
+    made = producer(make_captions(2), encoding=EncodingConfig(format=kind))
+    for record in made.produce(0, Tally()):
+        assert isinstance(record, ImageSet)
+        for image, seed in zip(record.images, record.seeds, strict=True):
+            assert image.startswith(start)
+            assert shows(image, record.caption.text, seed)
 
 
 def test_a_producer_is_pickled_without_its_model(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def load_pipeline(model: ImageModel, config: GeneratorConfig, dtype: "torch.dtyp
         pipeline.scheduler = _scheduler(model, config, pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(config.device)
-    _tune(pipeline, config)
+    _tune(pipeline, model, config)
     return pipeline
 
 
@@ -88,22 +88,27 @@ def _scheduler(model: ImageModel, config: GeneratorConfig, own: Any) -> Any:
     return wanted.from_config(own.config)
 
 
-def _tune(pipeline: Any, config: GeneratorConfig) -> None:
+def _tune(pipeline: Any, model: ImageModel, config: GeneratorConfig) -> None:
+    """Settings of speed and memory. They choose kernels, so they may change the last bits."""
     import torch
 
-    networks = [denoiser(pipeline), getattr(pipeline, "vae", None)]
-    networks = [network for network in networks if network is not None]
+    network: Any = denoiser(pipeline)
+    autoencoder: Any = getattr(pipeline, "vae", None)
     if config.vae_slicing:
-        pipeline.vae.enable_slicing()
+        if not hasattr(autoencoder, "enable_slicing"):
+            raise ConfigError(
+                f"key 'generator.vae_slicing' has value True, but {model.name} has no autoencoder "
+                "that can decode images one by one: expected False"
+            )
+        autoencoder.enable_slicing()
     if config.channels_last:
-        for network in networks:
-            network.to(memory_format=torch.channels_last)
+        for part in filter(None, (network, autoencoder)):
+            part.to(memory_format=torch.channels_last)
     if config.compile:
         if config.compile_cache is not None:
             # Inductor looks here for kernels that this or another worker has compiled.
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache
-        # Shapes never change, so each is compiled for one. Without autotuning, which chooses
-        # kernels by the clock: workers with the same card must agree on the bytes.
-        for part in [denoiser(pipeline), getattr(pipeline.vae, "decoder", None)]:
-            if part is not None:
-                part.compile(dynamic=False)
+        for part in filter(None, (network, getattr(autoencoder, "decoder", None))):
+            # Shapes never change, so each is compiled for one. Without autotuning, which chooses
+            # kernels by the clock: workers with the same card must agree on the bytes.
+            part.compile(dynamic=False)

@@ -1,6 +1,5 @@
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,46 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.random_sd import write_random_sd, write_random_sd3, write_random_sdxl
+from tests.random_sd import write_random_sd3, write_random_sdxl
+from tests.transforms.engines.random_engines import SEEDS, TEXTS, load_from
 from transforms.core.config import ConfigError
 from transforms.core.counters import Count
-from transforms.engines.diffusers_engine import DiffusersEngine, DiffusersSpec
+from transforms.engines.diffusers_engine import DiffusersEngine
 from transforms.engines.image import GeneratorConfig
-from transforms.engines.image_models import find_model
-
-BATCH_SIZE = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_sd(tmp_path_factory.mktemp("models") / "random-sd")
-
-
-def load_from(folder: Path, **changes: Any) -> DiffusersEngine:
-    fields = {"num_steps": 3, "size": 32, "stored_size": 32, "batch_size": BATCH_SIZE}
-    return DiffusersSpec(find_model(str(folder)), GeneratorConfig(**fields | changes)).load()
-
-
-@pytest.fixture(scope="module")
-def load(folder: Path) -> Callable[..., DiffusersEngine]:
-    return partial(load_from, folder)
-
-
-@pytest.fixture(scope="module")
-def engine(load: Callable[..., DiffusersEngine]) -> DiffusersEngine:
-    return load()
-
-
-TEXTS = ["a red cat", "two dogs", "a red cat", "a house by the sea", "", "cat"]
-SEEDS = [7, 8, 9, 2**62, 0, 7]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -149,17 +114,6 @@ def test_a_caption_longer_than_the_text_encoder_reads(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "euler", "euler-a", "model"])
-def test_with_each_sampler_an_image_depends_on_nothing_else(
-    load: Callable[..., DiffusersEngine], engine: DiffusersEngine, scheduler: str
-) -> None:
-    other = load(scheduler=scheduler)
-    together = other.paint(TEXTS, SEEDS).pixels
-    np.testing.assert_array_equal(other.paint(TEXTS[2:3], SEEDS[2:3]).pixels[0], together[2])
-    same = np.array_equal(together, engine.paint(TEXTS, SEEDS).pixels)
-    assert same == (scheduler == "model"), "the folder names DDIM"
-
-
 def test_a_negative_prompt_matters(
     load: Callable[..., DiffusersEngine], engine: DiffusersEngine
 ) -> None:
@@ -167,29 +121,6 @@ def test_a_negative_prompt_matters(
     assert not np.array_equal(away, engine.paint(TEXTS, SEEDS).pixels)
     with pytest.raises(ValueError, match=r"(?s)negative_prompt.*guidance above 1"):
         load(negative_prompt="dogs", guidance=1.0)
-
-
-@pytest.mark.parametrize("change", [{"vae_slicing": True}, {"channels_last": True}])
-def test_how_it_is_computed_changes_no_more_than_rounding(
-    load: Callable[..., DiffusersEngine], engine: DiffusersEngine, change: dict[str, Any]
-) -> None:
-    difference = load(**change).paint(TEXTS, SEEDS).pixels.astype(int)
-    difference -= engine.paint(TEXTS, SEEDS).pixels
-    assert np.abs(difference).max() <= 1
-
-
-@pytest.mark.parametrize("flags_above", [-2.0, 2.0])
-def test_the_safety_checker_rejects_what_it_flags(tmp_path: Path, flags_above: float) -> None:
-    folder = write_random_sd(tmp_path / "checked", flags_above=flags_above)
-    expected = Count.IMAGE_FLAGGED if flags_above < 0 else None
-    checked = load_from(folder, safety_checker=True).paint(TEXTS[:2], SEEDS[:2])
-    assert checked.rejects == (expected, expected)
-    assert load_from(folder).paint(TEXTS[:2], SEEDS[:2]).rejects == (None, None)
-
-
-def test_a_safety_checker_that_is_not_there(load: Callable[..., DiffusersEngine]) -> None:
-    with pytest.raises(ConfigError, match=r"generator\.safety_checker.*has no safety checker"):
-        load(safety_checker=True)
 
 
 def short_of_memory(engine: DiffusersEngine, fitting: int) -> None:
@@ -247,35 +178,6 @@ def test_other_families_too(other_family: DiffusersEngine, monkeypatch: pytest.M
     # As a pipeline that is not known: with captions, and noise from the same generators.
     monkeypatch.setattr(other_family, "_encoder", None)
     np.testing.assert_array_equal(other_family.paint(TEXTS, SEEDS).pixels, together)
-
-
-def test_a_sampler_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"generator\.scheduler.*FlowMatch.*expected 'model'"):
-        load_from(write_random_sd3(tmp_path / "sd3"), scheduler="dpm++")
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "sound"
-    folder.mkdir()
-    (folder / "model_index.json").write_text('{"_class_name": "StableAudioPipeline"}')
-    with pytest.raises(ConfigError, match="cannot load as a text-to-image pipeline"):
-        load_from(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_compiled_it_paints_the_same(
-    load: Callable[..., DiffusersEngine],
-    engine: DiffusersEngine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # Restored at the end.
-    compiled = load(compile=True, compile_cache=str(tmp_path / "cache"))
-    difference = compiled.paint(TEXTS, SEEDS).pixels.astype(int)
-    difference -= engine.paint(TEXTS, SEEDS).pixels
-    assert np.abs(difference).max() <= 1
-    assert any((tmp_path / "cache").rglob("*.so")), "what was compiled is kept"
 
 
 def sizes() -> Sequence[tuple[dict[str, Any], str]]:

@@ -1,0 +1,43 @@
+"""Engines with random weights, for the tests of several modules."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.random_sd import write_random_sd
+from tests.transforms.engines.random_engines import load_from
+
+if TYPE_CHECKING:
+    from transforms.engines.diffusers_engine import DiffusersEngine
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: these networks are too small for more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in the shape of Stable Diffusion 1.5."""
+    return write_random_sd(tmp_path_factory.mktemp("models") / "random-sd")
+
+
+@pytest.fixture(scope="module")
+def load(folder: Path, one_thread: None) -> "Callable[..., DiffusersEngine]":
+    """Loads that model, with whatever settings."""
+    return partial(load_from, folder)
+
+
+@pytest.fixture(scope="module")
+def engine(load: "Callable[..., DiffusersEngine]") -> "DiffusersEngine":
+    """That model with DDIM and guidance in float32."""
+    return load()
