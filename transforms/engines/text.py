@@ -131,7 +131,7 @@ def _restarted(engine: TextEngine, reason: str) -> bool:
     with contextlib.suppress(Exception):
         engine.complete([HARMLESS_PROMPT], [0])
         return False
-    _LOGGER.warning("the text engine is dead and restarted once")
+    _LOGGER.warning("the text engine does not answer and is restarted")
     try:
         engine.restart()
         engine.complete([HARMLESS_PROMPT], [0])
