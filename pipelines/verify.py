@@ -81,7 +81,7 @@ def owed_ids(output: StageOutput) -> Callable[[int], Sequence[str] | None]:
     """The records that a shard owes, in order, as far as the run itself says."""
     parent, _, name = output.folder.url.rpartition("/")
     per_shard = output.config.get("captions_per_shard")
-    if not isinstance(per_shard, int) or name == "captions":
+    if not isinstance(per_shard, int) or name in ("backgrounds", "captions"):
         return lambda shard: None
     if name == "captions-raw":
         ordinals = range(output.num_records)

@@ -4,8 +4,8 @@ A prompt shows three things with their places and asks for those of one more, on
 place stands with its preposition, "in a reed bed": without one, a small model soon goes on with
 other things instead. One answer names a handful, so each concept is asked again, with fresh
 examples and a fresh seed, until it has enough. Shard i owns the concepts
-[i * concepts_per_shard, (i + 1) * concepts_per_shard) among the objects of the list; the others have
-no use for backgrounds.
+[i * concepts_per_shard, (i + 1) * concepts_per_shard) among the objects of the list; places and
+textures have no use for backgrounds.
 
 Different from the paper on purpose: it says neither how many answers it took nor what it left out;
 we drop what is no place, with a counted reason, and a concept with hardly any is a dead letter.

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from pipelines import verify
 from pipelines.backgrounds import run, stage
 from pipelines.captions import CaptionsConfig, prompt_source
 from pipelines.stage import UnfinishedError, plan
+from tests.curated import make_captions, write_captions
 from tests.transforms.engines.endpoint import Answer, Endpoint
 from transforms.core.config import ConfigError, load_config
 from transforms.core.storage import MissingFileError
@@ -61,11 +63,15 @@ def test_places_are_found_committed_and_used_by_captions(
     places = found(tmp_path)
     assert list(places) == NAMES[:4]
     assert all(3 <= len(set(p)) == len(p) <= 6 for p in places.values())
-    drawn = {prompt_source(given).build(i).background for i in range(300)} - {None}
+    prompts = prompt_source(given)
+    drawn = {prompts.build(ordinal).background for ordinal in range(1000)} - {None}
     assert drawn == {place for listed in places.values() for place in listed}
     num_requests = len(endpoint.requests)
     run(given, [])
     assert len(endpoint.requests) == num_requests, "a complete stage asks nobody"
+    write_captions(f"{given.run}/captions", [make_captions(3)])
+    verify.run(verify.VerifyConfig(run=given.run), [])
+    assert "none" in capsys.readouterr().out
 
 
 def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, endpoint: Endpoint) -> None:
