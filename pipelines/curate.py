@@ -50,7 +50,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     if storage.exists(curated.folder.run_yaml_url):
         claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
         if is_complete(curated):
-            _remove_scratch(curated.folder)
+            storage.delete_folder(_scratch(curated.folder))
             say(
                 f"{curated.folder.url} is complete: {curated.num_records:,} captions, nothing to do"
             )
@@ -71,7 +71,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         f"{report['num_exact_duplicates']:,} equal captions and {report['num_near_duplicates']:,} "
         f"near duplicates among {num_raw:,} were left out"
     )
-    _remove_scratch(curated.folder)
+    storage.delete_folder(_scratch(curated.folder))
 
 
 def report_url(run: str) -> str:
@@ -224,9 +224,3 @@ def _removed(config: CaptionsConfig, num_raw: int, summary: "Summary") -> dict[s
 
 def _scratch(folder: StageFolder) -> str:
     return storage.join(folder.url, "parts")
-
-
-def _remove_scratch(folder: StageFolder) -> None:
-    scratch = _scratch(folder)
-    for name in storage.list_files(scratch):
-        storage.delete(storage.join(scratch, name))

@@ -17,6 +17,9 @@ GROUP_COLUMNS = ["source", "concept", "template"]
 _BY: dict[str, tuple[int, ...]] = {"source": (0,), "template": (2,), "concept": (0, 1)}
 """What is compared, and the parts of a group that make it: sources may share a concept's name."""
 
+_DIGITS = 9
+"""Of a share: sums of equal parts are equal then."""
+
 
 def balance(counts: Iterable[tuple[Group, int]], plan: Mapping[Group, float]) -> dict[str, Any]:
     """Shares made and planned.
@@ -48,8 +51,8 @@ def _compare(
             "name": name[-1],
             **({"source": name[0]} if len(name) > 1 else {}),
             "captions": captions[name],
-            "share": captions[name] / total,
-            "planned": planned[name] if plan else None,
+            "share": round(captions[name] / total, _DIGITS),
+            "planned": round(planned[name], _DIGITS) if plan else None,
         }
         for name in {**planned, **captions}
     ]

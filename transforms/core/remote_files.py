@@ -113,6 +113,11 @@ def delete(url: str) -> None:
     filesystem(url).rm_file(url)
 
 
+def delete_folder(url: str) -> None:
+    """Remove all files below a folder, many a request; `FileNotFoundError` if there are none."""
+    filesystem(url).rm(url, recursive=True)
+
+
 def filesystem(url: str) -> Any:
     """The fsspec file system of a URL.
 

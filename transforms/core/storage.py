@@ -145,6 +145,15 @@ def delete(url: str) -> None:
             remote_files.delete(url)
 
 
+def delete_folder(url: str) -> None:
+    """Remove a folder of scratch files; one that is not there is no error."""
+    with _sentences("delete", url), contextlib.suppress(FileNotFoundError):
+        if is_local(url):
+            shutil.rmtree(url)
+        else:
+            remote_files.delete_folder(url)
+
+
 def disk_full(action: str, path: str, error: OSError) -> StorageError:
     """The sentence for a full disk, also for files that others write."""
     return StorageError(error.errno, f"cannot {action} {path}: the disk is full; {_GO_ON}")

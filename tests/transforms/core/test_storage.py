@@ -92,6 +92,15 @@ def test_delete_is_repeatable(any_storage: str) -> None:
     assert storage.publish_bytes(b"y", url)
 
 
+def test_a_folder_is_deleted_with_all_that_is_in_it(any_storage: str) -> None:
+    for name in ("parts/a/b", "parts/a/c/d", "parts/e", "parts.txt"):
+        storage.publish_bytes(b"x", storage.join(any_storage, name))
+    for _ in range(2):
+        storage.delete_folder(storage.join(any_storage, "parts"))
+        assert storage.list_files(any_storage) == {"parts.txt": 1}
+    assert not storage.exists(storage.join(any_storage, "parts"))
+
+
 def test_missing_file_is_a_sentence(any_storage: str, tmp_path: Path) -> None:
     url = storage.join(any_storage, "absent")
     with pytest.raises(storage.MissingFileError, match=r"cannot read .*absent: there is no such"):
