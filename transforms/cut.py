@@ -21,6 +21,7 @@ from transforms.core.counters import Tally
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.shards import StageFolder
 from transforms.dedup import Deduplication
+from transforms.partitions import AllResults
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class CountCaptions(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Count" >> beam.ParDo(self._count).with_output_types(tuple[Group, int])
             | "Sum" >> beam.CombinePerKey(sum)
-            | "Collect" >> beam.combiners.ToList()
+            | "Results" >> AllResults()
             | "Write" >> beam.Map(_write_counts, self._url)
         )
 

@@ -47,7 +47,15 @@ from transforms.near_duplicates import (
     shingles,
     similarity,
 )
-from transforms.partitions import Exchange, NextTasks, Result, RunTasks, read_rows, write_rows
+from transforms.partitions import (
+    AllResults,
+    Exchange,
+    NextTasks,
+    Result,
+    RunTasks,
+    read_rows,
+    write_rows,
+)
 
 NUM_EXAMPLES = 20
 """Of each kind of duplicate, for the report."""
@@ -232,9 +240,7 @@ class DropDuplicates(beam.PTransform):
             numbers = done | NextTasks(f"after-{step.__name__}", tasks.num_partitions)
             done = numbers | RunTasks(step.__name__, step, markers)
         return (
-            done
-            | "Collect" >> beam.combiners.ToList()
-            | "Write" >> beam.Map(write_summary, tasks.summary_url)
+            done | "Results" >> AllResults() | "Write" >> beam.Map(write_summary, tasks.summary_url)
         )
 
 

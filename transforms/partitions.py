@@ -11,7 +11,7 @@ is repeated writes the same files, so workers may die or meet at any point.
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,19 @@ class RunTasks(beam.PTransform):
         )
 
 
+class AllResults(beam.PTransform):
+    """Results of a step -> one list of them, once all of them are there."""
+
+    def expand(self, results: beam.PCollection) -> beam.PCollection:
+        """A group ends when the step does."""
+        return (
+            results
+            | "Together" >> beam.Map(_under_one_key).with_output_types(tuple[int, Any])
+            | "Wait" >> beam.GroupByKey()
+            | "List" >> beam.MapTuple(_as_list).with_output_types(list[Any])
+        )
+
+
 class NextTasks(beam.PTransform):
     """Results of a step -> the numbers of the next one's tasks, once all of them are there."""
 
@@ -104,15 +117,23 @@ class NextTasks(beam.PTransform):
         self._number = number
 
     def expand(self, results: beam.PCollection) -> beam.PCollection:
-        """A global count waits for every result."""
+        """Wait, then number."""
         return (
             results
-            | "All" >> beam.combiners.Count.Globally()
+            | AllResults()
             | "Next" >> beam.FlatMap(_numbers, self._number).with_output_types(tuple[int, None])
         )
 
 
-def _numbers(_: int, number: int) -> Iterator[tuple[int, None]]:
+def _under_one_key(result: Any) -> tuple[int, Any]:
+    return 0, result
+
+
+def _as_list(_: int, results: Iterable[Any]) -> list[Any]:
+    return list(results)
+
+
+def _numbers(_: list[Any], number: int) -> Iterator[tuple[int, None]]:
     return ((task, None) for task in range(number))
 
 
