@@ -1,7 +1,7 @@
 """Small image shards for the trainer's tests, written with plain webdataset and PIL."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def write_images(
     *,
     images_per_caption: int = 2,
     broken: tuple[int, ...] = (),
+    paint: Callable[[int, int], bytes] = lambda sample, number: picture(1000 * sample + number),
 ) -> StageFolder:
     """Commit an images stage of `len(sizes)` shards to local disk.
 
@@ -77,6 +78,7 @@ def write_images(
         sizes: Samples of each shard.
         images_per_caption: Of each sample.
         broken: Samples, counted over all shards, whose first image is cut off.
+        paint: (sample, number of the image) -> its file.
     """
     folder = StageFolder(str(url), "images", ".tar")
     records = []
@@ -87,7 +89,7 @@ def write_images(
         with webdataset.TarWriter(str(path), mtime=0) as writer:
             for _ in range(size):
                 text = text_of(sample)
-                images = [picture(1000 * sample + n) for n in range(images_per_caption)]
+                images = [paint(sample, n) for n in range(images_per_caption)]
                 if sample in broken:
                     images[0] = images[0][:60]
                 writer.write(
