@@ -71,7 +71,7 @@ def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
 
 
 def test_listing_goes_through_folders_and_pages(any_storage: str) -> None:
-    names = {f"a/{number:04d}" for number in range(1003)} | {"a/b/c/d", "e"}
+    names = {f"a/{number:04d}" for number in range(1003)} | {"a/b/c/d", "aa", "e", "ab/c", "b/c"}
     started = time.time()
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: storage.publish_bytes(b"12", f"{any_storage}/{name}"), names))
