@@ -10,9 +10,9 @@
 The commit record is the commit: a shard file without one is unfinished business of a dead worker
 and is adopted by the next. Readers use the index only.
 
-A folder holds the files of a thousand neighbours, so that it can be listed in one request. Writing
-is spread over all of them all the same, as a store that splits its load by name wants it: a plan is
-worked through in random order.
+A folder holds the files of a thousand neighbours, so that several can be listed at once. Writing is
+spread over all of them, as a store that splits its load by name wants it: a plan is worked through in
+random order.
 """
 
 import dataclasses
