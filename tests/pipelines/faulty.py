@@ -93,10 +93,10 @@ def run_out_of_memory_tiny_sd(largest: str) -> None:
 
     paint = DiffusersEngine._paint
 
-    def limited(engine: DiffusersEngine, *arguments: Any) -> Painted:
+    def limited(engine: DiffusersEngine, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
         if engine.batch_size > int(largest):
             raise torch.OutOfMemoryError("out of memory")
-        return paint(engine, *arguments)
+        return paint(engine, texts, seeds)
 
     DiffusersEngine._paint = limited  # type: ignore[method-assign]
 

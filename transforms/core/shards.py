@@ -11,8 +11,8 @@ The commit record is the commit: a shard file without one is unfinished business
 and is adopted by the next. Readers use the index only.
 
 A folder holds the files of a thousand neighbours, so that several can be listed at once. Writing is
-spread over all of them, as a store that splits its load by name wants it: a plan is worked through in
-random order.
+spread over all of them, as a store that splits its load by name wants it: a plan is worked through
+in random order.
 """
 
 import dataclasses
