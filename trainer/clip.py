@@ -19,7 +19,7 @@ from trainer.pieces import Piece
 from trainer.stream import Batch
 from trainer.text import TextConfig, TextEncoder
 from trainer.transfer import to_device
-from trainer.vit import EncoderConfig, build_encoder, encode
+from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core.seeding import derive
 
 FIRST_TEMPERATURE = 0.07
@@ -37,12 +37,11 @@ class Pairs(NamedTuple):
     """[1], learned."""
 
 
-class ImageText(nn.Module):
+class ImageText(EncoderNetwork):
     """The encoder and the text encoder, each with a linear layer to what they share."""
 
     def __init__(self, model: EncoderConfig, text: TextConfig, seed: int) -> None:
         super().__init__()
-        self.recompute = False
         self.encoder = build_encoder(model, derive(seed, "encoder"), drop_path=model.drop_path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "heads"))

@@ -81,6 +81,10 @@ class Crops:
 def decode(image: bytes) -> Tensor:
     """Pixels uint8 [3, H, W] of an encoded image.
 
+    Torchvision's decoder was the fastest of those at hand. JPEGs can be decoded at half the size,
+    but that saves a twentieth of the time (most goes into reading the bits), and the small local
+    crops rarely allow it.
+
     Raises:
         RuntimeError: It cannot be decoded.
     """

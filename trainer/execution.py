@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer import distributed
-from trainer.vit import use_plain_attention
+from trainer.vit import EncoderNetwork, use_plain_attention
 from transforms.core.config import Config, no_fingerprint
 
 Precision = Literal["fp32", "bf16"]
@@ -36,8 +36,8 @@ class ExecutionConfig(Config):
 
 
 def prepare(
-    student: nn.Module,
-    teacher: nn.Module | None,
+    student: EncoderNetwork,
+    teacher: EncoderNetwork | None,
     config: ExecutionConfig,
     device: torch.device,
     precision: Precision,
@@ -63,7 +63,7 @@ def prepare(
         if config.sharding == "shard" and distributed.is_on():
             _shard(network)
     if config.recompute:
-        student.recompute = True  # type: ignore[assignment]
+        student.recompute = True
     if config.sharding == "shard" or not distributed.is_on():
         return student
     return DistributedDataParallel(
@@ -74,7 +74,7 @@ def prepare(
     )
 
 
-def _shard(network: nn.Module) -> None:
+def _shard(network: EncoderNetwork) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -13,7 +13,7 @@ from trainer.heads import (
     build_predictor,
     build_projector,
 )
-from trainer.vit import EncoderConfig, build_encoder, encode
+from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core.seeding import derive
 
 
@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
     """[K, bottleneck], which the features are compared with."""
 
 
-class Network(nn.Module):
+class Network(EncoderNetwork):
     """The encoder with its heads; a teacher has no predictor, and its batch norms use the batch.
 
     One call takes all that a loss needs, so that each backward pass belongs to one forward pass,
@@ -56,7 +56,6 @@ class Network(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.recompute = False
         self.encoder = build_encoder(model, derive(seed, "encoder"), drop_path=drop_path)
         self.prototype_head: PrototypeHead | None = None
         self.mask_token: nn.Parameter | None = None

@@ -11,6 +11,7 @@ from trainer.data import Sample
 from trainer.objective import Objective, StepSettings
 from trainer.supervised import concept_labels, label_of
 from trainer.text import tokens_of
+from trainer.vit import EncoderNetwork
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "contrastive": synclr.SynCLR,
@@ -19,7 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def build_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module | None]:
+def build_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork | None]:
     """Student and teacher (None without one), on the CPU; each has an `encoder`.
 
     Raises:

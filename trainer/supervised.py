@@ -14,18 +14,17 @@ from trainer.objective import Objective
 from trainer.pieces import Piece
 from trainer.stream import Batch
 from trainer.transfer import to_device
-from trainer.vit import EncoderConfig, build_encoder, encode
+from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core import storage
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError, read_index
 
 
-class Classifier(nn.Module):
+class Classifier(EncoderNetwork):
     """The encoder with a linear layer on its cls token."""
 
     def __init__(self, model: EncoderConfig, num_classes: int, seed: int) -> None:
         super().__init__()
-        self.recompute = False
         self.encoder = build_encoder(model, derive(seed, "encoder"), drop_path=model.drop_path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "heads"))

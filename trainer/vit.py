@@ -89,6 +89,14 @@ def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -
     return encoder
 
 
+class EncoderNetwork(nn.Module):
+    """A network that is trained for the sake of the encoder in it."""
+
+    encoder: nn.Module
+    recompute: bool = False
+    """Whether blocks are computed again in the backward pass, see `encode`."""
+
+
 def use_plain_attention(module: nn.Module) -> None:
     """Compute attention as matrix products and a softmax, not by torch's fused kernel.
 

@@ -39,13 +39,14 @@ def cases(run: Path) -> tuple[list[Case], list[Case]]:
     plain = tiny_config(run, **exact)
     chunked = tiny_config(run, **exact, objective=chunks)
     simclr = tiny_config(run, **exact, objective=own_keys, crops={"num_local": 0, "num_global": 2})
-    whole = tiny_config(run, **exact, objective=layer_norm, captions_per_batch=8)
+    whole = tiny_config(run, **exact, objective=layer_norm, captions_per_batch=16)
     pieces = whole.model_copy(update={"accumulation": 2})
     sharded = whole.model_copy(update={"execution": ExecutionConfig(sharding="shard")})
     unequal = first_step(plain, [3, 1])
     none_masked = first_step(plain, [4, 0])
     shared = [(plain, unequal), (chunked, none_masked), (simclr, 0)]
-    return [*shared, (whole, 2), (whole, 2)], [*shared, (pieces, 2), (sharded, 2)]
+    # The data have 12 captions, so four are twice in the batch.
+    return [*shared, (whole, 0), (whole, 0)], [*shared, (pieces, 0), (sharded, 0)]
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
 from trainer import photometric as p
@@ -155,3 +156,34 @@ def test_draws_have_the_papers_probabilities() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected"):
         PhotometricConfig(**wrong)
+
+
+def moments(images: Tensor) -> Tensor:
+    """What the augmentation does to a picture's channels: means, spreads, sharpness; [N, 9]."""
+    sharpness = images.diff(dim=-1).abs().mean(dim=(2, 3))
+    return torch.cat([images.mean(dim=(2, 3)), images.std(dim=(2, 3)), sharpness], dim=1)
+
+
+def test_statistics_are_those_of_torchvisions_transforms_per_image() -> None:
+    """The whole augmentation, on one picture 3,000 times over."""
+    config = PhotometricConfig(global_blur_only=0.0, global_blur=0.5, downsample=0.0)
+    picture = pictures(1, side=16)[0]
+    picture[0] //= 2  # Some colour for hue and saturation to change.
+    reference = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.5),
+            v2.RandomSolarize(128 / 255, 0.2),
+        ]
+    )
+    torch.manual_seed(0)
+    theirs = moments(torch.stack([reference(picture) for _ in range(3000)]))
+    generator = np.random.default_rng(0)
+    draws = torch.from_numpy(np.stack([draw_global(config, generator) for _ in range(3000)]))
+    pixels = picture.expand(3000, -1, -1, -1)
+    ours = moments(augment(pixels, draws, config, **IDENTITY))
+    error = (theirs.std(dim=0).square() + ours.std(dim=0).square()).div(3000).sqrt()
+    assert ((ours.mean(dim=0) - theirs.mean(dim=0)).abs() < 4 * error).all()
+    torch.testing.assert_close(ours.std(dim=0), theirs.std(dim=0), rtol=0.12, atol=0)
