@@ -98,7 +98,7 @@ def run_out_of_memory_tiny_sd(largest: str) -> None:
             raise torch.OutOfMemoryError("out of memory")
         return paint(engine, texts, seeds)
 
-    DiffusersEngine._paint = limited  # type: ignore[method-assign]
+    DiffusersEngine._paint = limited  # type: ignore[assignment, method-assign]
 
 
 def kill_while_writing(number: str) -> None:

@@ -218,7 +218,8 @@ def write_index(
     retried = _retried(folder, own.num_rows)
     table = pa.concat_tables([own, *retried]).combine_chunks()
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, compression="zstd")
+    table = table.replace_schema_metadata(dict(sorted(metadata.items())))
+    pq.write_table(table, buffer, compression="zstd")
     storage.replace_bytes(buffer.getvalue(), folder.index_url)
     summary = {
         "num_shards": own.num_rows,

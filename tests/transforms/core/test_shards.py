@@ -60,7 +60,8 @@ def test_an_index_does_not_depend_on_the_order_of_many_records(tmp_path: object)
     folders = [StageFolder(f"{tmp_path}/{name}", "images", ".tar") for name in "ab"]
     for folder in folders:
         random.Random(folder.url).shuffle(numbers)
-        write_index(folder, map(record, numbers), {})
+        metadata = {"a": "1", "b": "2"} if folder is folders[0] else {"b": "2", "a": "1"}
+        write_index(folder, map(record, numbers), metadata)
     first, second = (storage.read_bytes(folder.index_url) for folder in folders)
     assert first == second
 

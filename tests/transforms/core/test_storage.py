@@ -4,12 +4,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from transforms.core import storage
+from transforms.core import remote_files, storage
 
 
 def test_a_name_is_published_once(any_storage: str) -> None:
@@ -70,16 +69,29 @@ def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
     assert storage.read_bytes(url) == b"two"
 
 
-def test_listing_goes_through_folders_and_pages(any_storage: str) -> None:
-    names = {f"a/{number:04d}" for number in range(1003)} | {"a/b/c/d", "aa", "e", "ab/c", "b/c"}
+def test_listing_goes_through_folders_and_pages(
+    any_storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "_PAGE", 10)
+    names = {f"{folder}/{number:02d}" for folder in ("a", "ab", "c") for number in range(25)}
+    names |= {f"{number:02d}" for number in range(12)} | {"a/b/c/d", "aa", "ca/b"}
     started = time.time()
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda name: storage.publish_bytes(b"12", f"{any_storage}/{name}"), names))
+    for name in names:
+        storage.publish_bytes(b"12", f"{any_storage}/{name}")
     storage.publish_bytes(b"", f"{any_storage}-beside/f")
     assert storage.list_files(any_storage) == dict.fromkeys(names, 2)
     times = storage.list_times(any_storage)
     assert set(times) == names
     assert all(started - 2 < time_ < time.time() + 2 for time_ in times.values())
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 5, 60, 600, 1000])
+def test_folders_are_shared_out_among_streams(number: int) -> None:
+    names = [f"{folder:03d}/" for folder in range(number)]
+    beginnings = remote_files._beginnings(names)
+    taken = [[name for name in names if name.startswith(b)] for b in beginnings]
+    assert sorted(sum(taken, [])) == names, "each folder is in one stream"
+    assert min(number, 5) <= len(beginnings) <= 50
 
 
 def test_delete_is_repeatable(any_storage: str) -> None:
