@@ -61,7 +61,7 @@ class CaptionsConfig(Config):
     variant: Variant = "full"
     """Which captions of the paper's Table 2; `file` takes those of captions_file."""
     concepts: str = no_fingerprint("")
-    """Concept list: a .yaml file of sources, or a .txt file with one concept per line."""
+    """Concept list: a .yaml file of sources, or a .txt, .csv or .parquet table."""
     use_backgrounds: Literal["list", "run"] = "list"
     """Places from the concept list, or those that the backgrounds stage of this run has found."""
     captions_file: str = no_fingerprint("")

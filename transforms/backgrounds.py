@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import re
+import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -275,8 +276,12 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
             raise DamagedFileError(f"{url} is damaged: its checksum is not the index's")
         return read_backgrounds(io.BytesIO(content))
 
+    def shared(places: tuple[str, ...]) -> tuple[str, ...]:
+        # Many concepts have "beach": one string for all keeps memory and pickles small.
+        return tuple(map(sys.intern, places))
+
     with ThreadPoolExecutor(_READERS) as pool:
-        found = {row.record_id: row.places for rows in pool.map(read, rows) for row in rows}
+        found = {row.record_id: shared(row.places) for rows in pool.map(read, rows) for row in rows}
     return tuple(
         replace(concept, backgrounds=found.get(record_id(concept), concept.backgrounds))
         for concept in concepts
