@@ -181,8 +181,10 @@ class _ShardPainting:
 
     def _paint(self, batch: Sequence[_Task]) -> list[tuple[_Task, Pixels, Count | None]]:
         """Paint a batch; a caption that makes the engine raise fails alone."""
+        # One that failed in the batch before need not fail again.
+        batch = [task for task in batch if task.caption.caption_id not in self._failures]
         try:
-            return self._paint_together(batch)
+            return self._paint_together(batch) if batch else []
         except Exception as error:
             self._check_engine(error)
         painted = []

@@ -146,6 +146,7 @@ def test_a_caption_that_makes_the_engine_raise_fails_alone(bad: set[int], batch_
     tally = Tally()
     records = list(made.produce(0, tally))
     assert {i for i, record in enumerate(records) if isinstance(record, Failure)} == bad
+    assert tally.as_dict().get("engine_error", 0) == len(bad)
     for record, text in zip(records, texts, strict=True):
         if isinstance(record, Failure):
             assert (record.record_id, record.reason) == (caption_id(text), "engine_error")
