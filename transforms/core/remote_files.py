@@ -54,7 +54,7 @@ def walk(url: str) -> Iterator[tuple[str, int, float]]:
     list_pages = partial(_list_pages, filesystem(url), bucket)
     folders, found = list_pages("/", root)
     yield from ((name.removeprefix(root), size, written) for name, size, written in found)
-    beginnings = _beginnings([folder.removeprefix(root) for folder in folders])
+    beginnings = _beginnings({folder.removeprefix(root) for folder in folders})
     with ThreadPoolExecutor(_STREAMS, "list") as pool:
         prefixes = [root + beginning for beginning in beginnings]
         for _, found in pool.map(partial(list_pages, None), prefixes):
@@ -63,7 +63,7 @@ def walk(url: str) -> Iterator[tuple[str, int, float]]:
                     yield name.removeprefix(root), size, written
 
 
-def _beginnings(names: list[str]) -> list[str]:
+def _beginnings(names: set[str]) -> list[str]:
     """The shortest beginnings of equal length that tell enough of the names apart."""
     for length in range(1, max(map(len, names), default=0) + 1):
         beginnings = sorted({name[:length] for name in names})
@@ -76,6 +76,8 @@ def _list_pages(
     files: Any, bucket: str, delimiter: str | None, prefix: str
 ) -> tuple[list[str], list[tuple[str, int, float]]]:
     """The folders (with a delimiter) and files whose full names in the bucket begin so.
+
+    A folder may be named more than once: some servers name all of them on each page.
 
     Only what is used is asked for: the full answer would be ten times as long.
     """
