@@ -9,7 +9,7 @@ images decode.
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -71,8 +71,11 @@ def verify(expected: Expected, threads: int, step: Callable[[], object]) -> Iter
         step: Called after each shard.
     """
     output = expected.output
+    # The commit records come last: what is committed meanwhile is no orphan.
+    kinds = ("shards", "failures", "commits")
+    listed = {kind: storage.list_files(storage.join(output.folder.url, kind)) for kind in kinds}
     committed = shards.committed_shards(output.folder)
-    yield from _check_names(expected, committed)
+    yield from _check_names(expected, listed, committed)
 
     def check(shard: int) -> list[Problem]:
         problems = [Problem(path, what, shard) for path, what in _check_shard(expected, shard)]
@@ -92,19 +95,22 @@ def verify(expected: Expected, threads: int, step: Callable[[], object]) -> Iter
         yield from _check_index(output)
 
 
-def _check_names(expected: Expected, committed: set[int]) -> Iterator[Problem]:
+def _check_names(
+    expected: Expected, listed: Mapping[str, Iterable[str]], committed: set[int]
+) -> Iterator[Problem]:
     """Files that are nobody's, and shard files that nobody committed."""
     output, folder = expected.output, expected.output.folder
-    for kind, url_of in (
-        ("shards", folder.shard_url),
-        ("commits", folder.commit_url),
-        ("failures", folder.failures_url),
-    ):
-        for name in storage.list_files(storage.join(folder.url, kind)):
+    url_of = {
+        "shards": folder.shard_url,
+        "failures": folder.failures_url,
+        "commits": folder.commit_url,
+    }
+    for kind, names in listed.items():
+        for name in names:
             number = name.rpartition("-")[2].partition(".")[0]
             shard = int(number) if number.isdigit() else -1
             path = f"{kind}/{name}"
-            if shard < 0 or url_of(shard) != storage.join(folder.url, path):
+            if shard < 0 or url_of[kind](shard) != storage.join(folder.url, path):
                 yield Problem(path, "a stranger: no stage writes such a name; delete it")
             elif shard >= output.num_shards:
                 yield Problem(path, f"beyond the plan of {output.num_shards} shards; delete it")
