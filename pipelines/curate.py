@@ -59,17 +59,19 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     tasks, summary = _drop_duplicates(config, index, input_id, curated.folder, flags)
     num_raw = sum(index.table["num_samples"].to_pylist())
     _check_enough(config, num_raw, sum(summary.num_kept))
+    removed = _removed(config, num_raw, summary)
+    curated = stage(config, input_id, removed)
     # Only now: a run with too few captions has no output, and may grow its input.
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
     write_plan(curated)
     counted = _cut(config, curated, tasks, summary, flags)
-    report = {**_removed(config, num_raw, summary), "balance": balance(counted, planned)}
+    report = {**removed, "balance": balance(counted, planned)}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     storage.update_bytes(text.encode("utf-8"), report_url(config.run))
-    finish(stage(config, input_id, report))
+    finish(curated)
     say(
-        f"{report['num_exact_duplicates']:,} equal captions and {report['num_near_duplicates']:,} "
-        f"near duplicates among {num_raw:,} were left out"
+        f"{removed['num_exact_duplicates']:,} equal captions and "
+        f"{removed['num_near_duplicates']:,} near duplicates among {num_raw:,} were left out"
     )
     storage.delete_folder(_scratch(curated.folder))
 
@@ -80,16 +82,16 @@ def report_url(run: str) -> str:
 
 
 def stage(
-    config: CaptionsConfig, input_id: str, report: dict[str, object] | None = None
+    config: CaptionsConfig, input_id: str, removed: dict[str, object] | None = None
 ) -> StageOutput:
     """The curated captions as an output to make.
 
     Args:
         config: Of the captions stage.
         input_id: Checksum of the index of what is curated.
-        report: What was removed, for the index.
+        removed: What curation left out, for the index.
     """
-    removed = {key: str(value) for key, value in (report or {}).items() if key.startswith("num_")}
+    counts = {key: str(value) for key, value in (removed or {}).items() if key.startswith("num_")}
     return StageOutput(
         folder=StageFolder(storage.join(config.run, "captions"), "captions", ".parquet"),
         fingerprint=Fingerprint(
@@ -106,7 +108,7 @@ def stage(
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
         unit="captions",
-        metadata=removed,
+        metadata=counts,
     )
 
 
