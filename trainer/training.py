@@ -106,7 +106,7 @@ class Training:
         """Keep the step's terms, meaned over the ranks, on the device."""
         terms = {**terms, **self.objective.signs}
         local = [term.double() for term in terms.values()]
-        packed = torch.stack([*local, local[0].new_tensor(batch.num_replaced)])
+        packed = torch.stack([*local, torch.full_like(local[0], batch.num_replaced)])
         *totals, replaced = distributed.all_reduce(packed)
         ranks = distributed.world_size()
         self._terms = {name: total / ranks for name, total in zip(terms, totals, strict=True)}

@@ -85,6 +85,7 @@ def _named(replicate: TrainConfig, shard: TrainConfig) -> list[tuple[str, TrainC
     return [("replicate", replicate), ("shard", shard)]
 
 
+@pytest.mark.slow
 def test_sharded_and_replicated_trainings_are_one_and_continue_each_other(
     run: Path, tmp_path: Path
 ) -> None:
