@@ -10,7 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.options import beam_options
@@ -232,6 +232,7 @@ def test_the_order_is_random() -> None:
     assert 50 < ((cells - 200) ** 2 / 200).sum() < 160
 
 
+@settings(deadline=None)
 @given(st.lists(KEYS, min_size=1, max_size=5, unique=True), st.integers(0, 2**40))
 def test_keys_are_one_to_one(ids: list[int], seed: int) -> None:
     texts = pa.array(["0" * 16, *(f"{number:016x}" for number in ids)])
@@ -240,12 +241,14 @@ def test_keys_are_one_to_one(ids: list[int], seed: int) -> None:
     assert keys.tolist() == [order_keys(seed, texts.slice(i + 1, 1))[0] for i in range(len(ids))]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**31), KEYS, KEYS)
 def test_partitions_keep_the_order_of_keys(number: int, one: int, other: int) -> None:
     low, high = partition_of(np.array(sorted([one, other]), np.uint64), number)
     assert 0 <= low <= high < number
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=30))
 def test_first_written_keeps_each_key_once_with_its_smallest_ordinal(
     rows: list[tuple[int, int]],
@@ -270,6 +273,7 @@ def test_first_written_keeps_each_key_once_with_its_smallest_ordinal(
     assert first_written(table).to_pylist() == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 40))
 def test_groups_hold_every_shard_once(sizes: list[int], wanted: int) -> None:
     shards = [InputShard(str(i), "", size) for i, size in enumerate(sizes)]

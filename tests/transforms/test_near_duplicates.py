@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -59,6 +59,7 @@ def sentences(number: int, draw: random.Random, length: int = 20) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=length)) for _ in range(number)]
 
 
+@settings(deadline=None)
 @given(captions, captions, st.integers(1, 4))
 def test_similarity_is_the_jaccard_index_of_word_shingles(
     ones: list[str], others: list[str], size: int
@@ -69,6 +70,7 @@ def test_similarity_is_the_jaccard_index_of_word_shingles(
     assert similarity(*sides).tolist() == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(captions, st.integers(1, 4))
 def test_every_caption_has_its_shingles(texts: list[str], size: int) -> None:
     found = shingles(pa.array(texts), size)
@@ -117,6 +119,7 @@ def test_bands_depend_on_nothing_but_the_text() -> None:
     assert len(np.unique(whole)) == whole.size, "no two bands share a number"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=40))
 def test_small_buckets_give_every_pair_and_large_ones_few(values: list[int]) -> None:
     keys = mix(np.arange(len(values), dtype=np.uint64))
@@ -136,6 +139,7 @@ def test_a_huge_bucket_does_not_explode() -> None:
     assert len(earlier) < MAX_PARTNERS * len(keys)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_mixing_keeps_numbers_apart(one: int, other: int) -> None:
     mixed = mix(np.array([one, other], np.uint64))
