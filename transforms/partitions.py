@@ -1,9 +1,9 @@
 """A shuffle over files: rows move between tasks as columns, and Beam moves task numbers only.
 
 Curation needs every caption to meet those that resemble it. Sent through a GroupByKey, captions
-become Python objects, which cost ten times what their columns do, and the direct runner keeps all
-of them in memory (24 GB for 5 million). Here a task reads files, works on whole columns and writes
-one file for each task that comes next; a task holds one partition, whatever the size of the corpus.
+become Python objects one by one, and the direct runner keeps all of them in memory. Here a task
+reads files, works on whole columns and writes one file for each task that comes next; it holds one
+partition, whatever the size of the corpus.
 
 A task that ends leaves a marker with its result. A job that is started again skips it, and one that
 is repeated writes the same files, so workers may die or meet at any point.
