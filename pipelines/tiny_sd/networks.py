@@ -88,7 +88,7 @@ def build_unet(
 
 
 def build_scheduler() -> "DDIMScheduler":
-    """Make the noise schedule, which is also the recommended sampler."""
+    """Make the noise schedule, with the sampler that goes by it."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(

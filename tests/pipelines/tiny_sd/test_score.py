@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pipelines.tiny_sd import score
@@ -55,6 +56,11 @@ def test_a_contact_sheet_fills_rows_from_the_left(tmp_path: Path) -> None:
     assert not sheet[-16:, : score.SEEDS * 16].any()
     assert (sheet[-16:, middle:] == 255).all()
     assert not sheet[14:30, middle : middle + score.SEEDS * 16].any()
+
+
+def test_the_card_shows_what_the_score_step_wrote() -> None:
+    scores = yaml.safe_load((MODEL_FOLDER / score.SCORES_FILE).read_text())
+    assert score.table(scores) in (MODEL_FOLDER / "README.md").read_text()
 
 
 def test_the_folder_is_small_and_paints_two_pictures_from_two_seeds() -> None:
