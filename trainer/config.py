@@ -99,3 +99,8 @@ def data_folder(config: TrainConfig) -> str:
 def captions_folder(config: TrainConfig) -> str:
     """Where the caption shards are."""
     return config.captions or storage.join(config.run, "captions")
+
+
+def images_per_step(config: TrainConfig) -> int:
+    """Images of a caption that a step takes."""
+    return 1 if config.objective.kind == "clip" else config.images_per_caption

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer import clip, supervised, synclr
-from trainer.config import TrainConfig, captions_folder
+from trainer.config import TrainConfig, captions_folder, images_per_step
 from trainer.data import Sample
 from trainer.objective import Objective, StepSettings
 from trainer.supervised import concept_labels, label_of
@@ -48,11 +48,6 @@ def build_objective(
         seed=config.seed,
     )
     return OBJECTIVES[config.objective.kind](config.objective, settings, student, teacher)
-
-
-def images_per_step(config: TrainConfig) -> int:
-    """Images of a caption that a step takes."""
-    return 1 if config.objective.kind == "clip" else config.images_per_caption
 
 
 def target_reader(config: TrainConfig) -> Callable[[Sample], Tensor] | None:

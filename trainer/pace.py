@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer import distributed
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, images_per_step
 from trainer.flops import image_flops, peak_flops
 
 
@@ -49,7 +49,7 @@ class Clock:
 
     def __init__(self, config: TrainConfig, device: torch.device, step: int) -> None:
         self._device = device
-        self._images = config.captions_per_batch * config.images_per_caption
+        self._images = config.captions_per_batch * images_per_step(config)
         self._flops = image_flops(config)
         self._peak = None
         if device.type == "cuda":

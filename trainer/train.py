@@ -28,10 +28,10 @@ from trainer.checkpoint import (
     load_newest,
     write,
 )
-from trainer.config import TrainConfig, data_folder, train_folder
+from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
 from trainer.monitor import Monitor
-from trainer.objectives import images_per_step, target_reader
+from trainer.objectives import target_reader
 from trainer.order import SampleOrder
 from trainer.pace import Clock
 from trainer.probe import Probe
@@ -100,7 +100,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
 def _loop(training: Training, samples: CroppedSamples, folder: str, stop: list[str]) -> str:
     """Step until done; returns the last checkpoint."""
     config, first = training.config, training.step
-    images = config.captions_per_batch * config.images_per_caption
+    images = config.captions_per_batch * images_per_step(config)
     stream = batches(
         samples,
         config.loader,
@@ -150,7 +150,7 @@ def _loop(training: Training, samples: CroppedSamples, folder: str, stop: list[s
 
 
 def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
-    images = config.captions_per_batch * config.images_per_caption
+    images = config.captions_per_batch * images_per_step(config)
     return Monitor(
         config.monitor,
         folder,
