@@ -4,12 +4,13 @@ Installed as `synclr`. Nothing below this module reads argv or the environment.
 """
 
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from transforms.core.config import Config
@@ -117,16 +118,23 @@ def _interrupted(*_: object) -> None:
     # Everything committed is whole, so there is nothing to tidy up; an exception would travel
     # through Beam and the engines, whose threads keep the process alive until their shard is done.
     os.write(2, b"\ninterrupted; run the same command again to go on\n")
-    os._exit(INTERRUPTED)
+    _exit(INTERRUPTED)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit at once: engines leave threads that would hold it up, and processes that would stay."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 def entry() -> None:
-    """The process's entry: exits at once, since engines leave threads that would hold it up."""
+    """The process's entry."""
     signal.signal(signal.SIGINT, _interrupted)
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    _exit(code)
 
 
 if __name__ == "__main__":
