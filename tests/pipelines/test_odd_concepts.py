@@ -32,7 +32,7 @@ ODD = [
     *("T-shirt", "merry-go-round", "forget-me-not", "jack-in-the-box", "x–ray", "-40 thermometer"),
     *("café", "crème brûlée", "piñata", "jalapeño", "smörgåsbord", "Dvořák bust", "naïve painting"),
     *("猫", "富士山", "寿司", "茶壶", "만두", "ねこ", "カメラ", "самовар", "κέρμα"),
-    *("हाथी", "ช้าง", "قطة", "50% sign"),
+    *("हाथी", "ช้าง", "قطة", "N° 5"),
     *("🦊", "🍎", "👩‍🚀", "🇯🇵", "cup of ☕", "X", "a", "é", "木", "?", "7"),
     *(
         "1984",
@@ -43,7 +43,7 @@ ODD = [
         "C:\\disk",
     ),
     *("tench, Tinca tinca", "either/or sign", "A => B", "#hashtag", "user@example", "$5 note", "*"),
-    *("</s> sign", "‹angle›", "N° 5", "UPPER CASE", "camelCase", "e.g. a lamp", "lamp."),
+    *("</s> sign", "‹angle›", "UPPER CASE", "camelCase", "e.g. a lamp", "lamp."),
     "a very old wooden rocking horse with a red saddle, a long mane and one missing eye",
     "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
     "supercalifragilisticexpialidocious" * 2 + " umbrella",
@@ -66,13 +66,13 @@ def test_two_hundred_concepts_of_any_script(tmp_path: Path) -> None:
     concepts = tmp_path / "concepts.yaml"
     source = {"source": "any", "concepts": entries}
     concepts.write_text(yaml.safe_dump({"sources": [source]}, allow_unicode=True))
-    settings = [f"run={tmp_path}/run", f"concepts={concepts}", "captions_per_shard=150"]
-    settings += ["num_captions=300", "oversampling=1"]
+    settings = [f"run={tmp_path}/run", f"concepts={concepts}", "captions_per_shard=120"]
+    settings += ["num_captions=240", "oversampling=1"]
     command = [sys.executable, "-m", "pipelines", "captions", DEMO, *settings]
     subprocess.run(command, check=True, capture_output=True)
 
     prompts = prompt_source(load_config(CaptionsConfig, DEMO, settings))
-    asked = [prompts.build(ordinal).concept.name for ordinal in range(300)]
+    asked = [prompts.build(ordinal).concept.name for ordinal in range(240)]
     shards = Path(raw_folder(f"{tmp_path}/run").url) / "shards"
     rows = [row for path in shards.glob("*/*") for row in pq.read_table(path).to_pylist()]
     assert all(row["concept"] == asked[row["ordinal"]] for row in rows)
