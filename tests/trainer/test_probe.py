@@ -1,4 +1,4 @@
-"""The probe: a sample of a data set, the protocol of the score sheet, the encoder left as it was."""
+"""The probe: a sample of a data set, the score sheet's protocol, the encoder left as it was."""
 
 from pathlib import Path
 

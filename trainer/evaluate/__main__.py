@@ -3,9 +3,9 @@
     python -m trainer.evaluate TASK CONFIG [key=value ...]
 
 TASK is `knn`, `logistic` or `all`. It scores the newest checkpoint of `<run>/train` (or
-`checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and `scores.md`. Run
-again for the same checkpoint, it scores what is new and prints all. Exit code 0: everything asked for is scored; 2: a
-setting is wrong; 1: something is missing, and the last line says what.
+`checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and `scores.md`.
+Run again for the same checkpoint, it scores what is new and prints all. Exit code 0: everything
+asked for is scored; 2: a setting is wrong; 1: something is missing, and the last line says what.
 """
 
 import argparse

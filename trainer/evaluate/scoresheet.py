@@ -1,9 +1,9 @@
 """The score sheet of a run: rows of scores, as JSON for programs and as a table for people.
 
 Every task leaves a file for each data set, `<run>/scores/<task>-<data set>.json`, with its rows and
-with the fingerprint of what they depend on. `scores.json` (all rows, a list) and `scores.md` are put
-together from those of the newest checkpoint, so that data sets may be scored one after another. All
-are derived files: what is scored again for another checkpoint replaces its own file.
+the fingerprint of what they depend on. `scores.json` (all rows, a list) and `scores.md` are put
+together from those of the newest checkpoint, so that data sets may be scored one after another.
+All are derived files: what is scored again for another checkpoint replaces its own file.
 """
 
 import dataclasses
