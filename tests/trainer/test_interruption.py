@@ -162,7 +162,7 @@ def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
     while max(checkpoint.list_steps(folder), default=0) < 3:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
-    ranks = {}
+    ranks: dict[int, int] = {}
     for pid in children(process.pid):
         names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         ranks |= {int(name[5:]): pid for name in names if name.startswith(b"RANK=")}

@@ -8,8 +8,9 @@ import torch
 
 from tests.trainer.making import write_images
 from tests.trainer.running import command, flat, losses, make_run
-from trainer import checkpoint, objective, replay
+from trainer import checkpoint, replay
 from trainer.data import ShardReader
+from trainer.photometric import augment
 from trainer.training import Training
 
 BAD_STEP = 2
@@ -23,7 +24,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def before(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Makes the images of a step NaN; afterwards holds the state as it was before that step."""
-    update, augment = Training.update, objective.augment
+    update = Training.update
     state: dict[str, Any] = {}
     broken = [False]
 
@@ -42,7 +43,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return augment(*arguments, **settings) * (torch.nan if broken[0] else 1.0)
 
     monkeypatch.setattr(Training, "update", watched)
-    monkeypatch.setattr(objective, "augment", augmented)
+    monkeypatch.setattr("trainer.objective.augment", augmented)
     return state
 
 
@@ -80,8 +81,7 @@ def test_the_step_can_be_looked_into(
 ) -> None:
     assert command(run, "steps=6") == 1
     capsys.readouterr()
-    augment = objective.augment
-    monkeypatch.setattr(objective, "augment", lambda *a, **s: augment(*a, **s) * torch.nan)
+    monkeypatch.setattr("trainer.objective.augment", lambda *a, **s: augment(*a, **s) * torch.nan)
     assert replay.main([str(replay_file(run))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "loss term loss: nan" in lines

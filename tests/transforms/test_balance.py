@@ -22,7 +22,7 @@ def test_the_plan_is_what_prompts_turn_out_to_be(tmp_path_factory: pytest.TempPa
     plan = source.plan()
     assert sum(plan.values()) == pytest.approx(1)
     number = 20_000
-    drawn = Counter(
+    drawn: Counter[tuple[str, str, str]] = Counter(
         (prompt.concept.source, prompt.concept.name, prompt.template)
         for prompt in map(source.build, range(number))
     )
