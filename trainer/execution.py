@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +29,7 @@ class ExecutionConfig(Config):
     """Over several ranks: `replicate` all weights (DDP), or `shard` weights, gradients, optimiser
     and teacher (FSDP2), for encoders that do not fit."""
     compile: bool = no_fingerprint(False)
-    """Compile each block of the encoder; the first steps take a minute longer. Its drop path draws
+    """Compile each block of the encoder; the first steps take minutes longer. Its drop path draws
     other noise."""
     recompute: bool = no_fingerprint(False)
     """Keep only the input of each block of the student, and compute the rest again in the backward
@@ -58,6 +59,9 @@ def prepare(
         if device.type == "cpu":
             use_plain_attention(encoder)
         if config.compile:
+            # Each rate of drop path and each length of a sequence makes another program; beyond
+            # torch's limit of eight the rest would silently run uncompiled.
+            torch.compiler.config.recompile_limit = 4 * len(encoder.blocks)
             for block in encoder.blocks:
                 block.compile()
         if config.sharding == "shard" and distributed.is_on():
