@@ -4,6 +4,7 @@ Installed as `synclr`. Nothing below this module reads argv or the environment.
 """
 
 import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -76,7 +77,9 @@ def _config(job: str, cls: "type[Config]", path: str, overrides: Sequence[str]) 
     from transforms.core.config import load_config, parse_config
 
     if job in OF_A_RUN and not path.endswith((".yaml", ".yml")):
-        return parse_config(cls, "{}", "command line", [f"run={path}", *overrides])
+        # As JSON, which is YAML: a folder may be called 123 or yes.
+        text = json.dumps({"run": path}, ensure_ascii=False)
+        return parse_config(cls, text, "command line", overrides)
     return load_config(cls, path, overrides)
 
 

@@ -52,3 +52,12 @@ def test_unknown_key_is_named(job: str, tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text("run: out\nsede: 1\n")
     assert main([job, str(path)]) == 2
     assert "unknown key 'sede'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["123", "1e5", "yes", "été 🦊", 'a "b": c'])
+def test_a_run_may_have_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", name]) == 2
+    assert f"{name} holds no stage" in capsys.readouterr().err
