@@ -100,6 +100,7 @@ class FilePrompts:
     Attributes:
         path: Text with one caption per line (empty lines do not count), or `.csv` or `.parquet`
             with a column `text` or `caption`, and `concept` where captions are known to have one.
+            Each worker holds it in memory.
         sha256: Of the file.
     """
 
@@ -126,7 +127,9 @@ class FilePrompts:
         row = _rows(self.path, self.sha256).slice(ordinal, 1).to_pylist()[0]
         source = PurePosixPath(self.path).stem
         concept = Concept(row["concept"] or "", source, "object", 1.0, ())
-        return Prompt(ordinal, concept, "c", None, None, row["text"] or "", 0)
+        # On one line: what stands above the last line of a prompt counts as its examples.
+        text = " ".join((row["text"] or "").split())
+        return Prompt(ordinal, concept, "c", None, None, text, 0)
 
     def digests(self) -> dict[str, str]:
         """Identity of the file, for the fingerprint."""
@@ -153,7 +156,8 @@ def _rows(path: str, sha256: str) -> pa.Table:
         else:
             lines = [line for line in content.decode("utf-8").splitlines() if line.strip()]
             table = pa.table({"text": lines})
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    # A damaged page of a Parquet file is a plain OSError.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"file of captions {path!r} cannot be read: {error}") from error
     texts = [name for name in _TEXT_COLUMNS if name in table.column_names]
     if not texts:
@@ -162,6 +166,16 @@ def _rows(path: str, sha256: str) -> pa.Table:
             "of them to be 'text' or 'caption'"
         )
     has_concepts = "concept" in table.column_names
-    concepts = table["concept"] if has_concepts else pa.nulls(len(table), pa.string())
-    columns = [column.cast(pa.string()) for column in (table[texts[0]], concepts)]
-    return pa.table(columns, names=["text", "concept"])
+    concepts = (
+        _strings(path, table, "concept") if has_concepts else pa.nulls(len(table), pa.string())
+    )
+    return pa.table([_strings(path, table, texts[0]), concepts], names=["text", "concept"])
+
+
+def _strings(path: str, table: pa.Table, name: str) -> pa.ChunkedArray:
+    try:
+        return table[name].cast(pa.string())
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"file of captions {path!r}: column {name!r} holds {table[name].type}: expected text"
+        ) from error

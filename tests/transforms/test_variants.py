@@ -98,6 +98,34 @@ def test_captions_of_a_file_become_a_shard_without_an_engine(tmp_path: Path, suf
     assert tally.as_dict() == {"drop_too_short": 1, "tokens": 0}, "it is not asked again"
 
 
+def test_a_caption_of_several_lines_is_one_caption(tmp_path: Path) -> None:
+    text = "A red fox lies asleep beside an old stone wall,\r\n and snow   falls.\n"
+    given = FilePrompts.open(write(tmp_path / "given.parquet", [text]))
+    producer = CaptionProducer(given, None, FilterConfig(min_mention=0), {}, 1, max_tries=1)
+    (caption,) = producer.produce(0, Tally())
+    assert isinstance(caption, Caption)
+    assert caption.text == "A red fox lies asleep beside an old stone wall, and snow falls"
+
+
+@pytest.mark.parametrize("column", ["text", "concept"])
+def test_captions_that_are_no_text_are_said_in_a_sentence(tmp_path: Path, column: str) -> None:
+    columns = {"text": ["A fox"], "concept": ["fox"], column: [["a", "list"]]}
+    path = str(tmp_path / "given.parquet")
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ConfigError, match=rf"column '{column}' holds list.*: expected text"):
+        len(FilePrompts.open(path))
+
+
+def test_a_damaged_page_is_said_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "given.parquet"
+    write(path, [f"A fox on hill number {i}" for i in range(99)])
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        len(FilePrompts.open(str(path)))
+
+
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     one = FilePrompts.open(write(tmp_path / "a.txt", ["a", "b"])).digests()
     assert one == FilePrompts.open(write(tmp_path / "b.txt", ["a", "b"])).digests()
