@@ -4,7 +4,7 @@
 complete. A retry is a stage of its own in `images/retry-1`, so it can be killed, continued, run by
 several workers and verified like any other: its captions are those that failed, and when it is
 complete, the index of the images lists its shards after all others. What fails in it is left to the
-next retry, in `images/retry-2`.
+next retry, in `images/retry-2`. Settings other than those of the images are refused.
 """
 
 import io
@@ -13,13 +13,16 @@ from collections.abc import Sequence
 import pyarrow.parquet as pq
 
 from pipelines.images import ImagesConfig, stage
+from pipelines.options import runs_here
 from pipelines.stage import UnfinishedError, finish, is_complete, run_stage, say
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
+from transforms.core.fingerprint import claim
 from transforms.core.records import Caption
 from transforms.core.shards import StageFolder, read_success, write_index
 from transforms.core.stage import Stage
+from transforms.engines.diffusers_engine import check_device
 from transforms.images import ImagesProducer
 
 CONFIG = ImagesConfig
@@ -29,9 +32,13 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
     """Begin a retry, or go on with one that is not complete; `flags` are Beam's.
 
     Raises:
+        ConfigError: The images were made with other settings, or the device is not there.
         UnfinishedError: The images are not complete.
     """
     images = stage(config)
+    if storage.exists(images.folder.run_yaml_url):
+        # Before anything else: a retry with other settings would spoil the index of the images.
+        claim(images.folder.run_yaml_url, images.fingerprint, images.config)
     if not is_complete(images):
         raise UnfinishedError(
             f"{images.folder.url} is not complete: run the images stage to its end, then this "
@@ -50,7 +57,10 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
         else:
             say(f"{images.folder.url} has no dead letters that were not painted since")
     if read_success(folder) is not None:
-        run_stage(stage(config, number), flags)
+        retry = stage(config, number)
+        if runs_here(flags) and not is_complete(retry):
+            check_device(config.generator.device)
+        run_stage(retry, flags)
     finish(images)
 
 

@@ -81,7 +81,6 @@ def finish(stage: StageOutput) -> None:
             f"{len(missing)} of {stage.num_shards} shards are missing in {stage.folder.url} "
             f"(first: {first}): {AGAIN}"
         )
-    write_plan(stage)
     metadata = {
         "stage": stage.folder.name,
         "fingerprint": stage.fingerprint.digest,
@@ -89,6 +88,8 @@ def finish(stage: StageOutput) -> None:
     }
     records = shards.read_commits(stage.folder, range(stage.num_shards))
     success = shards.write_index(stage.folder, _of_this_stage(stage, records), metadata)
+    # Not before: with other settings than those of the shards, it is not the plan of this folder.
+    write_plan(stage)
     made, failed = success["num_samples"], success["num_failures"]
     letters = f", {failed:,} failures in {stage.folder.url}/failures" if failed else ""
     say(f"{stage.folder.url}: {made:,} {stage.unit} in {stage.num_shards} shards{letters}")

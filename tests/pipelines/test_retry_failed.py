@@ -11,6 +11,7 @@ from tests.pipelines.faulty import Blocks
 from tests.pipelines.matrix import NUM_CAPTIONS, Matrix
 from trainer.data import ShardReader
 from transforms.core import storage
+from transforms.core.config import ConfigError
 from transforms.core.outputs import find_outputs
 from transforms.core.shards import StageFolder, read_success
 from transforms.engines.image import Painted
@@ -98,3 +99,30 @@ def test_a_retry_that_was_cut_short_goes_on(
 def test_images_come_first(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
     assert retry(matrix) == 1
     assert "run the images stage to its end" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["generator.guidance=1.5", "seed=1", "captions_per_shard=4"])
+def test_other_settings_are_refused(
+    matrix: Matrix, unpaintable: set[int], change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matrix.again() == 0
+    unpaintable.clear()
+    before = storage.list_times(matrix.run)
+    assert main(["retry-failed", str(matrix.config), change]) == 2
+    assert change.partition("=")[0] in capsys.readouterr().err
+    assert storage.list_times(matrix.run) == before, "nothing is written"
+    assert retry(matrix) == matrix.verify() == 0
+    assert sorted(ids(matrix)) == sorted(IDS)
+
+
+def test_a_missing_device_is_an_error_before_anything_is_painted(
+    matrix: Matrix, unpaintable: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert matrix.again() == 0
+
+    def absent(device: str) -> None:
+        raise ConfigError(f"no {device}")
+
+    monkeypatch.setattr(retry_failed, "check_device", absent)
+    assert retry(matrix) == 2
+    assert not storage.exists(f"{matrix.run}/images/retry-1/shards")

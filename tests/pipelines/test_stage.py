@@ -1,12 +1,14 @@
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import pytest
 
-from pipelines.stage import UnfinishedError, plan, run_stage, worker_sentence
+from pipelines.stage import UnfinishedError, finish, plan, run_stage, worker_sentence
 from tests.pipelines.counting import stage
 from transforms.core import storage
 from transforms.core.config import ConfigError
+from transforms.core.fingerprint import Fingerprint
 from transforms.core.shards import read_index, read_success
 
 NUM_SHARDS = 5
@@ -81,3 +83,15 @@ def test_a_shard_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
 )
 def test_worker_sentence_is_what_the_worker_raised(text: str, sentence: str) -> None:
     assert worker_sentence(RuntimeError(text)) == sentence
+
+
+def test_shards_of_other_settings_leave_plan_and_index_as_they_are(tmp_path: Path) -> None:
+    made = stage(str(tmp_path), 2)
+    run_stage(made, [])
+    before = content(str(tmp_path))
+    other = dataclasses.replace(
+        made, fingerprint=Fingerprint({"other": 1}), metadata={"generator_digest": "other"}
+    )
+    with pytest.raises(UnfinishedError, match="another fingerprint"):
+        finish(other)
+    assert content(str(tmp_path)) == before
