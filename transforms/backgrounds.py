@@ -36,7 +36,7 @@ from transforms.core.tables import read_backgrounds
 from transforms.engines.text import Completion, SamplingConfig, TextEngine, complete_each
 from transforms.examples import EXAMPLES_PER_PROMPT, query
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Counts changes to the code that change what is asked or which places are kept."""
 
 INSTRUCTION = "Say in, on, at or by which different places each thing can be seen."
@@ -56,7 +56,7 @@ class BackgroundsConfig(Config):
     places_per_concept: Annotated[int, Field(gt=0)] = 100
     """Places after which a concept is asked no more; paper: 74 to 100."""
     min_places: Annotated[int, Field(gt=0)] = 10
-    """A concept with fewer when its tries are used up is a dead letter."""
+    """A concept with fewer when its tries are used up, or one fails, is a dead letter."""
     max_tries: Annotated[int, Field(gt=0)] = 40
     """Times a concept is asked."""
     places_per_answer: Annotated[int, Field(gt=0)] = 10
@@ -206,7 +206,8 @@ class _Search:
 
     def result(self, tally: Tally) -> Backgrounds | Failure:
         places = tuple(self._places.values())
-        if self._error is None and len(places) >= self._config.min_places:
+        # Also after an error: what was found before it is as good as ever.
+        if len(places) >= self._config.min_places:
             return Backgrounds(self.concept.source, self.concept.name, places)
         reason = Count.DROP_TOO_FEW_PLACES if self._error is None else Count.ENGINE_ERROR
         tally.count(reason)

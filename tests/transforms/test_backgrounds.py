@@ -148,6 +148,14 @@ def test_a_concept_with_hardly_any_place_or_an_error_is_a_dead_letter() -> None:
     assert made.record_ids(0) == ["animals/fox", "animals/owl"]
 
 
+def test_places_found_before_an_error_are_kept() -> None:
+    made, engine = producer(lambda concept, call: "in a barn, on a moor" if call == 1 else "")
+    tally = Tally()
+    assert made.produce(1, tally) == [Backgrounds("animals", "ox", ("barn", "moor"))]
+    assert [len(prompts) for prompts, _ in engine.calls] == [1, 1]
+    assert "engine_error" not in tally.as_dict()
+
+
 def test_objects_only_are_asked_about_and_shards_share_none() -> None:
     made, _ = producer(lambda concept, call: "barn, fen, moor, wood")
     assert made.record_ids(0) + made.record_ids(1) == ["animals/fox", "animals/owl", "animals/ox"]
