@@ -75,12 +75,19 @@ def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{run_yaml_url} is damaged: expected what a run writes there") from error
     ours = json.loads(json.dumps(dict(fingerprint.fields)))
-    differing = sorted(k for k in {*fields, *ours} if fields.get(k) != ours.get(k))
+    differing = sorted(k for k in {*fields, *ours} if _said(fields, k) != _said(ours, k))
     if differing:
         changes = "; ".join(
-            f"{k}: {fields.get(k)!r} there, {ours.get(k)!r} here" for k in differing
+            f"{k}: {_said(fields, k)} there, {_said(ours, k)} here" for k in differing
         )
         raise FingerprintMismatchError(
             f"{run_yaml_url} says that this folder was made with other settings ({changes}): "
             "restore them, or choose another `run`"
         )
+
+
+def _said(fields: Mapping[str, Any], key: str) -> str:
+    """A field as the digest sees it: one that is not there differs from one that is null."""
+    if key not in fields:
+        return "nothing"
+    return json.dumps(fields[key], sort_keys=True, ensure_ascii=False)

@@ -24,6 +24,24 @@ def test_other_settings_are_refused_by_name(any_storage: str) -> None:
     assert "seed" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        ({}, {"revision": None}, "revision: nothing there, null here"),
+        ({"revision": None}, {}, "revision: null there, nothing here"),
+        ({"scale": 1}, {"scale": 1.0}, "scale: 1 there, 1.0 here"),
+    ],
+)
+def test_what_has_another_digest_is_refused(
+    tmp_path: object, there: dict[str, object], here: dict[str, object], said: str
+) -> None:
+    url = f"{tmp_path}/run.yaml"
+    claim(url, Fingerprint(there), {})
+    assert Fingerprint(there).digest != Fingerprint(here).digest
+    with pytest.raises(FingerprintMismatchError, match=said):
+        claim(url, Fingerprint(here), {})
+
+
 def test_damaged_run_yaml_is_a_sentence(tmp_path: object) -> None:
     url = f"{tmp_path}/run.yaml"
     storage.publish_bytes(b"hello", url)
