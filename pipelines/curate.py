@@ -23,7 +23,7 @@ from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.outputs import write_plan
-from transforms.core.shards import Index, StageFolder, read_index
+from transforms.core.shards import DamagedFileError, Index, StageFolder, read_index
 from transforms.core.stage import StageOutput
 
 if TYPE_CHECKING:
@@ -47,16 +47,32 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     """
     index, input_id = _read_raw(config)
     curated = stage(config, input_id)
-    if storage.exists(curated.folder.run_yaml_url):
-        claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
-        if is_complete(curated):
-            storage.delete_folder(_scratch(curated.folder))
-            say(
-                f"{curated.folder.url} is complete: {curated.num_records:,} captions, nothing to do"
-            )
-            return
+    if _is_done(curated):
+        return
+    try:
+        _curate(config, index, input_id, flags)
+    except (UnfinishedError, storage.StorageError, DamagedFileError):
+        # Another curation that was ready first takes the scratch files of both away.
+        if not _is_done(curated):
+            raise
+
+
+def _is_done(curated: StageOutput) -> bool:
+    """Whether the output is complete, and made with these settings; if so, tidy up and say it."""
+    if not storage.exists(curated.folder.run_yaml_url):
+        return False
+    claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
+    if not is_complete(curated):
+        return False
+    storage.delete_folder(_scratch(curated.folder))
+    say(f"{curated.folder.url} is complete: {curated.num_records:,} captions, nothing to do")
+    return True
+
+
+def _curate(config: CaptionsConfig, index: Index, input_id: str, flags: Sequence[str]) -> None:
     planned = prompt_source(config).plan()  # A wrong list is an error before any work is done.
-    tasks, summary = _drop_duplicates(config, index, input_id, curated.folder, flags)
+    folder = stage(config, input_id).folder
+    tasks, summary = _drop_duplicates(config, index, input_id, folder, flags)
     num_raw = sum(index.table["num_samples"].to_pylist())
     _check_enough(config, num_raw, sum(summary.num_kept))
     removed = _removed(config, num_raw, summary)

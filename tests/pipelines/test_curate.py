@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipelines import curate
 from pipelines.captions import DATA, CaptionsConfig, raw_folder
 from pipelines.curate import report_url, run
 from pipelines.stage import UnfinishedError
@@ -133,6 +134,26 @@ def test_a_stopped_curation_goes_on(tmp_path: Path) -> None:
     Path(url, "captions", "shards/000/captions-000001.parquet").unlink()
     run(config(url), [])
     assert read_curated(url) == whole
+
+
+def test_a_curation_that_another_one_overtakes_is_done_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path)
+    write_raw(url, distinct(60))
+    cut = curate._cut
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(curate, "_cut", cut)
+        run(config(url), [])
+        assert not (tmp_path / "captions/parts").exists()
+        return cut(*arguments)
+
+    monkeypatch.setattr(curate, "_cut", overtaken)
+    run(config(url), [])
+    assert sorted(read_curated(url)) == sorted(distinct(60))
+    assert capsys.readouterr().err.endswith("60 captions, nothing to do\n")
+    assert not (tmp_path / "captions/parts").exists()
 
 
 def test_incomplete_captions_are_not_curated(tmp_path: Path) -> None:
