@@ -6,6 +6,7 @@ ranks take turns on them; the batch holds the same samples for any number of ran
 """
 
 import dataclasses
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -229,6 +230,12 @@ def batches(
 
 
 def _start_worker(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the training process, which ends its workers itself."""
+    """Leave stop signals to the training process, which ends its workers itself, by SIGTERM.
+
+    `torchrun` signals the whole process group of a rank, so workers have one of their own. One
+    whose training process is gone notices within seconds (torch's watchdog) and leaves.
+    """
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

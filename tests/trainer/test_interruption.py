@@ -154,24 +154,70 @@ def children(pid: int) -> list[int]:
     return [int(number) for number in listed.split()]
 
 
+def ranks_of(launcher: int) -> dict[int, int]:
+    """The ranks that `torchrun` started: rank -> process."""
+    ranks: dict[int, int] = {}
+    for pid in children(launcher):
+        names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks |= {int(name[5:]): pid for name in names if name.startswith(b"RANK=")}
+    return ranks
+
+
+in_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="looks for processes in /proc"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
-    process = start(run, "steps=100000", "checkpoint.every_s=0", "checkpoint.keep=2", ranks=2)
+@in_proc
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_signals_to_whole_process_groups_save_and_leave_no_loader_behind(
+    run: Path, name: str
+) -> None:
+    """As `torchrun` sends them: to each rank and all that it started."""
+    settings = ["steps=100000", "loader.num_workers=1", "checkpoint.every_s=0"]
+    process = start(run, *settings, ranks=2)
     folder = str(run / "train" / "checkpoints")
     while max(checkpoint.list_steps(folder), default=0) < 3:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
-    ranks: dict[int, int] = {}
-    for pid in children(process.pid):
-        names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks |= {int(name[5:]): pid for name in names if name.startswith(b"RANK=")}
+    ranks = ranks_of(process.pid)
+    loaders = [pid for rank in ranks.values() for pid in children(rank)]
+    assert len(loaders) >= 2
+    if name == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    else:
+        for rank in ranks.values():
+            os.killpg(rank, signal.SIGUSR1)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode != 0
+    said = re.search(r"stopped by .*, saved at step (\d+) of 100000", errors)
+    assert said, errors
+    assert max(checkpoint.list_steps(folder)) == int(said[1])
+    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders), "nobody is left"
+
+
+@pytest.mark.slow
+@in_proc
+def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
+    process = start(run, "steps=100000", "checkpoint.every_s=0", "loader.num_workers=1", ranks=2)
+    folder = str(run / "train" / "checkpoints")
+    while max(checkpoint.list_steps(folder), default=0) < 3:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+    ranks = ranks_of(process.pid)
+    loaders = [pid for rank in ranks.values() for pid in children(rank)]
     os.kill(ranks[1], signal.SIGKILL)
     errors = process.communicate(timeout=90)[1]
     assert process.returncode != 0
     assert re.search(r"rank\s*: 1 ", errors), "the launcher names it"
     assert "SIGKILL" in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "nobody is left"
+    deadline = time.monotonic() + 20
+    while loaders and time.monotonic() < deadline:
+        loaders = [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
+        time.sleep(0.1)
+    assert not loaders, "those of the dead rank notice"
     newest = checkpoint.load_newest(folder)
     assert newest is not None
     assert newest["step"] >= 3
