@@ -8,7 +8,6 @@ number of samples of a complete stage from its index, so these are exact whateve
 import io
 import json
 import statistics
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from transforms.core import storage
+from transforms.core.damage import reading
 from transforms.core.shards import (
     CommitRecord,
-    DamagedFileError,
     StageFolder,
     committed_shards,
     read_commits,
@@ -140,9 +139,6 @@ def read_settings(url: str) -> dict[str, Any]:
     return parsed(url, content, lambda c: dict(yaml.safe_load(c)))
 
 
-_DAMAGE = (ValueError, KeyError, TypeError, OSError, tarfile.TarError, yaml.YAMLError)
-"""What parsing raises on a file that does not hold what it must; Arrow's are among them."""
-
 _Item = TypeVar("_Item")
 _Content = TypeVar("_Content")
 _Parsed = TypeVar("_Parsed")
@@ -160,10 +156,8 @@ def parsed(url: str, content: _Content, parse: Callable[[_Content], _Parsed]) ->
     Raises:
         DamagedFileError: The file does not hold what it must.
     """
-    try:
+    with reading(url):
         return parse(content)
-    except _DAMAGE as error:
-        raise DamagedFileError(f"{url} is damaged: {type(error).__name__} {error}") from error
 
 
 def _times(records: Sequence[CommitRecord]) -> ShardTimes:

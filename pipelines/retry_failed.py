@@ -7,10 +7,7 @@ complete, the index of the images lists its shards after all others. What fails 
 next retry, in `images/retry-2`. Settings other than those of the images are refused.
 """
 
-import io
 from collections.abc import Sequence
-
-import pyarrow.parquet as pq
 
 from pipelines.images import ImagesConfig, stage
 from pipelines.options import runs_here
@@ -18,6 +15,7 @@ from pipelines.stage import UnfinishedError, finish, is_complete, run_stage, say
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
+from transforms.core.dead_letters import dead_letters
 from transforms.core.fingerprint import claim
 from transforms.core.records import Caption
 from transforms.core.shards import StageFolder, read_success, write_index
@@ -67,12 +65,8 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
 def failed_captions(images: Stage) -> list[Caption]:
     """The captions of the dead letters of a complete images stage, in order."""
     assert isinstance(images.producer, ImagesProducer)
-    failures = storage.join(images.folder.url, "failures")
     failed = []
-    for name in sorted(storage.list_files(failures)):
-        shard = int(name.rpartition("-")[2].partition(".")[0])
-        letters = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(failures, name))))
-        ids = set(letters["record_id"].to_pylist())
+    for shard, ids in dead_letters(images.folder):
         failed += [c for c in images.producer.captions(shard) if c.caption_id in ids]
     return failed
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.damage import reading
 from transforms.core.outputs import find_outputs
 from transforms.core.shards import read_success
 from transforms.core.stage import StageOutput
@@ -91,14 +92,19 @@ def rate(times: Collection[float], now: float, running: bool) -> float:
 
 
 def failures(output: StageOutput) -> str:
-    """The number of dead letters, with "~" where it is an estimate."""
+    """The number of dead letters, with "~" where it is an estimate.
+
+    Raises:
+        DamagedFileError: A file does not hold dead letters.
+    """
     folder = storage.join(output.folder.url, "failures")
     names = sorted(storage.list_files(folder))
     read = random.Random(0).sample(names, min(len(names), MAX_LETTERS_READ))
 
     def count(name: str) -> int:
         content = io.BytesIO(storage.read_bytes(storage.join(folder, name)))
-        return int(pq.read_metadata(content).num_rows)
+        with reading(f"dead-letter file {storage.join(folder, name)}"):
+            return int(pq.read_metadata(content).num_rows)
 
     with ThreadPoolExecutor(16) as pool:
         counted = sum(pool.map(count, read))

@@ -8,27 +8,27 @@ images decode.
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.core import shards, storage, tables, tars
+from transforms.core.damage import DAMAGE, DamagedFileError, reading
+from transforms.core.dead_letters import failed_ids
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import caption_id, derive
-from transforms.core.shards import CommitRecord, DamagedFileError
+from transforms.core.shards import CommitRecord
 from transforms.core.stage import StageOutput
 
 MAX_ATTEMPTS = 100
 """Images are painted again a few times at most; a seed beyond this is not one of theirs."""
-
-_DAMAGE = (tarfile.TarError, ValueError, KeyError)
-"""What reading a damaged shard raises; Arrow's errors are ValueErrors."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _check_orphan(expected: Expected, path: str, shard: int) -> Problem:
     orphan = "an orphan: its worker died before it committed the shard"
     try:
         _read(expected, storage.read_bytes(expected.output.folder.shard_url(shard)))
-    except _DAMAGE as error:
-        return Problem(path, f"{orphan}, and is damaged: {error}", shard)
+    except DamagedFileError as error:
+        return Problem(path, f"{orphan}, and {error}", shard)
     return Problem(path, orphan)
 
 
@@ -149,8 +149,8 @@ def _check_shard(expected: Expected, shard: int) -> Iterator[tuple[str, str]]:
         yield path, "has another checksum than its commit record says"
     try:
         ids, faults = _read(expected, content)
-    except _DAMAGE as error:
-        yield path, f"is damaged: {error}"
+    except DamagedFileError as error:
+        yield path, str(error)
         return
     yield from ((path, fault) for fault in faults)
     if (len(ids), len(failed)) != (record.num_samples, record.num_failures):
@@ -169,22 +169,24 @@ def _failed_ids(output: StageOutput, record: CommitRecord) -> set[str]:
     if record.num_failures == 0 and not storage.exists(url):
         return set()
     try:
-        content = storage.read_bytes(url)
-        return set(pq.read_table(io.BytesIO(content))["record_id"].to_pylist())
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise DamagedFileError(f"its dead letters in {url} are damaged: {error}") from error
+        return failed_ids(url)
     except storage.MissingFileError as error:
         raise DamagedFileError(f"its dead letters in {url} are missing") from error
 
 
 def _read(expected: Expected, content: bytes) -> tuple[list[str], list[str]]:
-    """The record ids of a shard in order, and what is wrong with its samples."""
+    """The record ids of a shard in order, and what is wrong with its samples.
+
+    Raises:
+        DamagedFileError: The content is not that of a shard.
+    """
     folder = expected.output.folder
-    if folder.suffix == ".tar":
-        return _read_images(expected, content)
-    if folder.name == "captions":
-        return _read_captions(content)
-    return [row.record_id for row in tables.read_backgrounds(io.BytesIO(content))], []
+    with reading("its content"):
+        if folder.suffix == ".tar":
+            return _read_images(expected, content)
+        if folder.name == "captions":
+            return _read_captions(content)
+        return [row.record_id for row in tables.read_backgrounds(io.BytesIO(content))], []
 
 
 def _read_captions(content: bytes) -> tuple[list[str], list[str]]:
@@ -217,7 +219,9 @@ def _read_images(expected: Expected, content: bytes) -> tuple[list[str], list[st
 
 
 def _check_sample(expected: Expected, key: str, sample: dict[str, bytes]) -> Iterator[str]:
-    described: dict[str, Any] = json.loads(sample.get("json", b"{}"))
+    described: Any = json.loads(sample.get("json", b"{}"))
+    if not isinstance(described, dict):
+        raise ValueError(f"the JSON of {key} is no object")
     text = sample.get("txt", b"").decode("utf-8", errors="replace")
     if caption_id(text) != key:
         yield "its text is another caption's"
@@ -246,9 +250,10 @@ def _are_ours(generator_digest: str, key: str, seeds: Sequence[int]) -> bool:
 def _decodes(image: bytes) -> bool:
     from PIL import Image
 
+    damage = (*DAMAGE, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
     try:
         Image.open(io.BytesIO(image)).load()
-    except (OSError, ValueError, SyntaxError):
+    except damage:
         return False
     return True
 

@@ -48,6 +48,16 @@ def test_the_rate_of_a_running_stage_is_that_of_the_last_minutes(
     assert rate([*older, *recent], now, running=True) == pytest.approx(1 / interval)
 
 
+def test_a_damaged_file_of_dead_letters_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = stage(f"{tmp_path}/captions", 3)
+    run_stage(made, [])
+    storage.replace_bytes(b"PAR1", made.folder.failures_url(1))
+    assert main(["status", str(tmp_path)]) == 1
+    assert "captions-000001.parquet is damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_no_rate_out_of_nothing() -> None:
     for times in ([], [5.0], [5.0, 5.0]):
         assert rate(times, 5.0, running=False) == 0

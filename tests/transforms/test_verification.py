@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -12,7 +14,7 @@ from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.records import Failure, ImageSet
+from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
 from transforms.core.shards import StageFolder, read_commit, write_index
 from transforms.core.stage import StageOutput
@@ -136,20 +138,45 @@ def test_an_index_that_says_other_things(tmp_path: Path) -> None:
     assert [problem.path for problem in found(expected)] == ["index.parquet"]
 
 
-def test_captions_are_named_by_their_text(tmp_path: Path) -> None:
+def captions(url: str, made: Sequence[Caption]) -> Expected:
+    """A shard of captions."""
     output = StageOutput(
-        folder=StageFolder(str(tmp_path), "captions", ".parquet"),
+        folder=StageFolder(url, "captions", ".parquet"),
         fingerprint=Fingerprint({}),
         config={},
         num_shards=1,
-        num_records=2,
+        num_records=len(made),
         unit="captions",
     )
-    wrong = dataclasses.replace(caption(1), caption_id="0" * 16)
+    ids = [str(each.ordinal) for each in made]
     with ShardBuild(output.folder, 0) as build:
-        build.write([caption(0), wrong])
-        record = build.commit(["0", "1"], output.fingerprint.digest, Tally())
+        build.write(made)
+        record = build.commit(ids, output.fingerprint.digest, Tally())
     write_index(output.folder, [record], {})
-    (problem,) = found(Expected(output, lambda shard: ["0", "1"], decode=True))
+    return Expected(output, lambda shard: ids, decode=True)
+
+
+def test_captions_are_named_by_their_text(tmp_path: Path) -> None:
+    wrong = dataclasses.replace(caption(1), caption_id="0" * 16)
+    (problem,) = found(captions(str(tmp_path), [caption(0), wrong]))
     assert problem.what == "has 1 captions whose id is not the hash of their text"
     assert problem.remake == 0
+
+
+@pytest.mark.parametrize("of", ["captions", "images", "failures", "index"])
+def test_a_flipped_bit_anywhere_is_a_problem_of_its_file(of: str) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    made = captions(url, [caption(n) for n in range(5)]) if of == "captions" else images(url)
+    folder = made.output.folder
+    others = {"failures": folder.failures_url(0), "index": folder.index_url}
+    path = others.get(of, folder.shard_url(0))
+    content = storage.read_bytes(path)
+    random = Random(0)
+    for _ in range(150):
+        place = random.randrange(len(content))
+        changed = bytes([content[place] ^ 1 << random.randrange(8)])
+        storage.replace_bytes(content[:place] + changed + content[place + 1 :], path)
+        problems = found(dataclasses.replace(made, decode=False))
+        # A dead letter's reason and its like may change unnoticed.
+        assert problems or of == "failures"
+        assert {problem.remake for problem in problems} <= {None if of == "index" else 0}

@@ -10,7 +10,6 @@ Safe when two workers make the same shard at once, and when a worker dies at any
 import contextlib
 import errno
 import os
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -19,12 +18,12 @@ import pyarrow.parquet as pq
 
 from transforms.core import storage, tables, tars
 from transforms.core.counters import Count, Tally
+from transforms.core.damage import DamagedFileError, reading
 from transforms.core.fingerprint import library_versions
 from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
 from transforms.core.scratch import scratch_folder
 from transforms.core.shards import (
     CommitRecord,
-    DamagedFileError,
     StageFolder,
     encode_commit,
     file_sha256,
@@ -144,8 +143,9 @@ class ShardBuild:
         """Take over the file of a worker that published it and has not committed (yet)."""
         storage.download(url, self._path)
         try:
-            self._ids = _ID_READERS[self.folder.name](self._path)
-        except (tarfile.TarError, pa.ArrowInvalid) as error:
+            with reading("it"):
+                self._ids = _ID_READERS[self.folder.name](self._path)
+        except DamagedFileError as error:
             raise DamagedFileError(
                 f"{url} is damaged and not committed ({error}): delete it and run again"
             ) from error

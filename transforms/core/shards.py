@@ -31,6 +31,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.core import storage
+from transforms.core.damage import DamagedFileError as DamagedFileError
+from transforms.core.damage import reading
 
 SHARDS_PER_FOLDER = 1000
 
@@ -49,10 +51,6 @@ INDEX_SCHEMA = pa.schema(
         pa.field("num_failures", pa.int64(), nullable=False),
     ]
 )
-
-
-class DamagedFileError(ValueError):
-    """A file of a run does not hold what it must; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +252,7 @@ def read_success(folder: StageFolder) -> dict[str, Any] | None:
     try:
         summary: dict[str, Any] = json.loads(storage.read_bytes(folder.success_url))
         return summary if {"num_shards", "num_samples", "index_sha256"} <= set(summary) else None
-    except (storage.MissingFileError, ValueError):
+    except (storage.MissingFileError, ValueError, TypeError):
         return None
 
 
@@ -266,12 +264,11 @@ def read_index(index_url: str) -> Index:
         DamagedFileError: The file is not an index.
     """
     content = storage.read_bytes(index_url)
-    try:
+    with reading(f"index {index_url}"):
         table = pq.read_table(io.BytesIO(content))
-    except pa.ArrowInvalid as error:
-        raise DamagedFileError(f"index {index_url} is damaged: {error}") from error
     if table.schema.names != INDEX_SCHEMA.names:
         expected = ", ".join(INDEX_SCHEMA.names)
         raise DamagedFileError(f"index {index_url} has other columns: expected {expected}")
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    with reading(f"index {index_url}"):
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     return Index(index_url.rpartition("/")[0] or ".", table, metadata)

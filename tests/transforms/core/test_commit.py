@@ -1,5 +1,7 @@
+import errno
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -7,10 +9,10 @@ from tests.transforms.core.samples import caption
 from transforms.core import storage, tables
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
+from transforms.core.damage import DamagedFileError, reading
 from transforms.core.records import FAILURE_SCHEMA, Failure
 from transforms.core.shards import (
     CommitRecord,
-    DamagedFileError,
     StageFolder,
     committed_shards,
     read_commit,
@@ -139,3 +141,26 @@ def test_damaged_commit_record_names_the_file_and_the_way_out(tmp_path: object) 
     storage.publish_bytes(b'{"shard": 0', folder(url).commit_url(0))
     with pytest.raises(DamagedFileError, match=r"captions-000000\.json is damaged .* delete it"):
         read_commit(folder(url), 0)
+
+
+@pytest.mark.parametrize("in_footer", [True, False])
+def test_a_damaged_file_is_not_adopted(tmp_path: Path, in_footer: bool) -> None:
+    """For the first byte of the footer, Arrow raises an OSError that is none of the disk."""
+    url = folder(str(tmp_path)).shard_url(0)
+    build(str(tmp_path), range(5))
+    storage.delete(folder(str(tmp_path)).commit_url(0))
+    content = bytearray(storage.read_bytes(url))
+    footer_bytes = int.from_bytes(content[-8:-4], "little") + 8
+    content[-footer_bytes if in_footer else -1] ^= 0xFF
+    storage.replace_bytes(bytes(content), url)
+    with pytest.raises(DamagedFileError, match=r"damaged and not committed.*delete it"):
+        build(str(tmp_path), range(5))
+
+
+def test_an_error_of_the_system_is_no_damage() -> None:
+    with pytest.raises(PermissionError), reading("a file"):
+        raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(storage.StorageError), reading("a file"):
+        raise storage.StorageError(None, "the server is gone")
+    with pytest.raises(DamagedFileError, match="a file is damaged"), reading("a file"):
+        raise OSError("ZSTD decompression failed")

@@ -1,0 +1,40 @@
+"""Which records of a stage are dead letters, by the files in its `failures` folder."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+
+from transforms.core import storage
+from transforms.core.damage import reading
+from transforms.core.shards import StageFolder
+
+_READERS = 16
+"""Files read at once."""
+
+
+def failed_ids(url: str) -> set[str]:
+    """The ids of the records in a file of dead letters.
+
+    Raises:
+        DamagedFileError: The file does not hold dead letters.
+        storage.MissingFileError: It is not there.
+    """
+    content = storage.read_bytes(url)
+    with reading(f"dead-letter file {url}"):
+        table = pq.read_table(io.BytesIO(content), columns=["record_id"])
+        return set(table["record_id"].to_pylist())
+
+
+def dead_letters(folder: StageFolder) -> Iterator[tuple[int, set[str]]]:
+    """Each shard that has dead letters, in order, with their ids.
+
+    Raises:
+        DamagedFileError: A file does not hold dead letters.
+    """
+    names = storage.list_files(storage.join(folder.url, "failures"))
+    numbers = (name.rpartition("-")[2].partition(".")[0] for name in names)
+    shards = sorted(int(number) for number in numbers if number.isdigit())
+    with ThreadPoolExecutor(_READERS, "dead-letters") as pool:
+        yield from zip(shards, pool.map(failed_ids, map(folder.failures_url, shards)), strict=True)
