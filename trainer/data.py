@@ -1,12 +1,14 @@
 """Random access to the image shards of a run, by the number of the sample.
 
 The index says how many samples each shard has; the tar headers of a shard are read once and
-remembered. Shards are plain WebDataset tars, so any tool that writes those (and an index) will do.
+remembered for as long as its window lasts. Shards are plain WebDataset tars, so any tool that
+writes those (and an index) will do.
 """
 
 import hashlib
 import json
 import os
+import sys
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.shard_cache import ShardCache
 from transforms.core import storage
@@ -50,16 +53,22 @@ class Sample:
     meta: dict[str, Any]
 
 
+class BrokenSampleError(ValueError):
+    """A sample's caption or metadata cannot be read, while the shard around it is whole."""
+
+
 @dataclass(frozen=True)
-class _Member:
-    name: str
-    """What follows the key: "0.jpg", "txt", "json"."""
-    offset: int
-    size: int
+class _Headers:
+    """Where the samples of a shard are, in a few bytes a member: many shards are remembered."""
 
-
-_Shard = list[tuple[str, list[_Member]]]
-"""Key and members of each sample of a shard."""
+    keys: list[str]
+    """Of each sample."""
+    ends: NDArray[np.int64]
+    """[samples], the number of the member after the sample's last one."""
+    names: list[str]
+    """Of each member, what follows the key: "0.jpg", "txt", "json"."""
+    places: NDArray[np.int64]
+    """[members, 2], offset and size."""
 
 
 class ShardReader:
@@ -72,6 +81,8 @@ class ShardReader:
         images_per_caption: How many there must be; None accepts any number.
         cache_folder: For copies of remote shards.
         cache_bytes: Bound of that folder.
+        remembered_shards: Tar headers that are kept; where fewer are kept than a window has
+            shards, most samples have theirs read again.
 
     Raises:
         storage.MissingFileError: There is no index, so the stage is not complete.
@@ -85,6 +96,7 @@ class ShardReader:
         images_per_caption: int | None = None,
         cache_folder: str = DEFAULT_CACHE_FOLDER,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        remembered_shards: int = 200,
     ) -> None:
         self.index_path = index_path
         self._index = _read_index(index_path)
@@ -102,7 +114,9 @@ class ShardReader:
         self._checksums: list[str] = self._index.table["sha256"].to_pylist()
         self._ends = np.cumsum(self.shard_sizes)
         self._cache = ShardCache(cache_folder, cache_bytes)
-        self._open: OrderedDict[int, tuple[int, _Shard]] = OrderedDict()
+        self._remembered_shards = remembered_shards
+        self._headers: OrderedDict[int, _Headers] = OrderedDict()
+        self._open: OrderedDict[int, int] = OrderedDict()
 
     @property
     def checksum(self) -> str:
@@ -124,22 +138,24 @@ class ShardReader:
         Raises:
             storage.StorageError: The shard is gone or cannot be read.
             DamagedFileError: The shard is not what the index says.
+            BrokenSampleError: The sample's text or JSON is none.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        descriptor, samples = self._shard(shard)
-        key, members = samples[number - int(self._ends[shard] - self.shard_sizes[shard])]
+        descriptor, headers = self._shard(shard)
+        within = number - int(self._ends[shard] - self.shard_sizes[shard])
+        start, end = int(headers.ends[within - 1]) if within else 0, int(headers.ends[within])
+        places = headers.places[start:end].tolist()
         content = {
-            member.name: os.pread(descriptor, member.size, member.offset) for member in members
+            name: os.pread(descriptor, size, offset)
+            for name, (offset, size) in zip(headers.names[start:end], places, strict=True)
         }
-        meta: dict[str, Any] = json.loads(content.get("json", b"{}"))
         images = sorted(filter(_is_image, content), key=_image_number)
         return Sample(
-            caption_id=key,
-            text=content.get("txt", b"").decode("utf-8"),
+            caption_id=headers.keys[within],
             images=[content[name] for name in images],
-            meta=meta,
+            **_text_and_meta(content, headers.keys[within]),
         )
 
     def fetch(self, shard: int) -> None:
@@ -152,41 +168,45 @@ class ShardReader:
         os.close(self._cache.open(url, self._checksums[shard]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_headers": OrderedDict(), "_open": OrderedDict()}
 
     def close(self) -> None:
         """Close the files that are open."""
         while self._open:
-            os.close(self._open.popitem()[1][0])
+            os.close(self._open.popitem()[1])
 
-    def _shard(self, shard: int) -> tuple[int, _Shard]:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
+    def _shard(self, shard: int) -> tuple[int, _Headers]:
+        """The open file of a shard, and where its samples are."""
+        if shard not in self._open:
+            self._open[shard] = self._open_file(shard)
+            if len(self._open) > MAX_OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1])
+        self._open.move_to_end(shard)
+        if shard not in self._headers:
+            self._headers[shard] = self._scan(shard, self._open[shard])
+            if len(self._headers) > self._remembered_shards:
+                self._headers.popitem(last=False)
+        self._headers.move_to_end(shard)
+        return self._open[shard], self._headers[shard]
+
+    def _open_file(self, shard: int) -> int:
         url = storage.join(self._index.folder, self._paths[shard])
         try:
             if self.is_remote:
-                descriptor = self._cache.open(url, self._checksums[shard])
-            else:
-                descriptor = os.open(url, os.O_RDONLY)
+                return self._cache.open(url, self._checksums[shard])
+            return os.open(url, os.O_RDONLY)
         except (FileNotFoundError, storage.MissingFileError) as error:
             raise storage.MissingFileError(
                 error.errno,
                 f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "
                 "images stage again",
             ) from error
-        try:
-            samples = self._scan(descriptor, url, int(self.shard_sizes[shard]))
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._open[shard] = (descriptor, samples)
-        if len(self._open) > MAX_OPEN_SHARDS:
-            os.close(self._open.popitem(last=False)[1][0])
-        return descriptor, samples
 
-    def _scan(self, descriptor: int, url: str, num_samples: int) -> _Shard:
-        samples: dict[str, list[_Member]] = {}
+    def _scan(self, shard: int, descriptor: int) -> _Headers:
+        url = storage.join(self._index.folder, self._paths[shard])
+        num_samples = int(self.shard_sizes[shard])
+        samples: dict[str, list[tuple[str, int, int]]] = {}
+        os.lseek(descriptor, 0, os.SEEK_SET)  # It may have been read before.
         try:
             with (
                 os.fdopen(os.dup(descriptor), "rb") as file,
@@ -196,7 +216,7 @@ class ShardReader:
                     folder, slash, base = member.name.rpartition("/")
                     key, _, name = base.partition(".")
                     samples.setdefault(folder + slash + key, []).append(
-                        _Member(name, member.offset_data, member.size)
+                        (sys.intern(name), member.offset_data, member.size)
                     )
         except tarfile.TarError as error:
             raise DamagedFileError(
@@ -207,7 +227,13 @@ class ShardReader:
                 f"shard {url} holds {len(samples)} samples, but {self.index_path} says "
                 f"{num_samples}; run `verify` on the run"
             )
-        return list(samples.items())
+        members = [member for sample in samples.values() for member in sample]
+        return _Headers(
+            keys=list(samples),
+            ends=np.cumsum([len(sample) for sample in samples.values()]),
+            names=[name for name, _, _ in members],
+            places=np.array([place for _, *place in members], dtype=np.int64),
+        )
 
 
 def _read_index(index_path: str) -> Index:
@@ -219,6 +245,17 @@ def _read_index(index_path: str) -> Index:
             f"there is no index {index_path}: the images stage is not complete; run it (again), "
             "or set data to the folder of one that is",
         ) from error
+
+
+def _text_and_meta(content: dict[str, bytes], key: str) -> dict[str, Any]:
+    try:
+        text = content.get("txt", b"").decode("utf-8")
+        meta = json.loads(content.get("json", b"{}"))
+    except ValueError as error:
+        raise BrokenSampleError(f"the text or JSON of sample {key} is broken: {error}") from error
+    if not isinstance(meta, dict):
+        raise BrokenSampleError(f"the JSON of sample {key} is no object")
+    return {"text": text, "meta": meta}
 
 
 def _is_image(name: str) -> bool:

@@ -45,7 +45,7 @@ class Batch:
     targets: Tensor
     """int64 [N, W]: what else the objective has to know of each sample; W is 0 for most."""
     num_replaced: int
-    """Samples that could not be decoded, over these positions."""
+    """Samples that could not be read or decoded, over these positions."""
 
     def pin_memory(self) -> "Batch":
         """The batch with its pixels where a GPU can copy them while the CPU goes on."""
@@ -113,30 +113,17 @@ class CroppedSamples(Dataset[Any]):
     def _batch_of_one(self, position: int) -> Batch:
         epoch, number = self.order(position)
         for attempt in range(MAX_REPLACEMENTS):
-            sample = self.reader[number]
             try:
-                if len(sample.images) != self.spec.images_per_caption:
-                    raise ValueError(f"{len(sample.images)} images")
-                chosen = self._images(epoch, position)
-                pixels = [decode(sample.images[number]) for number in chosen]
+                sample = self.reader[number]
+                crops = self._crops(sample, epoch, position)
+            except DamagedFileError:
+                raise  # Not this sample's fault.
             except (ValueError, RuntimeError):
                 seed = derive(self.seed, "replacement", epoch, position, attempt)
                 number = seed % self.order.num_samples
                 continue
-            crops = [
-                crop_image(
-                    image,
-                    self.spec.crops,
-                    self.spec.photometric,
-                    global_size=self.spec.global_size,
-                    patch_size=self.spec.patch_size,
-                    patch_share=self.spec.patch_share,
-                    seed=derive(self.seed, "crops", epoch, position, image_number),
-                )
-                for image_number, image in zip(chosen, pixels, strict=True)
-            ]
             return Batch(
-                crops=concatenate(crops),
+                crops=crops,
                 caption_ids=torch.tensor([_as_int64(sample.caption_id)]),
                 positions=torch.tensor([position]),
                 targets=self._target(sample)[None],
@@ -146,6 +133,28 @@ class CroppedSamples(Dataset[Any]):
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
             f"have not {self.spec.images_per_caption} images; run `verify` on the run"
         )
+
+    def _crops(self, sample: Sample, epoch: int, position: int) -> Crops:
+        """The crops of the sample's images.
+
+        Raises:
+            ValueError, RuntimeError: It is not a sample that can be used.
+        """
+        if len(sample.images) != self.spec.images_per_caption:
+            raise ValueError(f"{len(sample.images)} images")
+        crops = [
+            crop_image(
+                decode(sample.images[number]),
+                self.spec.crops,
+                self.spec.photometric,
+                global_size=self.spec.global_size,
+                patch_size=self.spec.patch_size,
+                patch_share=self.spec.patch_share,
+                seed=derive(self.seed, "crops", epoch, position, number),
+            )
+            for number in self._images(epoch, position)
+        ]
+        return concatenate(crops)
 
     def _images(self, epoch: int, position: int) -> list[int]:
         """Numbers of the images that are taken."""
@@ -158,6 +167,11 @@ class CroppedSamples(Dataset[Any]):
         if self.target is None:
             return torch.empty(0, dtype=torch.int64)
         return self.target(sample)
+
+
+def hex_ids(caption_ids: Tensor) -> list[str]:
+    """The caption ids of a batch as they are written: 16 hex digits each."""
+    return [f"{number % (1 << 64):016x}" for number in caption_ids.tolist()]
 
 
 def _as_int64(caption_id: str) -> int:

@@ -15,28 +15,19 @@ import contextlib
 import logging
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from trainer import distributed
-from trainer.checkpoint import (
-    CheckpointWriter,
-    checkpoints_folder,
-    list_steps,
-    load_newest,
-    write,
-)
+from trainer.checkpoint import checkpoints_folder, list_steps, load_newest
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
-from trainer.monitor import Monitor
+from trainer.loop import StoppedError, keep_for_replay, run_steps
 from trainer.objectives import target_reader
 from trainer.order import SampleOrder
-from trainer.pace import Clock
-from trainer.probe import Probe
 from trainer.signals import stop_signals
-from trainer.stream import CroppedSamples, CropSpec, batches
+from trainer.stream import CroppedSamples, CropSpec
 from trainer.training import NotFiniteError, Training, TrainingError
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config
@@ -49,8 +40,8 @@ OK, UNFINISHED, WRONG_CONFIG, RESTART = 0, 1, 2, 75
 """Exit codes; 75 is what `sysexits.h` calls a temporary failure: start me again."""
 
 
-class StoppedError(TrainingError):
-    """A signal stopped it; everything is saved."""
+class RankError(TrainingError):
+    """Storage or data failed on one rank of several; the sentence names it."""
 
 
 def train(config: TrainConfig, device: torch.device) -> str:
@@ -67,7 +58,8 @@ def train(config: TrainConfig, device: torch.device) -> str:
         ConfigError: Settings do not fit each other, the data, or what the folder holds.
         storage.StorageError: Data cannot be read, or results cannot be written.
         DamagedFileError: A shard is not what the index says.
-        TrainingError: A signal or a loss that is not finite stopped it.
+        TrainingError: A signal or a loss that is not finite stopped it, or (`RankError`) one of
+            several ranks could not read its data or write.
     """
     _check_ranks(config)
     _warn(config)
@@ -78,105 +70,52 @@ def train(config: TrainConfig, device: torch.device) -> str:
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
     finished = list_steps(checkpoints).get(config.steps)
     if finished:
+        _check_steps(config.steps, checkpoints)
         return f"Trained already: {config.steps} steps, {finished}"
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     training = Training(config, device)
-    state = load_newest(checkpoints)
-    if state is not None:
-        training.restore(state)
-    try:
+    with _rank_named():
+        _resume(training, checkpoints)
         with stop_signals() as stop:
-            url = _loop(training, samples, folder, stop)
-    except NotFiniteError as error:
-        replay = _keep_for_replay(training, folder, error)
-        raise TrainingError(
-            f"{error}; look into it with `python -m trainer.replay {replay}`"
-        ) from error
+            try:
+                url = run_steps(training, samples, folder, stop)
+            except NotFiniteError as error:
+                replay = keep_for_replay(training, folder, error)
+                raise TrainingError(
+                    f"{error}; look into it with `python -m trainer.replay {replay}`"
+                ) from error
     return f"Trained {config.steps} steps: {url}"
 
 
-def _loop(training: Training, samples: CroppedSamples, folder: str, stop: list[str]) -> str:
-    """Step until done; returns the last checkpoint."""
-    config, first = training.config, training.step
-    images = config.captions_per_batch * images_per_step(config)
-    stream = batches(
-        samples,
-        config.loader,
-        first_step=first,
-        last_step=config.steps,
-        captions_per_batch=config.captions_per_batch,
-        rank=distributed.rank(),
-        ranks=distributed.world_size(),
-    )
-    probe = _probe(training)
-    main = distributed.rank() == 0
-    clock = Clock(config, training.objective.device, first)
-    saved_at = time.monotonic()
-    with (
-        _monitor(config, folder, first) if main else contextlib.nullcontext() as monitor,
-        CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
-    ):
-        while training.step < config.steps:
-            with clock.waiting():
-                batch = next(stream)
-            training.update(batch)
-            step = training.step
-            if monitor is not None:
-                monitor.advance(images)
-            due = main and config.checkpoint.is_due(step, time.monotonic() - saved_at)
-            stopped, due = distributed.any_rank(bool(stop), due)
-            done = step == config.steps
-            logs = done or (step - 1) % config.log_every == 0
-            probes = probe is not None and (done or step % (config.monitor.knn_every or 1) == 0)
-            if logs or probes or stopped or due:
-                values = training.values()
-                if probe is not None and probes:
-                    values["knn"] = probe.accuracy(training.encoder)
-                if monitor is not None and (logs or probes):
-                    monitor.write(step - 1, {**values, **clock.lap(step).values()})
-            if done or stopped or due:
-                state = training.state()
-                if monitor is not None:
-                    monitor.flush()
-                    writer.save(state)
-                saved_at = time.monotonic()
-            if stopped and not done:
-                writer.wait()
-                who = stop[0] if stop else "a signal to another rank"
-                raise StoppedError(f"stopped by {who}, saved at step {step} of {config.steps}")
-        return writer.wait()
+def _resume(training: Training, checkpoints: str) -> None:
+    """Continue from the newest checkpoint, if there is one, at the same step on every rank."""
+    state = load_newest(checkpoints)
+    if state is not None:
+        training.restore(state)
+    _check_steps(training.step, checkpoints)
 
 
-def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
-    images = config.captions_per_batch * images_per_step(config)
-    return Monitor(
-        config.monitor,
-        folder,
-        config.model_dump(mode="json"),
-        total=config.steps * images,
-        done=step * images,
-        step=step,
-    )
+def _check_steps(step: int, checkpoints: str) -> None:
+    steps = distributed.gather_objects(step)
+    if len(set(steps)) > 1:
+        raise ConfigError(
+            f"the ranks find checkpoints of different steps in {checkpoints} "
+            f"({', '.join(f'rank {rank}: {found}' for rank, found in enumerate(steps))}): expected "
+            "a folder that all machines share"
+        )
 
 
-def _probe(training: Training) -> Probe | None:
-    config = training.config
-    if config.monitor.knn_every is None:
-        return None
-    monitor, device = config.monitor, training.objective.device
-    return Probe(monitor.knn_dataset, monitor.knn_pictures, config.model, device)
-
-
-def _keep_for_replay(training: Training, folder: str, error: NotFiniteError) -> str:
-    """Save the state before a step that was not finite; returns the URL."""
-    state = {**training.state(), "step": error.step, "caption_ids": error.caption_ids}
-    state["position"] = error.step * training.config.captions_per_batch
-    url = storage.join(folder, f"replay-step-{error.step:09d}.pt")
-    if distributed.rank() == 0:
-        write(state, url)
-    return url
+@contextlib.contextmanager
+def _rank_named() -> Iterator[None]:
+    """Say on which of several ranks storage or data failed."""
+    try:
+        yield
+    except (storage.StorageError, DamagedFileError) as error:
+        if distributed.world_size() == 1:
+            raise
+        raise RankError(f"rank {distributed.rank()}: {error}") from error
 
 
 def open_samples(config: TrainConfig) -> CroppedSamples:
@@ -191,6 +130,7 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
         images_per_caption=config.images_per_caption,
         cache_folder=config.loader.cache_folder,
         cache_bytes=int(config.loader.cache_gib * (1 << 30)),
+        remembered_shards=2 * config.loader.shuffle_shards,  # A window's, and the next one's.
     )
     if len(reader) == 0:
         raise DamagedFileError(f"index {index_url} lists no samples: there is nothing to train on")
@@ -241,6 +181,18 @@ def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def start_rank(config: TrainConfig) -> torch.device:
+    """Join the processes that `torchrun` started, if it did; returns the device of this one.
+
+    Raises:
+        ConfigError: A CUDA device is asked for, and there is none.
+    """
+    device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
+    if "WORLD_SIZE" in os.environ:
+        distributed.start(device)
+    return device
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -257,20 +209,22 @@ def main(arguments: Sequence[str]) -> int:
     unfinished = "Training is not finished: {}; run the same command to go on."
     try:
         config = load_config(TrainConfig, parsed.config, parsed.overrides)
-        device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
-        if "WORLD_SIZE" in os.environ:
-            distributed.start(device)
-        line, code = train(config, device), OK
+        line, code = train(config, start_rank(config)), OK
     except ConfigError as error:
         line, code = str(error), WRONG_CONFIG
     except (storage.StorageError, DamagedFileError) as error:
         line, code = str(error), UNFINISHED
     except StoppedError as error:
         line, code = unfinished.format(error), RESTART
+    except RankError as error:
+        line, code, speaks = str(error), UNFINISHED, True
     except TrainingError as error:
         line, code = f"Training is not finished: {error}", UNFINISHED
     except distributed.LostRankError as error:
         line, code, speaks = unfinished.format(error), UNFINISHED, True
+    except torch.distributed.DistError as error:
+        line, code = unfinished.format(distributed.lost(error)), UNFINISHED
+        speaks = True
     except KeyboardInterrupt:
         line, code = unfinished.format("interrupted"), RESTART
     finally:

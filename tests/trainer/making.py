@@ -69,6 +69,8 @@ def write_images(
     *,
     images_per_caption: int = 2,
     broken: tuple[int, ...] = (),
+    broken_text: tuple[int, ...] = (),
+    broken_json: tuple[int, ...] = (),
     paint: Callable[[int, int], bytes] = lambda sample, number: picture(1000 * sample + number),
 ) -> StageFolder:
     """Commit an images stage of `len(sizes)` shards to local disk.
@@ -78,6 +80,8 @@ def write_images(
         sizes: Samples of each shard.
         images_per_caption: Of each sample.
         broken: Samples, counted over all shards, whose first image is cut off.
+        broken_text: Samples whose caption is not UTF-8.
+        broken_json: Samples whose metadata is not JSON.
         paint: (sample, number of the image) -> its file.
     """
     folder = StageFolder(str(url), "images", ".tar")
@@ -96,8 +100,10 @@ def write_images(
                     {
                         "__key__": caption_id(text),
                         **{f"{n}.png": image for n, image in enumerate(images)},
-                        "txt": text,
-                        "json": {"ordinal": sample, "concept": concept_of(sample)},
+                        "txt": b"\xff" if sample in broken_text else text,
+                        "json": b"{"
+                        if sample in broken_json
+                        else {"ordinal": sample, "concept": concept_of(sample)},
                     }
                 )
                 sample += 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.making import concept_of, picture, text_of, write_images
-from trainer.data import ShardReader
+from trainer import data
+from trainer.data import BrokenSampleError, ShardReader
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.seeding import caption_id
@@ -39,6 +40,42 @@ def test_a_reader_can_be_pickled_while_open(tmp_path: Path) -> None:
     reader = ShardReader(write_images(tmp_path).index_url)
     expected = reader[4]
     assert pickle.loads(pickle.dumps(reader))[4] == expected
+
+
+@pytest.mark.parametrize(("remembered", "scans"), [(3, 3), (1, 12)])
+def test_headers_are_read_once_however_few_files_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: int, scans: int
+) -> None:
+    monkeypatch.setattr(data, "MAX_OPEN_SHARDS", 2)
+    scanned: list[int] = []
+    scan = ShardReader._scan
+
+    def count(reader: ShardReader, shard: int, descriptor: int) -> object:
+        scanned.append(shard)
+        return scan(reader, shard, descriptor)
+
+    monkeypatch.setattr(ShardReader, "_scan", count)
+    index = write_images(tmp_path, (4, 4, 4)).index_url
+    reader = ShardReader(index, remembered_shards=remembered)
+    for number in range(4):
+        for first in (0, 4, 8):
+            assert reader[first + number].text == text_of(first + number)
+    assert len(scanned) == scans
+    reader.close()
+
+
+def test_a_file_that_is_still_open_can_be_scanned_again(tmp_path: Path) -> None:
+    reader = ShardReader(write_images(tmp_path).index_url, remembered_shards=1)
+    assert [reader[number].text for number in (0, 4, 1)] == [text_of(n) for n in (0, 4, 1)]
+
+
+def test_a_broken_caption_or_json_is_the_samples_own_fault(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, broken_text=(1,), broken_json=(2,))
+    reader = ShardReader(folder.index_url)
+    for number in (1, 2):
+        with pytest.raises(BrokenSampleError, match="broken"):
+            reader[number]
+    assert reader[0].text == text_of(0)
 
 
 def test_the_checksum_follows_the_content(tmp_path: Path) -> None:

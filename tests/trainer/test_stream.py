@@ -1,6 +1,7 @@
 """The stream of batches: a pure function of seed and position, whatever reads it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.making import write_images
-from trainer.crops import CropsConfig
+from trainer import stream
+from trainer.crops import CropsConfig, crop_image
 from trainer.data import DataConfig, ShardReader
 from trainer.order import SampleOrder
 from trainer.photometric import PhotometricConfig
@@ -37,7 +39,7 @@ def cropped(folder: Path, seed: int = 5) -> CroppedSamples:
 
 def read(folder: Path, first: int, last: int, workers: int = 0, **ranks: int) -> list[Batch]:
     config = DataConfig(num_workers=workers)
-    stream = batches(
+    found = batches(
         cropped(folder),
         config,
         first_step=first,
@@ -45,7 +47,7 @@ def read(folder: Path, first: int, last: int, workers: int = 0, **ranks: int) ->
         captions_per_batch=4,
         **ranks,
     )
-    return list(stream)
+    return list(found)
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -91,23 +93,45 @@ def test_equal_captions_have_equal_ids(tmp_path: Path) -> None:
     assert len(set(ids[0].tolist())) == 12
 
 
-def test_undecodable_samples_are_counted_and_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken", [{"broken": (2, 6)}, {"broken_text": (2,), "broken_json": (6,)}], ids=str
+)
+def test_broken_samples_are_counted_and_replaced(
+    tmp_path: Path, broken: dict[str, tuple[int, ...]]
+) -> None:
     write_images(tmp_path / "whole")
-    write_images(tmp_path / "broken", broken=(2, 6))
-    whole, broken = read(tmp_path / "whole", 0, 3), read(tmp_path / "broken", 0, 3)
+    write_images(tmp_path / "broken", **broken)  # type: ignore[arg-type]
+    whole, mended = read(tmp_path / "whole", 0, 3), read(tmp_path / "broken", 0, 3)
     assert sum(batch.num_replaced for batch in whole) == 0
-    assert sum(batch.num_replaced for batch in broken) >= 2
+    assert sum(batch.num_replaced for batch in mended) >= 2
     ids = torch.cat([batch.caption_ids for batch in whole])
-    replaced = torch.cat([batch.caption_ids for batch in broken])
+    replaced = torch.cat([batch.caption_ids for batch in mended])
     assert (ids != replaced).sum() == 2
     again = read(tmp_path / "broken", 0, 3, workers=2)
-    assert all(same(a, b) for a, b in zip(broken, again, strict=True))
+    assert all(same(a, b) for a, b in zip(mended, again, strict=True))
 
 
 def test_when_nothing_can_be_decoded_the_stream_ends_with_a_sentence(tmp_path: Path) -> None:
     write_images(tmp_path, broken=tuple(range(12)))
     with pytest.raises(storage.StorageError, match="cannot be decoded"):
         read(tmp_path, 0, 1)
+
+
+def test_an_image_that_cannot_be_cropped_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path)
+    calls: list[int] = []
+
+    def fail_once(*arguments: Any, **settings: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no kernel for this image")
+        return crop_image(*arguments, **settings)
+
+    monkeypatch.setattr(stream, "crop_image", fail_once)
+    (batch,) = read(tmp_path, 0, 1)
+    assert batch.num_replaced == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
