@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 
 from trainer.checkpoint import CheckpointConfig
 from trainer.crops import CropsConfig
@@ -18,7 +18,7 @@ from transforms.core.config import Config, no_fingerprint
 
 
 class TrainConfig(Config):
-    """A training; the defaults are the paper's final ViT-B/16 run."""
+    """A training; the defaults are the paper's final ViT-B/16 run, but for `optim.warmup`."""
 
     run: str = no_fingerprint()
     """Folder or URL of the run; results go to its `train` folder."""
@@ -29,22 +29,22 @@ class TrainConfig(Config):
     captions: str | None = no_fingerprint(None)
     """Folder or URL of the complete captions stage that the images come from; null is `captions` of
     the run. Read by the supervised objective alone, for the list of concepts."""
-    images_per_caption: int = 4
+    images_per_caption: PositiveInt = 4
     """Images per caption in the shards (paper: 4)."""
-    captions_per_batch: int = 8192
+    captions_per_batch: PositiveInt = 8192
     """Captions per optimiser step over all ranks (paper: 8,192; ablations: 2,048)."""
-    accumulation: int = no_fingerprint(1)
+    accumulation: PositiveInt = no_fingerprint(1)
     """Pieces in which each rank takes its captions, to save memory."""
-    steps: int = 500_000
+    steps: PositiveInt = 500_000
     """Optimiser steps (paper: 500k; scaling plots 300k; ablations 85k)."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
     """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
-    num_threads: int | None = no_fingerprint(None)
+    num_threads: PositiveInt | None = no_fingerprint(None)
     """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder
     is fastest with one: the work of a step is too little to share."""
     precision: Precision = "bf16"
     """Of the networks' arithmetic; weights and losses are float32 always."""
-    log_every: int = no_fingerprint(10)
+    log_every: PositiveInt = no_fingerprint(10)
     """Steps between two lines of metrics."""
     model: EncoderConfig = EncoderConfig()
     crops: CropsConfig = CropsConfig()
@@ -58,11 +58,6 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name in ("images_per_caption", "captions_per_batch", "accumulation", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads is {self.num_threads}: expected 1 or more")
         if self.crops.num_local and self.crops.local_size % self.model.patch_size:
             raise ValueError(
                 f"crops.local_size {self.crops.local_size} is not a multiple of model.patch_size "
@@ -104,3 +99,8 @@ def captions_folder(config: TrainConfig) -> str:
 def images_per_step(config: TrainConfig) -> int:
     """Images of a caption that a step takes."""
     return 1 if config.objective.kind == "clip" else config.images_per_caption
+
+
+def batch_images(config: TrainConfig) -> int:
+    """Images of a step, over all ranks."""
+    return config.captions_per_batch * images_per_step(config)

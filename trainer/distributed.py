@@ -52,11 +52,13 @@ def everyone() -> Group | None:
     return dist.group.WORLD if is_on() else None
 
 
-def all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
-    """Reduce in place over the ranks, without gradient; returns its argument."""
+def all_reduce(
+    tensor: Tensor, operation: Any = dist.ReduceOp.SUM, group: Group | None = None
+) -> Tensor:
+    """Reduce in place over the ranks (of a group), without gradient; returns its argument."""
     if is_on():
         with _talking():
-            dist.all_reduce(tensor, op=operation)
+            dist.all_reduce(tensor, op=operation, group=group)
     return tensor
 
 
@@ -71,6 +73,14 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in all_reduce(packed, dist.ReduceOp.MAX).tolist()]
 
 
+def wait_for_all() -> None:
+    """Return once every rank has called it: none leaves while another still writes.
+
+    `torchrun` ends those who are left as soon as one has left with an error.
+    """
+    any_rank(False)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """A small value of every rank, in rank order, on every rank."""
     if not is_on():
@@ -83,15 +93,22 @@ def gather_objects(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _talking() -> Iterator[None]:
-    """Say in a sentence that the others do not answer; torch has no exception of its own for it."""
+    """Say in a sentence that the others do not answer; gloo has no exception of its own for it."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise LostRankError(
-            f"rank {rank()} lost the others ({reason}); the launcher's summary names the first "
-            "rank that died"
-        ) from error
+        raise lost(error) from error
+
+
+def lost(error: Exception) -> LostRankError:
+    """What torch says when the others do not answer, as a sentence."""
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return LostRankError(
+        f"rank {rank()} lost the others ({reason}); the launcher's summary names the first rank "
+        "that died"
+    )
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def prepare(
 
 def _shard(network: EncoderNetwork) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (distributed.world_size(),))
@@ -88,6 +88,7 @@ def _shard(network: EncoderNetwork) -> None:
     for block in encoder.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
+    register_fsdp_forward_method(network, "forward_features")
 
 
 @contextlib.contextmanager
@@ -100,15 +101,26 @@ def gradients_wait(student: nn.Module, *, last: bool) -> Iterator[None]:
         yield
 
 
-def whole(state: Any) -> Any:
-    """A state dict, however nested, with every tensor whole; all ranks must call it together."""
+def whole(state: Any, *, to_host: bool = False) -> Any:
+    """A state dict, however nested, with every tensor whole; all ranks must call it together.
+
+    Args:
+        state: The state dict.
+        to_host: Bring tensors that are spread to the host of rank 0 alone, one by one, so that no
+            device ever holds two of them; on the other ranks they are None.
+    """
     from torch.distributed.tensor import DTensor
 
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: whole(value, to_host=to_host) for key, value in state.items()}
     if isinstance(state, list):
-        return [whole(value) for value in state]
-    return state.full_tensor() if isinstance(state, DTensor) else state
+        return [whole(value, to_host=to_host) for value in state]
+    if not isinstance(state, DTensor):
+        return state
+    tensor = state.full_tensor()
+    if not to_host:
+        return tensor
+    return tensor.cpu() if distributed.rank() == 0 else None
 
 
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
@@ -119,12 +131,21 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state dict into an optimiser, spread over the ranks or not."""
-    optimizer.load_state_dict(state)
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if value.shape == parameter.shape:
-                values[name] = _spread(value, parameter)
+    """Load a whole state dict into an optimiser, spread over the ranks or not.
+
+    Moments are spread one by one, before the optimiser would move all of them to the device.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    spread = {
+        number: {
+            name: _spread(value, parameter) if value.shape == parameter.shape else value
+            for name, value in state["state"].get(number, {}).items()
+        }
+        for number, parameter in zip(numbers, parameters, strict=True)
+    }
+    held = {number: values for number, values in spread.items() if values}
+    optimizer.load_state_dict({**state, "state": held})
 
 
 def _spread(value: Tensor, template: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """What a training says about itself: a bar, `metrics.jsonl`, and whoever else wants to hear."""
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Protocol, Self
 
 from pydantic import Field
@@ -61,7 +62,7 @@ class MetricsLog:
         """Add the line of a step."""
         line = json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}})
         if self._local:
-            with open(self.url, "a", encoding="utf-8") as file:
+            with _sentences(self.url), open(self.url, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         else:
             self._lines.append(line)
@@ -69,9 +70,8 @@ class MetricsLog:
     def flush(self) -> None:
         """Make the lines so far durable."""
         if self._local:
-            descriptor = os.open(self.url, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            with _sentences(self.url), open(self.url, "rb") as file:
+                os.fsync(file.fileno())
         else:
             storage.replace_bytes(self._content(), self.url)
 
@@ -89,20 +89,24 @@ class TensorBoard:
     def __init__(self, folder: str, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         self._writer: Any = SummaryWriter(folder, purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to the curve of each number."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with _sentences(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Write what is buffered."""
-        self._writer.flush()
+        with _sentences(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         """Finish the file."""
-        self._writer.close()
+        with _sentences(self._folder):
+            self._writer.close()
 
 
 class WeightsAndBiases:
@@ -219,6 +223,17 @@ def _shown(values: Mapping[str, float]) -> dict[str, str]:
         for name, form in _SHOWN.items()
         if name in values
     }
+
+
+@contextlib.contextmanager
+def _sentences(path: str) -> Iterator[None]:
+    """Turn what a disk refuses into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise storage.disk_full("write", path, error) from error
+        raise storage.StorageError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def _read(url: str) -> list[str]:

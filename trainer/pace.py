@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from trainer import distributed
-from trainer.config import TrainConfig, images_per_step
+from trainer.config import TrainConfig, batch_images
 from trainer.flops import image_flops, peak_flops
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured since the last line; rates are over all ranks."""
+    """What was measured since the last line, without kNN and checkpoints; rates: over all ranks."""
 
     images_per_s: float
     images_per_s_per_device: float
@@ -49,7 +49,7 @@ class Clock:
 
     def __init__(self, config: TrainConfig, device: torch.device, step: int) -> None:
         self._device = device
-        self._images = config.captions_per_batch * images_per_step(config)
+        self._images = batch_images(config)
         self._flops = image_flops(config)
         self._peak = None
         if device.type == "cuda":
@@ -64,6 +64,13 @@ class Clock:
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the body's time out: what is not training (kNN, checkpoints)."""
+        started = time.monotonic()
+        yield
+        self._since += time.monotonic() - started
 
     def lap(self, step: int) -> Pace:
         """The pace since the last call; `step` steps are finished now."""

@@ -44,7 +44,12 @@ class Probe:
         self._extraction = Extraction(str(device), BATCH_SIZE, num_workers=0)
 
     def accuracy(self, encoder: Any) -> float:
-        """Of kNN with k = 20, in percent; the encoder's mode is as before afterwards."""
+        """Of kNN with k = 20, in percent; the encoder's mode is as before afterwards.
+
+        Args:
+            encoder: Has timm's `forward_features`. Where it is spread over the ranks all of them
+                must ask together.
+        """
         training = encoder.training
         try:
             subject = encoder_subject("probe", encoder, self._model, self._extraction)

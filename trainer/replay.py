@@ -13,7 +13,6 @@ cannot be read.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +24,8 @@ from torch import Tensor, nn
 from trainer import distributed
 from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
-from trainer.stream import Batch, batches
-from trainer.train import open_samples, rank_device
+from trainer.stream import Batch, batches, hex_ids
+from trainer.train import open_samples, start_rank
 from trainer.training import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError, parse_config
@@ -84,8 +83,7 @@ def _batch(config: TrainConfig, step: int) -> Batch:
 
 
 def _check_captions(batch: Batch, expected: Sequence[str]) -> None:
-    found = {f"{number % (1 << 64):016x}" for number in batch.caption_ids.tolist()}
-    strange = sorted(found - set(expected))
+    strange = sorted(set(hex_ids(batch.caption_ids)) - set(expected))
     if strange:
         raise ConfigError(
             f"the data has other captions at this step than the file names (first: {strange[0]}): "
@@ -131,10 +129,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")
         text = yaml.safe_dump(state["config"])
         config = parse_config(TrainConfig, text, parsed.file, parsed.overrides)
-        device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
-        if "WORLD_SIZE" in os.environ:
-            distributed.start(device)
-        print("\n".join(replay(state, config, device)))
+        print("\n".join(replay(state, config, start_rank(config))))
         return 0
     except ConfigError as error:
         line, code = str(error), 2

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer import distributed
+
 LogitChunks = Callable[[], Iterable[Tensor]]
 """Gives this rank's logits [t, K] chunk by chunk, anew at each call."""
 
@@ -75,17 +77,20 @@ def prototype_potentials(
     Returns:
         [K], in at least float32.
     """
-    first = next(iter(logit_chunks()))
-    potentials = torch.zeros_like(_scaled(first[:0], temperature).sum(dim=0))
-    for iteration in range(iterations):
-        columns = torch.full_like(potentials, -torch.inf)
+    potentials: Tensor | None = None
+    for _ in range(iterations):
+        columns: Tensor | None = None
         for logits in logit_chunks():
             scaled = _scaled(logits, temperature)
-            if iteration > 0:  # Rows were normalised at the end of the last alternation.
+            if potentials is not None:  # Rows were normalised at the end of the last alternation.
                 scaled = scaled - (scaled - potentials).logsumexp(dim=1, keepdim=True)
-            if len(scaled):
-                columns = torch.logaddexp(columns, scaled.logsumexp(dim=0))
+            part = scaled.logsumexp(dim=0)  # Of no tokens: -inf.
+            columns = part if columns is None else torch.logaddexp(columns, part)
+        assert columns is not None, "there is at least one chunk"
         potentials = _logsumexp_over_ranks(columns, group)
+    if potentials is None:
+        first = next(iter(logit_chunks()))
+        return torch.zeros_like(_scaled(first[:0], temperature).sum(dim=0))
     return potentials
 
 
@@ -96,10 +101,8 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 def _logsumexp_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is None:
         return values
-    highest = values.clone()
-    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    highest = distributed.all_reduce(values.clone(), dist.ReduceOp.MAX, group)
     # Where no rank has a token the sum is 0 and its logarithm -inf, but -inf - -inf is a NaN.
     highest = highest.nan_to_num(neginf=0.0)
-    total = (values - highest).exp()
-    dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
+    total = distributed.all_reduce((values - highest).exp(), group=group)
     return highest + total.log()

@@ -8,7 +8,7 @@ leaves weights, optimiser and teacher as they are, so that asking late loses not
 from collections import deque
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import checkpoint, distributed, schedules
 from trainer.config import TrainConfig
@@ -16,10 +16,9 @@ from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
 from trainer.network import update_teacher
 from trainer.objectives import build_networks, build_objective
 from trainer.optim import build_optimizer, set_schedule
-from trainer.stream import Batch
+from trainer.stream import Batch, hex_ids
+from trainer.vit import EncoderNetwork
 from transforms.core.config import ConfigError
-
-_64_BITS = (1 << 64) - 1
 
 
 class TrainingError(RuntimeError):
@@ -62,9 +61,9 @@ class Training:
         self._recent: deque[tuple[int, Tensor]] = deque()
 
     @property
-    def encoder(self) -> nn.Module:
-        """What the training is for: the teacher's encoder, the student's where there is none."""
-        return (self.teacher or self.student).encoder
+    def network(self) -> EncoderNetwork:
+        """What the training is for: the teacher, the student where there is none."""
+        return self.teacher or self.student
 
     def update(self, batch: Batch) -> None:
         """One optimiser step on this rank's share of a batch; the same on every rank."""
@@ -131,7 +130,7 @@ class Training:
 
     def _not_finite(self, step: int) -> NotFiniteError:
         mine = next(ids for number, ids in self._recent if number == step)
-        ids = distributed.gather_objects([f"{number & _64_BITS:016x}" for number in mine.tolist()])
+        ids = distributed.gather_objects(hex_ids(mine))
         first = step * self.config.captions_per_batch
         return NotFiniteError(
             f"the loss or a gradient at step {step} is not finite (data positions {first} to "
@@ -141,15 +140,18 @@ class Training:
         )
 
     def state(self) -> checkpoint.State:
-        """What a checkpoint holds; all ranks must ask together."""
+        """What a checkpoint holds; all ranks must ask together, and rank 0 has it whole.
+
+        Tensors that are spread over the ranks are None elsewhere.
+        """
         return {
             "step": self.step,
             "position": self.step * self.config.captions_per_batch,
             "num_replaced": int(self._num_replaced),
             "config": self.config.model_dump(mode="json"),
-            "student": whole(self.student.state_dict()),
-            "teacher": None if self.teacher is None else whole(self.teacher.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "student": whole(self.student.state_dict(), to_host=True),
+            "teacher": self.teacher and whole(self.teacher.state_dict(), to_host=True),
+            "optimizer": whole(self.optimizer.state_dict(), to_host=True),
         }
 
     def restore(self, state: checkpoint.State) -> None:

@@ -96,6 +96,12 @@ class EncoderNetwork(nn.Module):
     recompute: bool = False
     """Whether blocks are computed again in the backward pass, see `encode`."""
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Tokens of the encoder, see `build_encoder`; also where it is spread over the ranks."""
+        encoder: Any = self.encoder
+        tokens: Tensor = encoder.forward_features(images)
+        return tokens
+
 
 def use_plain_attention(module: nn.Module) -> None:
     """Compute attention as matrix products and a softmax, not by torch's fused kernel.

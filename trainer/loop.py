@@ -1,0 +1,124 @@
+"""The training loop: steps, and what happens between them on some or all ranks.
+
+No rank leaves with an error while another still writes: `torchrun` ends those who are left as soon
+as one has left that way. So after what is written last all wait for each other.
+"""
+
+import contextlib
+import time
+
+from trainer import distributed
+from trainer.checkpoint import CheckpointWriter, checkpoints_folder, write
+from trainer.config import TrainConfig, batch_images
+from trainer.monitor import Monitor
+from trainer.pace import Clock
+from trainer.probe import Probe
+from trainer.stream import CroppedSamples, batches
+from trainer.training import NotFiniteError, Training, TrainingError
+from transforms.core import storage
+
+
+class StoppedError(TrainingError):
+    """A signal stopped it; everything is saved."""
+
+
+def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: list[str]) -> str:
+    """Step until done.
+
+    Args:
+        training: As it is at the start.
+        samples: Its data.
+        folder: Of the training, where results go.
+        stop: Names of the stop signals that came, see `trainer.signals`; looked at in every step.
+
+    Returns:
+        The URL of the last checkpoint, written ("" on ranks but the first).
+
+    Raises:
+        StoppedError: A signal came, on this rank or another.
+        NotFiniteError: A loss or a gradient was not finite.
+        storage.StorageError: Data cannot be read, or results cannot be written.
+        ConfigError: The probe's data set does not exist, or a listener cannot be told.
+    """
+    config, first = training.config, training.step
+    stream = batches(
+        samples,
+        config.loader,
+        first_step=first,
+        last_step=config.steps,
+        captions_per_batch=config.captions_per_batch,
+        rank=distributed.rank(),
+        ranks=distributed.world_size(),
+    )
+    probe = _probe(training)
+    main = distributed.rank() == 0
+    clock = Clock(config, training.objective.device, first)
+    saved_at = time.monotonic()
+    with (
+        _monitor(config, folder, first) if main else contextlib.nullcontext() as monitor,
+        CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
+    ):
+        while training.step < config.steps:
+            with clock.waiting():
+                batch = next(stream)
+            training.update(batch)
+            step = training.step
+            if monitor is not None:
+                monitor.advance(batch_images(config))
+            due = main and config.checkpoint.is_due(step, time.monotonic() - saved_at)
+            stopped, due = distributed.any_rank(bool(stop), due)
+            done = step == config.steps
+            logs = done or (step - 1) % config.log_every == 0
+            probes = probe is not None and (done or step % (config.monitor.knn_every or 1) == 0)
+            if logs or probes or stopped or due:
+                values = training.values()
+                if probe is not None and probes:
+                    with clock.paused():
+                        values["knn"] = probe.accuracy(training.network)
+                if monitor is not None and (logs or probes):
+                    monitor.write(step - 1, {**values, **clock.lap(step).values()})
+            if done or stopped or due:
+                with clock.paused():
+                    state = training.state()
+                    if monitor is not None:
+                        monitor.flush()
+                        writer.save(state)
+                    del state  # What was spread is whole in it.
+                saved_at = time.monotonic()
+            if stopped and not done:
+                writer.wait()
+                distributed.wait_for_all()
+                who = stop[0] if stop else "a signal to another rank"
+                raise StoppedError(f"stopped by {who}, saved at step {step} of {config.steps}")
+        return writer.wait()
+
+
+def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
+    images = batch_images(config)
+    return Monitor(
+        config.monitor,
+        folder,
+        config.model_dump(mode="json"),
+        total=config.steps * images,
+        done=step * images,
+        step=step,
+    )
+
+
+def _probe(training: Training) -> Probe | None:
+    config = training.config
+    if config.monitor.knn_every is None:
+        return None
+    monitor, device = config.monitor, training.objective.device
+    return Probe(monitor.knn_dataset, monitor.knn_pictures, config.model, device)
+
+
+def keep_for_replay(training: Training, folder: str, error: NotFiniteError) -> str:
+    """Save the state before a step that was not finite; returns the URL once it is written."""
+    state = {**training.state(), "step": error.step, "caption_ids": error.caption_ids}
+    state["position"] = error.step * training.config.captions_per_batch
+    url = storage.join(folder, f"replay-step-{error.step:09d}.pt")
+    if distributed.rank() == 0:
+        write(state, url)
+    distributed.wait_for_all()
+    return url
