@@ -1,15 +1,16 @@
 """Write captions about concepts with a language model (paper, section 3.1).
 
 Writes `num_captions * oversampling` captions, rounded up to whole shards, to `<run>/captions-raw`:
-curation needs more than it keeps. A finished run grows by asking for more captions, or for more
-oversampling: the shards that are there stay.
+curation needs more than it keeps. A finished stage grows by asking for more captions, or for more
+oversampling: the shards that are there stay. Not once it is curated: the order of the curated
+captions is that of all of them, so more of them need another `run`.
 """
 
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,7 +67,7 @@ class CaptionsConfig(Config):
     """Places from the concept list, or those that the backgrounds stage of this run has found."""
     captions_file: str = no_fingerprint("")
     """Captions for `variant: file`: text with one per line, or .csv or .parquet with a column
-    `text`."""
+    `text`. Each worker holds the whole file in memory: a million captions are about 0.1 GB."""
     num_captions: Annotated[int, Field(gt=0)] = no_fingerprint()
     """Wanted after curation, a multiple of captions_per_shard; paper: 150 million."""
     oversampling: Annotated[float, Field(ge=1)] = no_fingerprint(1.25)
@@ -152,7 +153,7 @@ def stage(config: CaptionsConfig) -> Stage:
         folder=raw_folder(config.run),
         fingerprint=Fingerprint(
             {
-                **fingerprint_fields(config),
+                **used_fields(config),
                 **prompts.digests(),
                 "block_list_hash": text_digest(map(repr, blocked.values())),
                 "model_identity": engine and engine.model.identity,
@@ -186,7 +187,7 @@ def prompt_source(config: CaptionsConfig) -> PromptSource:
             )
         return given
     concepts = load_concepts(config.concepts)
-    if config.use_backgrounds == "run":
+    if config.use_backgrounds == "run" and "use_backgrounds" not in _unused(config):
         concepts = with_run_backgrounds(concepts, config.run)
     concepts = variant_concepts(config.variant, concepts)
     if config.variant == "IN+h+Places":
@@ -219,16 +220,26 @@ def engine_spec(config: CaptionsConfig) -> EngineSpec:
     return EngineSpec(config.engine, model, config.sampling, config.vllm, config.openai)
 
 
-def without_effect(config: CaptionsConfig) -> list[str]:
-    """A sentence for each setting that was given and changes nothing."""
+def used_fields(config: CaptionsConfig) -> dict[str, Any]:
+    """What changes the captions, for the fingerprint: no section of another engine or variant."""
+    unused = {*_unused(config), "openai" if config.engine == "vllm" else "vllm"}
+    fields = fingerprint_fields(config)
+    return {key: value for key, value in fields.items() if key.partition(".")[0] not in unused}
+
+
+def _unused(config: CaptionsConfig) -> list[str]:
+    """Keys and sections that have no effect with the variant."""
     unused = ["concepts"] if config.variant == "file" else ["captions_file"]
     if config.variant not in ("full", "IN+OurBG+LLM"):
         unused.append("use_backgrounds")
-    if config.variant in WITHOUT_MODEL:
-        unused += _OF_MODEL
+    return [*unused, *_OF_MODEL] if config.variant in WITHOUT_MODEL else unused
+
+
+def without_effect(config: CaptionsConfig) -> list[str]:
+    """A sentence for each setting that was given and changes nothing."""
     sentences = [
         f"key {key!r} has no effect with variant={config.variant}"
-        for key in unused
+        for key in _unused(config)
         if key in config.model_fields_set
     ]
     if config.variant in WITHOUT_MODEL:

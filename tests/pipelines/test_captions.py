@@ -64,6 +64,37 @@ def test_a_run_may_grow_move_and_change_speed_but_nothing_else(tmp_path: Path) -
     assert stage(config(tmp_path)).fingerprint.digest != digest
 
 
+ANYHOW = ["sampling.top_p=0.5", "max_tries=2", "vllm.max_model_len=512", "use_backgrounds=run"]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "harmless"),
+    [
+        (
+            ["variant=IN+h+Places"],
+            ["model=other", "engine=openai", "prompts.mix.c=1", "vllm.dtype=float32", *ANYHOW],
+        ),
+        (["variant=file"], ["model=other", *ANYHOW]),
+        (["engine=openai"], ["vllm.dtype=float32", "vllm.max_model_len=512"]),
+        (["variant=IN+Places+LLM", "engine=openai"], ["use_backgrounds=run"]),
+    ],
+)
+def test_what_has_no_effect_is_no_other_output(
+    tmp_path: Path, fixed: list[str], harmless: list[str]
+) -> None:
+    (tmp_path / "given.txt").write_text("A photo of a house\n" * 2_000)
+    (tmp_path / "concepts.yaml").write_text(
+        "sources: [{source: a, concepts: [{name: fox, hypernym: canine}]},"
+        " {source: b, kind: place, concepts: [harbour]}]"
+    )
+    lists = [f"concepts={tmp_path}/concepts.yaml", f"captions_file={tmp_path}/given.txt"]
+    digest = stage(config(tmp_path, *lists, *fixed)).fingerprint.digest
+    for override in harmless:
+        assert stage(config(tmp_path, *lists, *fixed, override)).fingerprint.digest == digest
+    other = config(tmp_path, *lists, *fixed, "filters.max_words=20")
+    assert stage(other).fingerprint.digest != digest
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
