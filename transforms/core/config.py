@@ -6,10 +6,12 @@ the value and what was expected.
 """
 
 import difflib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -34,6 +36,9 @@ class Config(BaseModel):
     )
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+"""A share or a probability, 0 to 1."""
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -57,6 +62,8 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"config file {path!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path!r} cannot be read: it is not UTF-8 text") from error
     return parse_config(cls, text, path, overrides)
 
 
@@ -68,13 +75,15 @@ def parse_config(
         if not override.partition("=")[0] or "=" not in override:
             raise ConfigError(f"override {override!r} is not of the form key=value")
     try:
-        loaded = OmegaConf.create(text)
+        loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"config file {path!r} must hold `key: value` lines")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
+    except OSError as error:  # OmegaConf's way to say that it is neither a mapping nor a list.
+        raise ConfigError(f"config file {path!r} must hold `key: value` lines") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path!r} cannot be resolved: {_one_line(error)}") from error
     try:
@@ -89,7 +98,7 @@ def describe(cls: type[Config]) -> str:
     lines = []
     for key, info in _leaves(cls):
         default = _default_text(info)
-        lines.append(f"  {key}  ({_type_text(info)}{default})")
+        lines.append(f"  {key}  ({_type_text(info.annotation)}{default})")
         if info.description:
             lines.append("      " + " ".join(info.description.split()))
     return "\n".join(lines)
@@ -128,11 +137,18 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
-def _type_text(info: FieldInfo) -> str:
-    annotation: Any = info.annotation
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
+def _type_text(annotation: Any) -> str:
+    """As it is written in the source, without the bounds."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _type_text(parts[0])
+    if kind in (Union, UnionType):
+        return " | ".join(_type_text(part) for part in parts)
+    if kind is Literal:
+        return f"Literal[{', '.join(repr(part) for part in parts)}]"
+    if kind is None:
+        return {NoneType: "None", Ellipsis: "..."}.get(annotation) or annotation.__name__
+    return f"{kind.__name__}[{', '.join(_type_text(part) for part in parts)}]"
 
 
 def _default_text(info: FieldInfo) -> str:
@@ -151,7 +167,7 @@ def _sentence(cls: type[Config], detail: ErrorDetails) -> str:
         return f"unknown key {key!r} (value {detail['input']!r}): {hint}"
     if detail["type"] == "missing":
         described = dict(_leaves(cls)).get(key)
-        expected = f": expected {_type_text(described)}" if described else ""
+        expected = f": expected {_type_text(described.annotation)}" if described else ""
         return f"key {key!r} is missing{expected}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["loc"]:

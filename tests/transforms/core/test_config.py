@@ -53,6 +53,7 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
         ("run: out\n", ["seed"], "override 'seed' is not of the form key=value"),
         ("run: [\n", [], "is not valid YAML"),
         ("- 1\n", [], "must hold `key: value` lines"),
+        ("5\n", [], "must hold `key: value` lines"),
         ("run: ${nowhere}\n", [], "cannot be resolved"),
     ],
 )
@@ -69,6 +70,13 @@ def test_every_mistake_is_one_sentence(
 def test_missing_file_names_it() -> None:
     with pytest.raises(ConfigError, match=r"'absent\.yaml' cannot be read"):
         load_config(Job, "absent.yaml")
+
+
+def test_a_file_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes("run: été\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"job\.yaml' cannot be read: it is not UTF-8 text"):
+        load_config(Job, str(path))
 
 
 def test_frozen() -> None:
