@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 PREFIX = "synclr-scratch-"
 _LOCK = ".lock"
@@ -21,13 +22,24 @@ _LOCK = ".lock"
 def scratch_folder() -> Iterator[str]:
     """A new empty folder below the system's temporary folder, removed at the end."""
     _remove_abandoned()
-    folder = tempfile.mkdtemp(prefix=PREFIX)
+    folder, lock = _locked_folder()
     try:
-        with open(os.path.join(folder, _LOCK), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder() -> tuple[str, IO[str]]:
+    while True:
+        folder = tempfile.mkdtemp(prefix=PREFIX)
+        path = os.path.join(folder, _LOCK)
+        lock = open(path, "w")  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Until it was locked, another process that tidies up could take the folder for abandoned.
+        if os.path.exists(path):
+            return folder, lock
+        lock.close()
 
 
 @lru_cache(maxsize=1)

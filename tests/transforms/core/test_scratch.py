@@ -1,7 +1,10 @@
+import fcntl
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -25,6 +28,24 @@ def test_a_folder_goes_when_its_work_ends(tmp_path: Path) -> None:
 def test_a_folder_goes_when_its_work_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), scratch_folder():
         raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, taken = fcntl.flock, list[Path]()
+
+    def too_late(lock: IO[str], operation: int) -> None:
+        if not taken:
+            taken.append(Path(lock.name).parent)
+            shutil.rmtree(taken[0])
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with scratch_folder() as folder:
+        assert Path(folder).is_dir()
+        assert Path(folder) != taken[0]
     assert list(tmp_path.iterdir()) == []
 
 
