@@ -2,11 +2,12 @@
 
 `python -m pipelines verify RUN` reads all shards, so it takes as long as downloading them. It
 changes nothing, unless `repair=true`: then it deletes the shards that are damaged, with their
-commit records and the index, so that the stage's own command makes them again.
+commit records and the index, so that the stage's own command makes them again, and the unfinished
+files of processes that died.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -15,10 +16,25 @@ from pipelines.stage import UnfinishedError
 from transforms.caption_rows import CaptionRows
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.damage import DamagedFileError
+from transforms.core.dead_letters import dead_letters
 from transforms.core.outputs import find_outputs
 from transforms.core.progress import bar
+from transforms.core.shards import StageFolder, read_commits
 from transforms.core.stage import StageOutput
 from transforms.verification import Expected, Problem, verify
+
+LEFT_BEHIND_S = 3600.0
+"""A file under construction that nobody has written to for so long is a dead process's."""
+
+COMMANDS = {
+    "backgrounds": ("backgrounds",),
+    "captions-raw": ("captions",),
+    "captions": ("curate",),
+    "images": ("images",),
+    "retry": ("images", "retry-failed"),
+}
+"""Folder of a stage -> the commands that make its shards anew."""
 
 
 class VerifyConfig(Config):
@@ -33,7 +49,7 @@ class VerifyConfig(Config):
     threads: Annotated[int, Field(gt=0)] = 8
     """Shards read at once; each is held in memory as a whole."""
     repair: bool = False
-    """Delete damaged shards, so that they are made again."""
+    """Delete damaged shards, so that they are made again, and unfinished files an hour old."""
     max_shown: Annotated[int, Field(ge=0)] = 20
     """Problems shown of each stage; all are counted."""
 
@@ -61,10 +77,13 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
         raise ConfigError(
             f"key 'stages' names {absent[0]!r}: {config.run} holds {', '.join(outputs)}"
         )
-    counts: Counter[str] = Counter()
+    num_problems, num_left = 0, 0
+    num_damaged: dict[str, int] = {}
     print(f"{'stage':<18}{'shards':>9}  problems")
     for name in wanted:
-        problems = _verify(config, outputs[name])
+        problems = [*_verify(config, outputs[name]), *painted_twice(outputs, name)]
+        left = list(left_behind(outputs[name], time.time()))
+        problems += [Problem(path, "was left unfinished by a process that died") for path in left]
         print(f"{name:<18}{outputs[name].num_shards:>9,}  {len(problems) or 'none'}")
         for problem in problems[: config.max_shown]:
             print(f"    {problem.path}: {problem.what}")
@@ -72,9 +91,15 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
         if config.repair:
             for shard in damaged:
                 _forget(outputs[name], shard)
-        counts.update(problems=len(problems), damaged=len(damaged))
-    if counts["problems"]:
-        raise UnfinishedError(_sentence(config, counts))
+            for path in left:
+                storage.delete(storage.join(outputs[name].folder.url, path))
+        num_problems += len(problems)
+        num_left += len(left)
+        if damaged:
+            num_damaged[name] = len(damaged)
+    if num_problems:
+        found = f"{num_problems:,} problems in {config.run}"
+        raise UnfinishedError(f"{found}: {_how_to_go_on(config.repair, num_damaged, num_left)}")
 
 
 def owed_ids(output: StageOutput) -> Callable[[int], Sequence[str] | None]:
@@ -99,6 +124,42 @@ def owed_ids(output: StageOutput) -> Callable[[int], Sequence[str] | None]:
     ]
 
 
+def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Problem]:
+    """Captions of a retry that are no dead letters of what it retries: those stand in both.
+
+    They can if a shard was made anew after its dead letters had been painted by the retry.
+    """
+    stage, _, number = name.partition("/retry-")
+    if not number:
+        return
+    before = outputs[stage if number == "1" else f"{stage}/retry-{int(number) - 1}"]
+    try:
+        records = read_commits(before.folder, range(before.num_shards))
+        num_failed = sum(record.num_failures for record in records)
+        failed = [letter for _, letters in dead_letters(before.folder) for letter in letters]
+    except (DamagedFileError, storage.MissingFileError):
+        return  # Reported with its shard, or not yet known.
+    if len(failed) != num_failed:
+        return  # Reported with its shard.
+    owed = owed_ids(outputs[name])
+    painted = [key for shard in range(outputs[name].num_shards) for key in owed(shard) or ()]
+    num_twice = len(set(painted) - set(failed))
+    if num_twice:
+        yield Problem(
+            "captions",
+            f"{num_twice:,} of its captions are painted twice, since a shard of what it retries "
+            f"was made anew: delete {outputs[name].folder.url} and the retries after it, then run "
+            "images and retry-failed again",
+        )
+
+
+def left_behind(output: StageOutput, now: float) -> Iterator[str]:
+    """Files of a stage, not of its retries, that a process was writing when it died."""
+    for path, written in storage.list_unfinished(output.folder.url).items():
+        if written < now - LEFT_BEHIND_S and not path.startswith("retry-"):
+            yield path
+
+
 def _verify(config: VerifyConfig, output: StageOutput) -> list[Problem]:
     shown = bar(output.num_shards, "shards", "verify")
     try:
@@ -111,6 +172,12 @@ def _verify(config: VerifyConfig, output: StageOutput) -> list[Problem]:
 def _forget(output: StageOutput, shard: int) -> None:
     """Delete a shard in the reverse of the order in which it came to be."""
     folder = output.folder
+    parent, _, name = folder.url.rpartition("/")
+    if name.startswith("retry-"):
+        # The index of the images lists its shards, too.
+        images = StageFolder(parent, folder.name, folder.suffix)
+        storage.delete(images.success_url)
+        storage.delete(images.index_url)
     for url in (
         folder.success_url,
         folder.index_url,
@@ -121,16 +188,26 @@ def _forget(output: StageOutput, shard: int) -> None:
         storage.delete(url)
 
 
-def _sentence(config: VerifyConfig, counts: Counter[str]) -> str:
-    found = f"{counts['problems']:,} problems in {config.run}"
-    if not counts["damaged"]:
-        return f"{found}: run the stage again, which finishes what is unfinished"
-    if config.repair:
-        return (
-            f"{found}: {counts['damaged']:,} damaged shards were deleted; run the stage again, "
-            "which makes them anew, then verify"
-        )
-    return (
-        f"{found}: {counts['damaged']:,} shards are damaged; verify with repair=true, which "
-        "deletes them, then run the stage again, which makes them anew"
+def _how_to_go_on(repair: bool, num_damaged: Mapping[str, int], num_left: int) -> str:
+    """What is deleted or to be deleted, and which commands to run.
+
+    Args:
+        repair: Whether it is deleted already.
+        num_damaged: Damaged shards by the folder of their stage.
+        num_left: Unfinished files of processes that died.
+    """
+    if not num_damaged and not num_left:
+        return "do as the lines say, or run the stage again, which finishes what is unfinished"
+    names = dict.fromkeys(
+        command
+        for name in num_damaged
+        for command in COMMANDS["retry" if "/retry-" in name else name]
     )
+    damaged = f"{sum(num_damaged.values()):,} shards are damaged" if num_damaged else ""
+    left = f"{num_left:,} files were left unfinished" if num_left else ""
+    what = " and ".join(part for part in (damaged, left) if part)
+    anew = f"run {', then '.join(names)} again, which makes them anew" if names else ""
+    if repair:
+        return f"{what} and deleted; {anew + ', then verify' if anew else 'verify again'}"
+    then = f", then {anew}" if anew else ""
+    return f"{what}; verify with repair=true, which deletes them{then}"

@@ -38,8 +38,8 @@ class Problem:
     Attributes:
         path: The file, relative to the stage's folder.
         what: What is wrong with it.
-        remake: The shard that has to be made again to mend it; None if running the stage again
-            (or deleting a stranger) is enough.
+        remake: The shard that has to be made again to mend it; None if running the stage again,
+            or deleting what it names, is enough.
     """
 
     path: str

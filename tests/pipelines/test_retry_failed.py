@@ -126,3 +126,46 @@ def test_a_missing_device_is_an_error_before_anything_is_painted(
     monkeypatch.setattr(retry_failed, "check_device", absent)
     assert retry(matrix) == 2
     assert not storage.exists(f"{matrix.run}/images/retry-1/shards")
+
+
+def damage(matrix: Matrix, path: str) -> None:
+    url = f"{matrix.run}/images/{path}"
+    content = storage.read_bytes(url)
+    storage.replace_bytes(content[: len(content) // 2], url)
+
+
+def test_a_damaged_shard_of_a_retry_is_painted_again(
+    matrix: Matrix, unpaintable: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matrix.again() == 0
+    unpaintable.clear()
+    assert retry(matrix) == 0
+    before = ids(matrix), matrix.checksums()
+    damage(matrix, "retry-1/shards/000/images-000001.tar")
+    assert matrix.verify() == 1
+    assert "then run images, then retry-failed again" in capsys.readouterr().err.splitlines()[-1]
+    assert matrix.verify("repair=true") == 1
+    assert "run images, then retry-failed again" in capsys.readouterr().err.splitlines()[-1]
+    assert not storage.exists(f"{matrix.run}/images/index.parquet"), "it lists what is deleted"
+    assert matrix.again() == 0
+    assert len(ids(matrix)) == NUM_CAPTIONS - 4
+    assert retry(matrix) == matrix.verify() == 0
+    assert (ids(matrix), matrix.checksums()) == before
+
+
+@pytest.mark.parametrize("still", [set(), {8}])
+def test_a_caption_is_not_painted_by_a_shard_and_by_a_retry(
+    matrix: Matrix, unpaintable: set[int], still: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matrix.again() == 0
+    unpaintable.intersection_update(still)
+    assert retry(matrix) == 0
+    damage(matrix, "shards/000/images-000001.tar")  # In which caption 3 had failed.
+    assert matrix.verify("repair=true") == 1
+    assert matrix.again() == 1
+    assert "images/retry-1 holds records that did not fail" in capsys.readouterr().err
+    assert matrix.verify() == 1
+    assert "1 of its captions are painted twice" in capsys.readouterr().out
+    storage.delete_folder(f"{matrix.run}/images/retry-1")
+    assert matrix.again() == retry(matrix) == matrix.verify() == 0
+    assert sorted(ids(matrix)) == sorted(i for n, i in enumerate(IDS) if n not in still)

@@ -61,6 +61,12 @@ def temporary_beside(path: str) -> Iterator[str]:
             os.unlink(temporary)
 
 
+def is_temporary(path: str) -> bool:
+    """Whether a file has a name of `temporary_beside`."""
+    name = os.path.basename(path)
+    return name.startswith(".") and name.endswith(".part")
+
+
 def write_synced(data: bytes, path: str) -> None:
     """Write a file and wait until the disk has it."""
     with open(path, "wb") as file:

@@ -211,9 +211,22 @@ def write_index(
 
     Returns:
         What `_SUCCESS` says; shards of retries are not among its `num_shards`.
+
+    Raises:
+        DamagedFileError: A retry holds more records than failed before it.
     """
     own = index_table(records)
     retried = _retried(folder, own.num_rows)
+    num_failures = _sum(own, "num_failures")
+    for number, retry in enumerate(retried, 1):
+        num_made = _sum(retry, "num_samples")
+        if num_made + _sum(retry, "num_failures") > num_failures:
+            raise DamagedFileError(
+                f"{folder.retry(number).url} holds records that did not fail again when a shard of "
+                "what it retries was made anew: delete it and the retries after it, then run the "
+                "same command, and retry-failed after it"
+            )
+        num_failures -= num_made
     table = pa.concat_tables([own, *retried]).combine_chunks()
     buffer = io.BytesIO()
     table = table.replace_schema_metadata(dict(sorted(metadata.items())))
@@ -222,7 +235,7 @@ def write_index(
     summary = {
         "num_shards": own.num_rows,
         "num_samples": _sum(table, "num_samples"),
-        "num_failures": _sum(own, "num_failures") - sum(_sum(t, "num_samples") for t in retried),
+        "num_failures": num_failures,
         "index_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
     }
     storage.replace_bytes(json.dumps(summary, sort_keys=True).encode(), folder.success_url)

@@ -85,6 +85,21 @@ def list_times(url: str) -> dict[str, float]:
     return {name: modified for name, _, modified in _walk(url)}
 
 
+def list_unfinished(url: str) -> dict[str, float]:
+    """Files under construction below a folder: name -> when they were last written to.
+
+    A process that is killed leaves its own behind on local disk, and nowhere else.
+    """
+    if not is_local(url):
+        return {}
+    with _sentences("list", url):
+        return {
+            name: written
+            for name, _, written in local_files.walk(url)
+            if local_files.is_temporary(name)
+        }
+
+
 def publish_file(local_path: str, url: str) -> bool:
     """Create `url` with the content of a local file, if nothing stands there yet.
 

@@ -55,6 +55,20 @@ def test_complete_retries_are_part_of_the_index(tmp_path: object) -> None:
     assert rows[4]["path"] == "retry-1/shards/000/images-000000.tar"
 
 
+def test_a_retry_holds_no_more_than_failed_before_it(tmp_path: object) -> None:
+    folder = StageFolder(f"{tmp_path}/images", "images", ".tar")
+    own = [record(0), record(1)]
+    for number, (made, failed) in enumerate([(0, 1), (1, 0)], 1):
+        one = dataclasses.replace(record(0), num_samples=made, num_failures=failed)
+        write_index(folder.retry(number), [one], {})
+    assert write_index(folder, own, {})["num_failures"] == 0
+    before = storage.read_bytes(folder.index_url)
+    none = [dataclasses.replace(each, num_failures=0) for each in own]
+    with pytest.raises(DamagedFileError, match="retry-1 holds records that did not fail again"):
+        write_index(folder, none, {})
+    assert storage.read_bytes(folder.index_url) == before
+
+
 def test_an_index_does_not_depend_on_the_order_of_many_records(tmp_path: object) -> None:
     numbers = list(range(10_000))
     folders = [StageFolder(f"{tmp_path}/{name}", "images", ".tar") for name in "ab"]

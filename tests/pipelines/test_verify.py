@@ -1,0 +1,36 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.__main__ import main
+from pipelines.stage import run_stage
+from pipelines.verify import LEFT_BEHIND_S
+from tests.pipelines.counting import stage
+
+
+def test_files_left_unfinished_are_named_and_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path)
+    made = stage(f"{run}/captions", 2)
+    run_stage(made, [])
+    assert main(["verify", run]) == 0
+    shards = Path(made.folder.shard_url(0)).parent
+    old, young = (shards / f".captions-00000{n}.parquet.{n}.part" for n in range(2))
+    for path in (old, young):
+        path.write_bytes(b"half of it")
+    written = time.time() - LEFT_BEHIND_S - 60
+    os.utime(old, (written, written))
+    assert main(["verify", run]) == 1
+    said = capsys.readouterr()
+    assert f"shards/000/{old.name}: was left unfinished" in said.out
+    assert young.name not in said.out, "its process may be at work"
+    assert "repair=true" in said.err.splitlines()[-1]
+    assert old.exists()
+    assert main(["verify", run, "repair=true"]) == 1
+    assert "deleted; verify again" in capsys.readouterr().err.splitlines()[-1]
+    assert not old.exists()
+    assert young.exists()
+    assert main(["verify", run]) == 0
