@@ -16,7 +16,10 @@ def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("job", JOBS)
 def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([job, "--help"]) == 0
-    lines = capsys.readouterr().out.partition("keys:\n")[2].splitlines()
+    said = capsys.readouterr().out
+    takes = "RUN [key=" if job in ("report", "status", "verify", "index") else "CONFIG [key="
+    assert said.startswith(f"python -m pipelines {job} {takes}")
+    lines = said.partition("keys:\n")[2].splitlines()
     keys = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
     assert keys
     for number in keys:
@@ -31,6 +34,8 @@ def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture
         (["captions", "run=x"], "needs a config file"),
         (["status"], "status needs the folder of a run"),
         (["verify", "absent"], "absent holds no stage"),
+        (["status", "s3://bucket/run"], ": expected a local path, gs://bucket/... or memory"),
+        (["verify", "file:///tmp/run"], ": expected a local path, gs://bucket/... or memory"),
         (["status", "absent"], "absent holds no stage"),
         (["index", "absent"], "there is no such stage"),
         (["verify", "absent", "fix=true"], "unknown key 'fix'"),

@@ -12,6 +12,8 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
+from transforms.core.config import ConfigError
+
 SILENCE_S = 120.0
 """A connection on which nothing has moved for so long is lost, and the request tried again."""
 
@@ -140,11 +142,11 @@ def filesystem(url: str) -> Any:
     """The fsspec file system of a URL.
 
     Raises:
-        ValueError: It is of a kind that we do not support.
+        ConfigError: It is of a kind that we do not support.
     """
     protocol = url.partition("://")[0]
     if protocol not in ("gs", "gcs", "memory"):
-        raise ValueError(f"{url!r}: expected a local path, gs://bucket/... or memory://...")
+        raise ConfigError(f"{url!r}: expected a local path, gs://bucket/... or memory://...")
     return _filesystem(protocol)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from transforms.core import remote_files, storage
+from transforms.core.config import ConfigError
 
 
 def test_a_name_is_published_once(any_storage: str) -> None:
@@ -136,7 +137,7 @@ def test_no_temporary_file_is_left(tmp_path: Path) -> None:
 
 
 def test_unknown_protocol_names_what_is_expected() -> None:
-    with pytest.raises(ValueError, match="gs://bucket"):
+    with pytest.raises(ConfigError, match="gs://bucket"):
         storage.read_bytes("s3://bucket/key")
 
 
