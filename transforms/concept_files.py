@@ -63,7 +63,7 @@ def read_rows(path: str) -> list[Row]:
         raise ConfigError(f"list {path!r} must be a .yaml, {expected} file, not {suffix!r}")
     try:
         return [_row(where, cells) for where, cells in readers[suffix](path)]
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
         reason = getattr(error, "strerror", None) or reason
         raise ConfigError(f"list {path!r} cannot be read: {reason}") from error
@@ -97,12 +97,14 @@ def _csv_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, cells in enumerate(pq.read_table(path).to_pylist(), 1):
-        kept = {name: cell for name, cell in cells.items() if cell is not None}
+        kept = {name: cell for name, cell in cells.items() if cell not in (None, "")}
         yield f"{path}, row {number}", {"name": "", **kept}
 
 
 def _row(where: str, cells: dict[str, Any]) -> Row:
     source = cells.pop("source", None)
+    if source is not None and not isinstance(source, str):
+        raise ConfigError(f"{where}: column 'source' has value {source!r}: expected a name")
     try:
         return Row(where, ConceptEntry.model_validate(cells), source)
     except ValidationError as error:

@@ -43,6 +43,13 @@ def test_a_parquet_file_needs_names_only(tmp_path: Path) -> None:
     ]
 
 
+def test_empty_cells_of_a_parquet_file_are_as_good_as_none(tmp_path: Path) -> None:
+    columns = {"name": ["fox"], "kind": [""], "backgrounds": [""], "source": [""]}
+    pq.write_table(pa.table({**columns, "hypernym": [""]}), tmp_path / "list.parquet")
+    (concept,) = load_concepts(str(tmp_path / "list.parquet"))
+    assert concept == Concept("fox", "list", "object", 1.0, ())
+
+
 KINDS: tuple[Kind, ...] = ("object", "place", "texture")
 names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
 
@@ -106,6 +113,12 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, sentence
     with pytest.raises(ConfigError) as error:
         load_concepts(write(tmp_path, text))
     assert sentence in str(error.value)
+
+
+def test_a_source_that_is_no_name_is_said_with_its_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"name": ["fox"], "source": [5]}), tmp_path / "list.parquet")
+    with pytest.raises(ConfigError, match=r"row 1: column 'source' has value 5: expected a name"):
+        load_concepts(str(tmp_path / "list.parquet"))
 
 
 def test_lines_of_text_are_counted_as_an_editor_does(tmp_path: Path) -> None:
