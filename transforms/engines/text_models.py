@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from transforms.core.config import ConfigError
@@ -28,7 +29,8 @@ _MARKER = "config.json"
 _CACHE_VERSION = 1
 """Counts changes to what `_dequantise` writes."""
 
-_SAMPLED_BYTES = 1 << 20
+_READERS = 4
+"""Files of a folder that are hashed side by side."""
 
 
 class TextModel(Model):
@@ -61,7 +63,7 @@ def find_text_model(name: str, revision: str | None = None) -> TextModel:
     if name.startswith(PACKAGE_PREFIX):
         identity = f"gguf@sha256:{file_sha256(str(_gguf_file(name)))[:32]}"
     elif (folder := _folder(name)) is not None:
-        identity = f"folder@blake2b:{_folder_digest(folder)}"
+        identity = f"folder@sha256:{_folder_digest(folder)}"
     else:
         commit = hub_commit(name, revision, _MARKER)
         return TextModel(name, commit, f"hub:{name}@{commit}")
@@ -91,19 +93,15 @@ def _folder(name: str) -> Path | None:
 
 
 def _folder_digest(folder: Path) -> str:
-    """blake2b of names, sizes, and the first and last MiB of each file, 16 hex digits.
+    """sha256 over names and contents of the files in it, 32 hex digits.
 
-    Reading a large model whole would take minutes; its ends are enough to tell two apart.
+    All of each file: two models may differ in the middle alone. A large model takes a minute.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\t{size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLED_BYTES))
-            file.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(file.read(_SAMPLED_BYTES))
-    return digest.hexdigest()
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = pool.map(file_sha256, map(str, files))
+        lines = [f"{p.name}\t{sha256}\n" for p, sha256 in zip(files, contents, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
 def _dequantised(gguf: Path, cache: Path) -> Path:

@@ -21,12 +21,15 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_a_folder_is_itself_and_known_by_its_content(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, (3 << 20) // 2, -1])
+def test_a_folder_is_itself_and_known_by_its_content(
+    folder: Path, tmp_path: Path, place: int
+) -> None:
     model = find_text_model(str(folder))
     assert model.source(str(tmp_path / "cache")) == str(folder)
     assert not (tmp_path / "cache").exists()
     weights = bytearray(bytes(3 << 20))
-    weights[-1] = 1
+    weights[place] = 1
     (folder / "model.safetensors").write_bytes(weights)
     assert find_text_model(str(folder)).identity != model.identity
 
