@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer import distributed
+from trainer.collapse import embedding_signs
 from trainer.contrastive import multi_positive_loss
-from trainer.objective import Objective
+from trainer.objective import Objective, gather_keys
 from trainer.pieces import Piece
 from trainer.stream import Batch
 from trainer.text import TextConfig, TextEncoder
@@ -74,18 +75,20 @@ class CLIP(Objective):
         pairs: Pairs = self._run(self.student, piece.global_images, tokens)
         ids = piece.global_ids
         all_ids = distributed.gather(ids)
+        image_keys, text_keys = gather_keys(pairs.images), gather_keys(pairs.texts)
+        self.signs = embedding_signs(image_keys)
         terms = {
             name: multi_positive_loss(
                 anchors,
-                distributed.gather(keys),
+                keys,
                 ids,
                 all_ids,
                 temperature=pairs.temperature,
                 chunk_size=self.config.contrastive_chunk,
             )
             for name, anchors, keys in (
-                ("image", pairs.images, pairs.texts),
-                ("text", pairs.texts, pairs.images),
+                ("image", pairs.images, text_keys),
+                ("text", pairs.texts, image_keys),
             )
         }
         return {"loss": (terms["image"] + terms["text"]) / 2, **terms}

@@ -1,5 +1,8 @@
 """Signs that the representations collapse, from what the teacher says in a step.
 
+Without a teacher the student's own embeddings are looked at (the images', in CLIP); the supervised
+objective has none, and a collapse shows in its loss.
+
 A self-distilled encoder can find a shortcut: the same embedding for every image, or the same target
 for every token. The losses look fine then, these numbers do not. (Not in the paper; DINO and iBOT
 watch the entropy of their targets in the same spirit.)
@@ -17,7 +20,7 @@ NUM_TOKENS = 256
 
 @torch.no_grad()
 def embedding_signs(keys: Tensor) -> dict[str, Tensor]:
-    """Of the teacher's embeddings.
+    """Of the embeddings that anchors are compared with.
 
     Args:
         keys: [N, D], need not be normalised.

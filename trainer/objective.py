@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from trainer import distributed
@@ -29,7 +29,7 @@ from trainer.stream import Batch
 from trainer.text import TextConfig
 from trainer.transfer import to_device
 from trainer.vit import EncoderConfig
-from transforms.core.config import Config
+from transforms.core.config import Config, Probability, no_fingerprint
 from transforms.core.seeding import derive
 
 
@@ -44,32 +44,32 @@ class ObjectiveConfig(Config):
     and there is no predictor (StableRep, SimCLR)."""
     positives: Literal["caption", "image"] = "caption"
     """Positives of an anchor: images of its caption, or crops of its image alone (SimCLR)."""
-    temperature: float = 0.08
+    temperature: PositiveFloat = 0.08
     """Of the contrastive loss (paper: 0.08; the authors' code: 0.1)."""
-    global_weight: float = 1.0
+    global_weight: NonNegativeFloat = 1.0
     """Weight of the contrastive loss of global crops."""
-    local_weight: float = 1.0
+    local_weight: NonNegativeFloat = 1.0
     """Weight of the contrastive loss of local crops."""
-    ibot_weight: float = 1.0
+    ibot_weight: NonNegativeFloat = 1.0
     """Weight of iBOT; 0 leaves it and its head out."""
-    masked_images: float = 0.5
+    masked_images: Probability = 0.5
     """Share of a batch's global crops that iBOT masks (paper: 0.5)."""
-    masked_patches: float = 0.5
+    masked_patches: Probability = 0.5
     """Share of a masked crop's patches that are hidden (paper: 0.5)."""
-    student_temperature: float = 0.1
+    student_temperature: PositiveFloat = 0.1
     """Of iBOT's student."""
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
     """Of iBOT's teacher: first and last."""
-    teacher_temperature_steps: int = 4000
+    teacher_temperature_steps: NonNegativeInt = 4000
     """Steps over which the teacher's temperature changes, linearly."""
-    sinkhorn_iterations: int = 3
+    sinkhorn_iterations: NonNegativeInt = 3
     """Of Sinkhorn-Knopp (paper: 3)."""
     contrastive_head: ContrastiveHeadConfig = ContrastiveHeadConfig()
     prototype_head: PrototypeHeadConfig = PrototypeHeadConfig()
     text: TextConfig = TextConfig()
-    contrastive_chunk: int | None = None
+    contrastive_chunk: PositiveInt | None = no_fingerprint(None)
     """Anchors at a time in the contrastive loss; null takes a piece's anchors at once."""
-    ibot_chunk: int | None = 2048
+    ibot_chunk: PositiveInt | None = no_fingerprint(2048)
     """Masked tokens at a time in iBOT; null takes a piece's tokens at once."""
 
     @model_validator(mode="after")
@@ -78,9 +78,6 @@ class ObjectiveConfig(Config):
             raise ValueError(f"kind is {self.kind!r}, which has no teacher: expected teacher=false")
         if self.ibot_weight and not self.teacher:
             raise ValueError("ibot_weight is not 0, but iBOT needs teacher=true")
-        for name in ("temperature", "student_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected more than 0")
         return self
 
 
@@ -126,7 +123,7 @@ class Objective(ABC):
         self.student = student
         self.teacher = teacher
         self.signs: dict[str, Tensor] = {}
-        """What `trainer.collapse` says about the last step, for an objective that can collapse."""
+        """What `trainer.collapse` says about the last step, for an objective that has keys."""
         parameter = next(student.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -177,3 +174,12 @@ class Objective(ABC):
             std=self.settings.model.std,
         )
         return images.to(self.dtype)
+
+
+def gather_keys(embeddings: Tensor) -> Tensor:
+    """The rows of every rank in at least float32, with the gradient of each rank's loss.
+
+    What the ranks say about a key is added up on the way back: too coarse for bfloat16.
+    """
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    return distributed.gather(embeddings.to(dtype))

@@ -16,7 +16,7 @@ from trainer import distributed, ibot, schedules
 from trainer.collapse import embedding_signs, target_signs
 from trainer.contrastive import multi_positive_loss
 from trainer.network import Network, Outputs
-from trainer.objective import Objective, ObjectiveConfig
+from trainer.objective import Objective, ObjectiveConfig, gather_keys
 from trainer.pieces import Piece, StepMasks, step_masks
 from trainer.stream import Batch
 from trainer.vit import EncoderConfig
@@ -73,7 +73,8 @@ class SynCLR(Objective):
         )
         embeddings = output.embeddings
         if keys is None:
-            keys = distributed.gather(embeddings)
+            keys = gather_keys(embeddings)
+            self.signs = embedding_signs(keys)
         own_key = torch.arange(len(embeddings), device=self.device) + piece.first_key
         terms = {
             "global": piece.share

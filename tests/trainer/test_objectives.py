@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from tests.trainer.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
 from tests.trainer.making import concept_of, text_of, write_captions, write_images
+from trainer import distributed
 from trainer.clip import ImageText
 from trainer.config import TrainConfig
 from trainer.objectives import build_networks, build_objective, target_reader
@@ -22,6 +23,7 @@ from transforms.core.seeding import caption_id
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}
 TEXT = {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6}
 SUPERVISED = {"kind": "supervised", "teacher": False, "ibot_weight": 0.0}
+STABLEREP = {"teacher": False, "ibot_weight": 0.0}
 CLIP = {"kind": "clip", "teacher": False, "ibot_weight": 0.0, "text": TEXT}
 
 
@@ -87,6 +89,28 @@ def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path
     torch.testing.assert_close(terms["text"], of_text)
     torch.testing.assert_close(terms["loss"], (of_image + of_text) / 2)
     assert student.log_scale.grad is not None
+
+
+@pytest.mark.parametrize("objective", [CLIP, STABLEREP], ids=["clip", "stablerep"])
+def test_keys_with_a_gradient_are_gathered_in_float32_and_watched(
+    run: Path, monkeypatch: pytest.MonkeyPatch, objective: dict[str, Any]
+) -> None:
+    """Else the ranks' gradients would be added up in bfloat16."""
+    gathered: list[torch.dtype] = []
+
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.requires_grad:
+            gathered.append(tensor.dtype)
+        return tensor
+
+    monkeypatch.setattr(distributed, "gather", record)
+    config = tiny_config(run, **PLAIN, objective=objective, precision="bf16")
+    student, _ = build_networks(config)
+    built = build_objective(config, student, None)
+    built.backward(first_batch(config), 0)
+    assert gathered
+    assert set(gathered) == {torch.float32}
+    assert 0.0 < float(built.signs["feature_std"]) < 1.5
 
 
 def test_clip_takes_another_image_of_a_caption_in_some_other_epoch(run: Path) -> None:
