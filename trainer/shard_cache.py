@@ -1,15 +1,20 @@
 """Remote shards on local disk, within a bound: the least recently used go first.
 
 Several workers share the folder. Files are named by their content's checksum and are whole or
-absent; a file that is evicted while another process reads it stays readable to that process.
+absent; a file that is evicted while another process reads it stays readable to that process. What
+a killed process had half downloaded goes when a later one makes room.
 """
 
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from transforms.core import storage
+
+ABANDONED_S = 3600.0
+"""Age at which a download that nothing is added to any more is taken for a dead process's."""
 
 
 class ShardCache:
@@ -44,7 +49,11 @@ class ShardCache:
     def _evict(self, keep: str) -> None:
         copies = []
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(".tar") and not entry.name.startswith("."):
+            if entry.name.endswith(".part"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > ABANDONED_S:
+                        os.unlink(entry.path)
+            elif entry.name.endswith(".tar") and not entry.name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
                     copies.append((status.st_mtime, status.st_size, entry.path))
