@@ -12,10 +12,10 @@ import io
 import logging
 import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import NonNegativeFloat, PositiveInt, ValidationError
 from torch import nn
 
 from trainer.vit import EncoderConfig, build_encoder
@@ -31,13 +31,13 @@ State = dict[str, Any]
 class CheckpointConfig(Config):
     """When checkpoints are written and which stay."""
 
-    every_s: float = no_fingerprint(600.0)
+    every_s: NonNegativeFloat = no_fingerprint(600.0)
     """Seconds between two checkpoints; also written at the end, on SIGTERM, SIGUSR1 and Ctrl-C."""
-    every_steps: Annotated[int, Field(gt=0)] | None = no_fingerprint(None)
+    every_steps: PositiveInt | None = no_fingerprint(None)
     """Steps between two checkpoints, beside `every_s`; null is by time alone."""
-    keep: Annotated[int, Field(gt=0)] = no_fingerprint(2)
+    keep: PositiveInt = no_fingerprint(2)
     """The newest ones that stay; older ones are removed."""
-    keep_every_steps: Annotated[int, Field(gt=0)] | None = no_fingerprint(None)
+    keep_every_steps: PositiveInt | None = no_fingerprint(None)
     """Checkpoints at multiples of this many steps stay for good; null keeps the newest alone."""
 
     def is_due(self, step: int, seconds: float) -> bool:
@@ -76,18 +76,28 @@ def write(state: State, url: str) -> None:
 
 
 def save(state: State, folder: str, config: CheckpointConfig = DEFAULT) -> str:
-    """Write a checkpoint of `state["step"]`, then remove those that need not stay.
+    """Write a checkpoint of `state["step"]`, then remove older ones that need not stay.
+
+    Later ones are left alone: they are damaged, or the training would have continued from them.
+    Older ones that cannot be removed are warned about.
 
     Raises:
         storage.StorageError: It cannot be written; older checkpoints are still there.
     """
     url = storage.join(folder, _name(state["step"]))
     write(state, url)
-    older = list(list_steps(folder).items())[: -config.keep]
-    for step, old in older:
+    try:
+        _thin_out(folder, state["step"], config)
+    except storage.StorageError as error:
+        log.warning("an old checkpoint stays: %s", error)
+    return url
+
+
+def _thin_out(folder: str, newest: int, config: CheckpointConfig) -> None:
+    steps = {step: url for step, url in list_steps(folder).items() if step <= newest}
+    for step, old in list(steps.items())[: -config.keep]:
         if config.keep_every_steps is None or step % config.keep_every_steps:
             storage.delete(old)
-    return url
 
 
 class CheckpointWriter:

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from pydantic import model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as v2f
 
 from trainer.ibot import draw_patch_mask
 from trainer.photometric import PhotometricConfig, draw_global, draw_local
-from transforms.core.config import Config
+from transforms.core.config import Config, Probability
 
 Range = tuple[float, float]
 
@@ -27,11 +27,11 @@ Range = tuple[float, float]
 class CropsConfig(Config):
     """How many crops of which size and scale."""
 
-    num_global: int = 1
+    num_global: PositiveInt = 1
     """Global crops of an image (paper: 1; 2 where only the same image is positive)."""
-    num_local: int = 4
+    num_local: NonNegativeInt = 4
     """Local crops of an image (paper: 4; 0 without multi-crop)."""
-    local_size: int = 96
+    local_size: PositiveInt = 96
     """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch 14).
     Global crops have the encoder's `image_size`."""
     global_scale: Range | None = None
@@ -41,13 +41,11 @@ class CropsConfig(Config):
     """Share of the image's area that a local crop covers."""
     ratio: Range = (3 / 4, 4 / 3)
     """Width over height of the covered area."""
-    flip: float = 0.5
+    flip: Probability = 0.5
     """Probability of mirroring a crop left to right."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        if self.num_global < 1 or self.num_local < 0:
-            raise ValueError("num_global must be at least 1 and num_local at least 0")
         for name in ("global_scale", "local_scale", "ratio"):
             bounds = getattr(self, name)
             if bounds is not None and not 0 < bounds[0] <= bounds[1]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from trainer.shard_cache import ShardCache
 from transforms.core import storage
@@ -31,15 +32,15 @@ DEFAULT_CACHE_BYTES = 50 << 30
 class DataConfig(Config):
     """How the shards are read."""
 
-    shuffle_shards: int = 100
+    shuffle_shards: PositiveInt = 100
     """Samples are shuffled inside a window of this many shards, which are shuffled themselves."""
-    num_workers: int = no_fingerprint(2)
+    num_workers: NonNegativeInt = no_fingerprint(2)
     """Processes per rank that decode and crop; 0 does it in the training process."""
-    prefetch: int = no_fingerprint(2)
+    prefetch: PositiveInt = no_fingerprint(2)
     """Batches that each worker prepares ahead."""
     cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
     """Where copies of remote shards are kept; local shards are read in place."""
-    cache_gib: float = no_fingerprint(50.0)
+    cache_gib: PositiveFloat = no_fingerprint(50.0)
     """Bound of that folder in GiB; a window of shards should fit."""
 
 

@@ -8,6 +8,7 @@ import itertools
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,20 +23,20 @@ class ContrastiveHeadConfig(Config):
 
     norm: Norm = "bn"
     """Normalisation in both: `bn` over all ranks (paper) or `ln` (the authors' default)."""
-    hidden: int = 4096
+    hidden: PositiveInt = 4096
     """Width of the hidden layers (paper: 4096)."""
-    out: int = 256
+    out: PositiveInt = 256
     """Size of the embedding that is compared (paper: 256)."""
 
 
 class PrototypeHeadConfig(Config):
     """iBOT's head (D, hidden, hidden, bottleneck), then prototypes."""
 
-    hidden: int = 2048
+    hidden: PositiveInt = 2048
     """Width of the two hidden layers (paper: 2048)."""
-    bottleneck: int = 256
+    bottleneck: PositiveInt = 256
     """Size of the normalised vector that is compared with the prototypes (paper: 256)."""
-    num_prototypes: int = 65_536
+    num_prototypes: PositiveInt = 65_536
     """Number of prototypes (paper: 65,536)."""
 
 

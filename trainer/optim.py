@@ -1,42 +1,34 @@
 """AdamW, and which parameters must not decay. Source: paper appendix (optimiser)."""
 
-from typing import Self
+from typing import Annotated
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from trainer import schedules
-from transforms.core.config import Config
+from transforms.core.config import Config, Probability
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 UNDECAYED_NAMES = frozenset({"pos_embed", "cls_token", "mask_token", "gain"})
 
 
 class OptimConfig(Config):
     """AdamW and its schedules."""
 
-    learning_rate: float = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     """Peak, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L)."""
-    warmup: int = 0
-    """Steps of linear warm-up (paper: 80k of 500k in the final runs)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: NonNegativeInt = 0
+    """Steps of linear warm-up (paper: 80k of 500k in the final runs; the default suits any
+    length)."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates of its two averages."""
-    weight_decay: tuple[float, float] = (0.04, 0.2)
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)
     """Start and end of the cosine (not on biases, norms, tokens, positions, gains)."""
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; null does not clip (paper)."""
-    ema_momentum: tuple[float, float] = (0.994, 1.0)
+    ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)
     """Start and end of the cosine of the teacher's momentum."""
-
-    @model_validator(mode="after")
-    def _sane(self) -> Self:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: expected more than 0")
-        if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}: expected 0 or more steps")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}: expected more than 0, or null")
-        return self
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -10,17 +10,17 @@ Order: downsample, colour jitter (its four operations in a random order), grey, 
 """
 
 import math
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from trainer.transfer import to_device
-from transforms.core.config import Config
+from transforms.core.config import Config, Probability
 
 # Columns of the draws. ORDER is the first of four: the operation that is the first, second, ...
 DOWNSAMPLE, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARISE = (
@@ -34,40 +34,36 @@ SOLARISE_THRESHOLD = 128 / 255
 class PhotometricConfig(Config):
     """Probabilities and strengths; the defaults are the paper's."""
 
-    jitter: float = 0.8
+    jitter: Probability = 0.8
     """Probability of colour jitter."""
-    brightness: float = 0.4
+    brightness: Probability = 0.4
     """Brightness is scaled by 1 - this to 1 + this."""
-    contrast: float = 0.4
+    contrast: Probability = 0.4
     """Contrast is scaled by 1 - this to 1 + this."""
-    saturation: float = 0.2
+    saturation: Probability = 0.2
     """Saturation is scaled by 1 - this to 1 + this."""
-    hue: float = 0.1
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Hue is turned by up to this share of the circle, either way."""
-    grey: float = 0.2
+    grey: Probability = 0.2
     """Probability of losing all colour."""
     sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the Gaussian blur's sigma, in pixels."""
-    global_blur_only: float = 0.5
+    global_blur_only: Probability = 0.5
     """Share of global crops that are always blurred and never solarised; the others have the
     `global_blur` and `global_solarise` probabilities."""
-    global_blur: float = 0.1
+    global_blur: Probability = 0.1
     """Probability of blur for the other global crops."""
-    global_solarise: float = 0.2
+    global_solarise: Probability = 0.2
     """Probability of solarising for the other global crops."""
-    local_blur: float = 0.5
+    local_blur: Probability = 0.5
     """Probability of blur for local crops."""
-    downsample: float = 0.05
+    downsample: Probability = 0.05
     """Probability of StableRep's downsample and upsample again."""
-    downsample_sizes: tuple[int, ...] = (64, 128)
+    downsample_sizes: tuple[PositiveInt, ...] = (64, 128)
     """Sides in pixels to downsample to, one at random; crops that are no larger are left alone."""
 
     @model_validator(mode="after")
-    def _probabilities(self) -> Self:
-        names = "jitter grey global_blur_only global_blur global_solarise local_blur downsample"
-        for name in names.split():
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a probability, 0 to 1")
+    def _sane(self) -> Self:
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise ValueError(f"sigma is {self.sigma}: expected 0 < low <= high")
         return self

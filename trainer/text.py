@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from trainer.data import Sample
@@ -26,13 +26,13 @@ class TextConfig(Config):
     context: int = 192
     """Tokens of a caption that are read, with its start and end; the rest is cut off (CLIP: 77 BPE
     tokens; as bytes nearly all captions have fewer than 190)."""
-    width: int = 512
+    width: PositiveInt = 512
     """Size of a token (CLIP: 512 for B, 768 for L)."""
-    depth: int = 12
+    depth: PositiveInt = 12
     """Number of transformer blocks (CLIP: 12)."""
-    num_heads: int = 8
+    num_heads: PositiveInt = 8
     """Attention heads per block (CLIP: 8 for B, 12 for L)."""
-    out: int = 512
+    out: PositiveInt = 512
     """Size of the embedding that images and texts share (CLIP: 512 for B, 768 for L)."""
 
     @model_validator(mode="after")

@@ -5,10 +5,10 @@ Crops of any size that the patch size divides are taken; the position embedding 
 their grid, which is how one encoder sees both global and local crops.
 """
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,23 +21,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class EncoderConfig(Config):
     """Shape of the encoder and what its input looks like; the defaults are ViT-B/16."""
 
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Side of a global crop and of a test image, in pixels."""
-    patch_size: int = 16
+    patch_size: PositiveInt = 16
     """Side of a patch in pixels (paper: 16 for B, 14 for L)."""
-    width: int = 768
+    width: PositiveInt = 768
     """Size of a token (paper: 768 for B, 1024 for L)."""
-    depth: int = 12
+    depth: PositiveInt = 12
     """Number of transformer blocks (paper: 12 for B, 24 for L)."""
-    num_heads: int = 12
+    num_heads: PositiveInt = 12
     """Attention heads per block (paper: 12 for B, 16 for L)."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: PositiveFloat = 4.0
     """Hidden size of a block's MLP over `width`."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth rate of the student's last block (paper: 0.1 for B, 0.4 for L)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted from each channel of an image in [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     """Divides each channel after the mean is subtracted."""
 
     @model_validator(mode="after")

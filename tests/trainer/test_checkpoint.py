@@ -99,6 +99,32 @@ def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> N
         checkpoint.load_newest(str(tmp_path))
 
 
+def test_after_a_damaged_one_the_next_stays_though_its_number_is_lower(tmp_path: Path) -> None:
+    folder, config = str(tmp_path), CheckpointConfig(keep=1)
+    for step in (5, 10):
+        checkpoint.save({"step": step}, folder, CheckpointConfig(keep=2))
+    (tmp_path / "step-000000010.pt").write_bytes(b"")
+    checkpoint.save({"step": 7}, folder, config)
+    state = checkpoint.load_newest(folder)
+    assert state is not None
+    assert state["step"] == 7
+    checkpoint.save({"step": 12}, folder, config)
+    assert list(checkpoint.list_steps(folder)) == [12]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(url: str) -> None:
+        raise storage.StorageError(None, f"cannot delete {url}: not allowed")
+
+    monkeypatch.setattr(storage, "delete", refuse)
+    for step in (1, 2):
+        checkpoint.save({"step": step}, str(tmp_path), CheckpointConfig(keep=1))
+    assert list(checkpoint.list_steps(str(tmp_path))) == [1, 2]
+    assert "an old checkpoint stays: cannot delete" in caplog.text
+
+
 class Evil:
     """Unpickling this would run code."""
 

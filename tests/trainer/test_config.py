@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from tests.trainer.gradients import tiny_config
 from trainer.config import TrainConfig, data_folder, train_folder
 from transforms.core.config import describe, fingerprint_fields, load_config
 
@@ -32,7 +34,46 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
     fields = fingerprint_fields(TrainConfig(run="here")).keys()
     assert {"seed", "steps", "model.width", "optim.learning_rate", "precision"} <= fields
     free = {"run", "data", "device", "accumulation", "log_every", "loader.num_workers"}
-    assert not (free | {"checkpoint.every_s"}) & fields
+    chunks = {"objective.contrastive_chunk", "objective.ibot_chunk"}
+    assert not (free | chunks | {"checkpoint.every_s"}) & fields
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("loader", "shuffle_shards", 0),
+        ("loader", "num_workers", -1),
+        ("loader", "prefetch", 0),
+        ("optim", "betas", [1, 2]),
+        ("optim", "clip_norm", 0),
+        ("crops", "local_size", 0),
+        ("crops", "num_global", 0),
+        ("photometric", "jitter", 1.5),
+        ("model", "patch_size", 0),
+        ("model", "num_heads", 0),
+        ("objective", "contrastive_chunk", -1),
+        ("objective", "masked_images", 1.5),
+        ("objective", "temperature", 0),
+        ("checkpoint", "every_s", -1),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_by_name(section: str, key: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        tiny_config("unused", **{section: {key: value}})
+    assert {error["loc"][:2] for error in caught.value.errors()} == {(section, key)}
+
+
+@pytest.mark.parametrize("key", ["log_every", "num_threads", "steps"])
+def test_counts_are_positive(key: str) -> None:
+    with pytest.raises(ValidationError, match="should be greater than 0"):
+        tiny_config("unused", **{key: 0})
+
+
+def test_help_gives_types_without_their_bounds() -> None:
+    lines = describe(TrainConfig)
+    assert "  optim.betas  (tuple[float, float], default [0.9, 0.999])\n" in lines
+    assert "  optim.clip_norm  (float | None, default null)\n" in lines
+    assert "  photometric.downsample_sizes  (tuple[int, ...], default [64, 128])\n" in lines
 
 
 def test_every_key_has_help() -> None:

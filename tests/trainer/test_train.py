@@ -49,7 +49,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("override", "sentence"),
     [
         ("optim.learning_rat=1", "did you mean 'optim.learning_rate'"),
-        ("captions_per_batch=0", "expected 1 or more"),
+        ("captions_per_batch=0", "should be greater than 0"),
         ("optim.warmup=9", "optim.warmup 9 is more than steps 4"),
         ("crops.local_size=9", "not a multiple of model.patch_size 8"),
         ("accumulation=3", "expected a multiple of 3"),
@@ -77,6 +77,21 @@ def test_data_that_is_not_there_is_exit_1(run: Path, capsys: pytest.CaptureFixtu
     (run / "images" / "shards" / "000" / "images-000001.tar").unlink()
     assert command(run) == 1
     assert "images-000001.tar is gone" in last_line(capsys)
+
+
+def test_collectives_inside_torch_that_fail_are_a_sentence(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As NCCL's in the backward pass."""
+
+    def fail(*_: object) -> None:
+        raise torch.distributed.DistBackendError("NCCL error\nremote process exited")
+
+    monkeypatch.setattr(train.Training, "update", fail)
+    assert command(run) == 1
+    said = last_line(capsys)
+    assert "rank 0 lost the others (remote process exited)" in said
+    assert "run the same command to go on" in said
 
 
 def test_other_settings_and_other_data_are_refused_by_name(
