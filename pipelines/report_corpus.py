@@ -158,7 +158,7 @@ def _plan(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
 
     try:
         return prompt_source(CaptionsConfig.model_validate(settings["config"])).plan()
-    except (ConfigError, KeyError, ValueError):
+    except (ConfigError, KeyError, ValueError, storage.StorageError):
         return {}
 
 

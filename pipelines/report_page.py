@@ -153,8 +153,8 @@ def _losses(report: RunReport) -> str:
     if not rows:
         return note("Nothing was dropped, made again or given up.")
     text = (
-        "“Counted” is what happened on the way, by the counters of the commit records; “given up” "
-        "are the records that are missing in the end."
+        "“Counted” is what happened on the way, by the counters of the commit records, those of "
+        "retries among them; “given up” are the records that are missing in the end."
     )
     return note(text) + table(("stage", "", "reason", "number"), rows)
 

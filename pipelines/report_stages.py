@@ -2,7 +2,8 @@
 
 Of a large stage not every commit record is read: `MAX_RECORDS`, evenly spaced, stand for all, and
 what they count is scaled up. The number of shards and their bytes come from listings, and the
-number of samples of a complete stage from its index, so these are exact whatever its size.
+number of samples of a complete stage from its index, so these are exact whatever its size. Complete
+retries of a complete stage are a part of it, as they are of its index.
 """
 
 import io
@@ -56,7 +57,7 @@ class StageSummary:
     unit: str
     complete: bool
     num_shards: int
-    """Committed."""
+    """Committed, those of complete retries among them."""
     planned_shards: int | None
     num_records_read: int
     """Commit records that times and counts come from; fewer than shards: they are estimates."""
@@ -67,11 +68,12 @@ class StageSummary:
     seconds: float
     """Of work, summed over shards: with two workers it passes twice as fast."""
     shard_seconds: ShardTimes
+    """Without retries."""
     images_per_sample: int
     """Images of a sample; 0 where there are none."""
     counts: Mapping[str, int]
     failures: Mapping[str, int]
-    """Dead letters by reason."""
+    """Dead letters by reason: those of the last complete retry, which had all others to paint."""
     settings: Mapping[str, Any]
     """What `run.yaml` says: config, fingerprint, versions."""
 
@@ -91,43 +93,67 @@ def stage_folder(run: str, name: str) -> StageFolder:
     return StageFolder(storage.join(run, name), kind, suffix)
 
 
-def summarise(run: str, name: str) -> tuple[StageSummary | None, list[CommitRecord]]:
-    """A stage in numbers, and the commit records that were read; None if it has not run."""
+@dataclass(frozen=True)
+class _Commits:
+    """The commit records of a folder, or some that stand for all."""
+
+    num_shards: int
+    records: Sequence[CommitRecord]
+
+    @property
+    def scale(self) -> float:
+        """Shards that a record stands for."""
+        return self.num_shards / max(len(self.records), 1)
+
+    def total(self, value: Callable[[CommitRecord], float]) -> float:
+        """The sum of a value over all shards."""
+        return self.scale * sum(map(value, self.records))
+
+    def counts(self) -> Counter[str]:
+        """The sums of all counters over all shards."""
+        read: Counter[str] = Counter()
+        for record in self.records:
+            read.update(record.counts)
+        return Counter({name: round(self.scale * number) for name, number in read.items()})
+
+
+def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[CommitRecord]]:
+    """A stage in numbers, and its own commit records that were read; None if it has not run."""
     folder = stage_folder(run, name)
-    committed = sorted(committed_shards(folder))
-    if not committed:
+    own = _commits(folder)
+    if not own.records:
         return None, []
-    records = list(read_commits(folder, spread(committed, MAX_RECORDS)))
-    scale = len(committed) / len(records)
+    planned = _planned(folder)
     success = read_success(folder)
+    if success is not None and planned not in (None, success["num_shards"]):
+        success = None  # Of a stage that is to grow.
+    retries = _complete_retries(folder) if success else []
+    parts = [own, *map(_commits, retries)]
     settings = read_settings(folder.run_yaml_url)
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record.counts)
-    if success is None:
-        success = {
-            "num_samples": round(scale * sum(record.num_samples for record in records)),
-            "num_failures": round(scale * sum(record.num_failures for record in records)),
-        }
+    summed = success or {
+        "num_samples": round(own.total(lambda record: record.num_samples)),
+        "num_failures": round(own.total(lambda record: record.num_failures)),
+    }
+    counts = sum((part.counts() for part in parts), Counter[str]())
     images = int(settings.get("config", {}).get("images_per_caption", 0)) if name == "images" else 0
     summary = StageSummary(
         name=name,
         unit=STAGES[name][2],
-        complete=storage.exists(folder.success_url),
-        num_shards=len(committed),
-        planned_shards=_planned(folder),
-        num_records_read=len(records),
-        num_samples=success["num_samples"],
-        num_failures=success.get("num_failures", 0),
+        complete=success is not None,
+        num_shards=sum(part.num_shards for part in parts),
+        planned_shards=planned,
+        num_records_read=sum(len(part.records) for part in parts),
+        num_samples=summed["num_samples"],
+        num_failures=summed.get("num_failures", 0),
         num_bytes=sum(storage.list_files(folder.url).values()),
-        seconds=scale * sum(record.seconds for record in records),
-        shard_seconds=_times(records),
+        seconds=sum(part.total(lambda record: record.seconds) for part in parts),
+        shard_seconds=_times(own.records),
         images_per_sample=images,
-        counts={key: round(scale * number) for key, number in sorted(counts.items())},
-        failures=_failures(storage.join(folder.url, "failures")),
+        counts=dict(sorted(counts.items())),
+        failures=_failures(storage.join([folder, *retries][-1].url, "failures")),
         settings=settings,
     )
-    return summary, records
+    return summary, own.records
 
 
 def read_settings(url: str) -> dict[str, Any]:
@@ -158,6 +184,20 @@ def parsed(url: str, content: _Content, parse: Callable[[_Content], _Parsed]) ->
     """
     with reading(url):
         return parse(content)
+
+
+def _commits(folder: StageFolder) -> _Commits:
+    committed = sorted(committed_shards(folder))
+    chosen = spread(committed, MAX_RECORDS)
+    return _Commits(len(committed), list(read_commits(folder, chosen)))
+
+
+def _complete_retries(folder: StageFolder) -> list[StageFolder]:
+    """In their order, as the index takes them."""
+    retries: list[StageFolder] = []
+    while read_success(retry := folder.retry(len(retries) + 1)) is not None:
+        retries.append(retry)
+    return retries
 
 
 def _times(records: Sequence[CommitRecord]) -> ShardTimes:

@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 from pathlib import Path
@@ -6,17 +7,20 @@ import pytest
 
 from pipelines.report import ReportConfig, run
 from pipelines.report_data import gather
-from pipelines.stage import UnfinishedError
+from pipelines.report_stages import stage_folder
+from pipelines.stage import UnfinishedError, finish, run_stage
 from tests.curated import make_captions, write_captions
 from tests.painting import BlockSpec
+from tests.pipelines.counting import stage
+from tests.transforms.core.samples import caption
 from tests.transforms.test_images import plan
 from transforms.caption_rows import CaptionRows
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
-from transforms.core.counters import Tally
-from transforms.core.records import Caption
+from transforms.core.counters import Count, Tally
+from transforms.core.records import Caption, Failure
 from transforms.core.seeding import caption_id
-from transforms.core.shards import DamagedFileError, StageFolder
+from transforms.core.shards import DamagedFileError, StageFolder, write_index
 from transforms.images import ImagesProducer
 
 AWKWARD = "a <b>cat</b> & \"dog\" </style><script>alert('x')</script>"
@@ -126,6 +130,45 @@ def test_every_number_of_the_run_is_on_the_page(
     assert not summary.complete
     assert summary.failures == {"image_blank": 1}
     assert summary.counts == {"image_blank": 8, "repainted": 4}
+
+
+def test_retries_are_part_of_a_stage(tmp_path: Path) -> None:
+    """Each of two shards loses a record; a retry makes one of them."""
+    run, folder = str(tmp_path), stage_folder(str(tmp_path), "captions-raw")
+    counting = stage(folder.url, 2)
+    run_stage(counting, [])
+    first = gather(run, 0, 0).stages["captions-raw"]
+    assert first is not None
+    assert first.failures == first.counts == {"drop_empty": 2}
+    with ShardBuild(folder.retry(1), 0) as build:
+        lost = Failure("11", str(Count.IMAGE_BLANK), "")
+        build.write([caption(5), lost])
+        tally = Tally()
+        tally.count(Count.IMAGE_BLANK, 3)
+        record = build.commit(["5", "11"], "fingerprint", tally)
+    assert gather(run, 0, 0).stages["captions-raw"] == dataclasses.replace(
+        first, num_bytes=sum(storage.list_files(folder.url).values())
+    ), "an unfinished retry counts for nothing"
+    write_index(folder.retry(1), [record], {})
+    finish(counting)
+    both = gather(run, 0, 0).stages["captions-raw"]
+    assert both is not None
+    assert (both.num_shards, both.num_samples, both.num_failures) == (3, 11, 1)
+    assert both.failures == {"image_blank": 1}
+    assert both.counts == {"drop_empty": 2, "image_blank": 3}
+    assert both.shard_seconds == first.shard_seconds
+    assert not both.estimated
+
+
+def test_a_stage_that_is_to_grow_is_not_complete(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    run_stage(stage(f"{run}/captions-raw", 2), [])
+    with pytest.raises(UnfinishedError):
+        run_stage(stage(f"{run}/captions-raw", 3, raise_in=2), [])
+    summary = gather(run, 0, 0).stages["captions-raw"]
+    assert summary is not None
+    assert not summary.complete
+    assert (summary.num_shards, summary.planned_shards, summary.num_samples) == (2, 3, 10)
 
 
 def test_the_contact_sheet_pairs_captions_with_their_images(whole_run: str) -> None:

@@ -71,6 +71,18 @@ def test_a_plan_that_is_gone_is_no_error(captions_run: str) -> None:
     assert (source["share"], source["planned"]) == (1, None)
 
 
+def test_a_plan_whose_storage_fails_is_no_error(
+    captions_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(config: CaptionsConfig) -> None:
+        raise storage.StorageError(None, "cannot read gs://lists/concepts.yaml")
+
+    monkeypatch.setattr("pipelines.captions.prompt_source", fails)
+    run(ReportConfig(run=captions_run), [])
+    report = json.loads(storage.read_bytes(f"{captions_run}/report.json"))
+    assert report["captions"]["balance"]["source"][0]["planned"] is None
+
+
 def test_curation_is_on_the_page(captions_run: str) -> None:
     near = {"dropped": "an old cat", "resembled": "an old, old cat", "similarity": 0.875}
     share = [
