@@ -107,7 +107,10 @@ def _help(job: str) -> int:
     from transforms.core.config import describe
 
     module = _module(job)
-    print(f"python -m pipelines {job} CONFIG [key=value ...] [--beam_flag=value ...]\n")
+    takes = "RUN [key=value ...]"
+    if job not in OF_A_RUN:
+        takes = "CONFIG [key=value ...] [--beam_flag=value ...]"
+    print(f"python -m pipelines {job} {takes}\n")
     print(f"{(module.__doc__ or '').strip()}\n\nkeys:\n{describe(module.CONFIG)}")
     return OK
 
