@@ -168,6 +168,19 @@ def load(url: str) -> State:
     return state
 
 
+def is_whole(url: str) -> bool:
+    """Whether a file is one of our checkpoints, to its end.
+
+    Raises:
+        storage.StorageError: It cannot be read.
+    """
+    try:
+        load(url)
+    except ConfigError:
+        return False
+    return True
+
+
 def load_newest(folder: str) -> State | None:
     """The newest checkpoint in a folder that is whole; None if there is none at all.
 

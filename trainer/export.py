@@ -22,6 +22,7 @@ from trainer.checkpoint import find, load_encoder
 from trainer.vit import EncoderConfig, architecture
 from transforms.core import storage
 from transforms.core.config import ConfigError
+from transforms.core.scratch import scratch_folder
 
 BASE = "vit_base_patch16_224"
 """timm's name of the class; `model_args` turn it into any other size."""
@@ -37,18 +38,24 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
 
     Raises:
         storage.StorageError: A file cannot be read or written.
-        ConfigError: There is no encoder of ours in it.
+        ConfigError: There is no encoder of ours in it, or timm gives other features; nothing is
+            written then.
     """
     from safetensors.torch import save
 
     encoder, config = load_encoder(path, which)
     weights = {name: value.contiguous() for name, value in encoder.state_dict().items()}
-    content = save(weights, metadata={"format": "pt"})
-    storage.replace_bytes(content, storage.join(out, "model.safetensors"))
     text = json.dumps(timm_config(config), indent=2, sort_keys=True)
-    storage.replace_bytes(text.encode("utf-8"), storage.join(out, "config.json"))
-    if storage.is_local(out):
-        _check_features(encoder, config, out)
+    files = {
+        "model.safetensors": save(weights, metadata={"format": "pt"}),
+        "config.json": text.encode("utf-8"),
+    }
+    with scratch_folder() as scratch:
+        for name, content in files.items():
+            storage.replace_bytes(content, storage.join(scratch, name))
+        _check_features(encoder, config, scratch)
+    for name, content in files.items():
+        storage.replace_bytes(content, storage.join(out, name))
 
 
 def timm_config(config: EncoderConfig) -> dict[str, Any]:
@@ -76,15 +83,15 @@ def timm_config(config: EncoderConfig) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _check_features(encoder: nn.Module, config: EncoderConfig, out: str) -> None:
+def _check_features(encoder: nn.Module, config: EncoderConfig, folder: str) -> None:
     """The exported model must give the very features of the checkpoint."""
     import timm
 
     images = torch.randn(2, 3, config.image_size, config.image_size)
-    exported = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    exported = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     ours: Any = encoder
     if not torch.equal(exported.forward_features(images), ours.forward_features(images)):
-        raise ConfigError(f"{out}: timm gives other features than the checkpoint; do not use it")
+        raise ConfigError("timm gives other features than the checkpoint: nothing was exported")
 
 
 def main(arguments: Sequence[str]) -> int:

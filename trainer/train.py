@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from trainer import distributed
-from trainer.checkpoint import checkpoints_folder, list_steps, load_newest
+from trainer.checkpoint import checkpoints_folder, is_whole, list_steps, load_newest
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
 from trainer.loop import StoppedError, keep_for_replay, run_steps
@@ -69,7 +69,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
     fields = {**fingerprint_fields(config), "data": samples.reader.checksum}
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
     finished = list_steps(checkpoints).get(config.steps)
-    if finished:
+    if finished and is_whole(finished):
         _check_steps(config.steps, checkpoints)
         return f"Trained already: {config.steps} steps, {finished}"
 

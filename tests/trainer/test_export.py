@@ -11,6 +11,7 @@ from tests.trainer.test_checkpoint import tiny_state
 from trainer import checkpoint
 from trainer.export import main, timm_config
 from trainer.vit import EncoderConfig
+from transforms.core import storage
 
 
 def test_timm_loads_it_with_equal_features(
@@ -30,6 +31,30 @@ def test_timm_loads_it_with_equal_features(
             assert torch.equal(model(images), tokens[:, 0])
     assert tuple(model.pretrained_cfg["mean"]) == config.mean
     assert tuple(model.pretrained_cfg["input_size"]) == (3, 16, 16)
+
+
+def test_other_features_are_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tiny_state(), str(tmp_path))
+    create = timm.create_model
+
+    def other(name: str, pretrained: bool) -> torch.nn.Module:
+        return create(name, pretrained=False)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(timm, "create_model", other)
+    assert main([str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "other features" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_goes_to_any_storage(tmp_path: Path, any_storage: str) -> None:
+    checkpoint.save(tiny_state(), str(tmp_path))
+    assert main([str(tmp_path), f"{any_storage}/exported"]) == 0
+    assert set(storage.list_files(f"{any_storage}/exported")) == {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_student_and_teacher_differ(tmp_path: Path) -> None:

@@ -34,6 +34,20 @@ def test_a_training_finishes_and_then_has_nothing_to_do(
     assert {path: path.stat().st_mtime_ns for path in (run / "train").rglob("*")} == before
 
 
+def test_a_damaged_last_checkpoint_is_made_again(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(run, "checkpoint.every_steps=2") == 0
+    expected = final_state(run)
+    (last,) = (run / "train").rglob("step-000000004.pt")
+    last.write_bytes(last.read_bytes()[:1000])
+    assert command(run, "checkpoint.every_steps=2") == 0
+    assert "Trained 4 steps" in capsys.readouterr().out.splitlines()[-1]
+    assert final_state(run)["student"].keys() == expected["student"].keys()
+    for name, value in final_state(run)["student"].items():
+        assert torch.equal(value, expected["student"][name])
+
+
 def test_it_learns(run: Path) -> None:
     overrides = ["steps=60", "optim.warmup=5", "photometric.jitter=0", "photometric.grey=0"]
     assert command(run, *overrides) == 0
