@@ -2,7 +2,8 @@
 
 A step never waits for the device. Losses stay there until they are asked for, and so does the
 verdict whether they are finite: from the first step on whose loss or gradient is not, the device
-leaves weights, optimiser and teacher as they are, so that asking late loses nothing.
+leaves weights, optimiser and teacher as they are, so that asking late loses nothing. (But for
+the running estimates of the heads' batch norms, which no training reads.)
 """
 
 from collections import deque
@@ -29,7 +30,8 @@ class NotFiniteError(TrainingError):
     """A loss or a gradient is not finite.
 
     Attributes:
-        step: Where it first happened; weights, optimiser and teacher are as before it.
+        step: Where it first happened; weights, optimiser and teacher are as before it, but for the
+            running estimates of batch norms, which no training reads.
         caption_ids: Of that step's batch, over all ranks, 16 hex digits each.
     """
 
