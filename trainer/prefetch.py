@@ -1,6 +1,6 @@
 """Remote shards on their way before they are needed: while a window of shards is read, the next.
 
-Samples are shuffled inside windows of shards (see `trainer.stream`), so a window's shards are all
+Samples are shuffled inside windows of shards (see `trainer.order`), so a window's shards are all
 wanted at its start. Within the cache's bound: where two windows do not fit, nothing is fetched
 ahead, since it would only push out what is being read.
 """
