@@ -19,7 +19,7 @@ from transforms.core import storage
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError, Index
-from transforms.near_duplicates import Hashes, changes, mix
+from transforms.hashes import Hashes, changes, mix
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,11 @@ from transforms.caption_columns import (
     read_table,
 )
 from transforms.core import storage
+from transforms.hashes import Hashes, changes, distinct
 from transforms.near_duplicates import (
     CurationConfig,
-    Hashes,
     band_hashes,
     candidate_pairs,
-    changes,
-    distinct,
     shingles,
     similarity,
 )

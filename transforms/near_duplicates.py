@@ -27,9 +27,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from transforms.core.config import Config
-
-Hashes = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.int64]
+from transforms.hashes import Hashes, Positions, changes, distinct, mix
 
 MAX_PARTNERS = 8
 """Captions of a bucket that each of the others is compared with: the first ones by their keys.
@@ -80,13 +78,6 @@ def candidate_probability(similarity: float, config: CurationConfig) -> float:
     """Probability that two captions of this Jaccard similarity agree in some band."""
     rows = config.num_permutations // config.num_bands
     return float(1 - (1 - similarity**rows) ** config.num_bands)
-
-
-def mix(values: Hashes) -> Hashes:
-    """A bijection of 64-bit numbers without visible order (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def shingles(texts: pa.Array, size: int) -> Shingles:
@@ -166,21 +157,6 @@ def similarity(ones: Shingles, others: Shingles) -> npt.NDArray[np.float64]:
     )
     # What both sides hold is in the sum of their sizes twice, in the union once.
     return (summed - united) / united
-
-
-def changes(column: Hashes) -> npt.NDArray[np.bool_]:
-    """Where a column differs from the row before: [N] -> [N], true at the first row."""
-    new = np.ones(len(column), bool)
-    new[1:] = column[1:] != column[:-1]
-    return new
-
-
-def distinct(major: Hashes, minor: Hashes) -> tuple[Hashes, Hashes]:
-    """The different rows of two columns, sorted by the first, then by the second."""
-    order = np.lexsort((minor, major))
-    major, minor = major[order], minor[order]
-    new = changes(major) | changes(minor)
-    return major[new], minor[new]
 
 
 def _words(texts: pa.Array) -> tuple[Hashes, Positions]:
