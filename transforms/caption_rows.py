@@ -19,7 +19,8 @@ from transforms.core.records import Caption, from_table
 from transforms.core.shards import DamagedFileError, Index, read_index
 
 _SHARDS_KEPT = 4
-"""Caption shards kept in memory: about 1 MB each, and neighbours are read one after the other."""
+"""Caption shards kept in memory, about 1 MB each. Image shards are made in random order, so most of
+them fetch their caption shard anew: a megabyte beside the minutes that painting takes."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 A prompt that makes an engine fail costs one completion: the batch is cut until the prompt stands
 alone. Whether the prompt or the engine is to blame shows a harmless prompt: an engine that does not
-answer it is restarted, once, and when it still does not, the run stops.
+answer it is restarted, and when it still does not, the run stops. The run also stops when the
+engine dies more often than it takes to find the one prompt that kills it: a batch of n prompts is
+halved about log2(n) times. From each prompt that is found the count begins anew.
 """
 
 import contextlib
