@@ -1,6 +1,7 @@
 """Each colour operation against torchvision's per-image one, and the statistics of the draws."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,9 +153,12 @@ def test_draws_have_the_papers_probabilities() -> None:
     assert blurred.mean() == pytest.approx(1.05, abs=0.02)
 
 
-@pytest.mark.parametrize("wrong", [{"jitter": 1.2}, {"sigma": (2.0, 1.0)}])
-def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="expected"):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [({"jitter": 1.2}, "less than or equal to 1"), ({"sigma": (2.0, 1.0)}, "expected 0 < low")],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         PhotometricConfig(**wrong)
 
 
