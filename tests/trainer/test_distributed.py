@@ -65,3 +65,23 @@ def test_alone_communication_changes_nothing() -> None:
     assert distributed.sum_over_ranks(tensor) is tensor
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.any_rank(True, False) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("closed by peer"), distributed.LostRankError),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError),
+    ],
+)
+def test_only_what_others_do_is_called_a_lost_rank(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(distributed, "is_on", lambda: True)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(expected, match=str(raised)):
+        distributed.all_reduce(torch.zeros(1))

@@ -9,11 +9,13 @@ import torch
 import torch.distributed
 from torch.multiprocessing.spawn import start_processes
 
+from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.gradients import assert_same, step_gradients, tiny_config
 from tests.trainer.making import write_images
 from tests.trainer.running import flat
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.probe import Probe
 from trainer.stream import batches
 from trainer.train import open_samples
 from trainer.training import Training
@@ -63,7 +65,13 @@ def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None
         ranks=distributed.world_size(),
     ):
         training.update(batch)
-    return copy.deepcopy(training.state())
+    state = copy.deepcopy(training.state())
+    elsewhere = config.execution.sharding == "shard" and distributed.rank() > 0
+    moments = state["optimizer"]["state"].get(0, {"exp_avg": state["student"]["mask_token"]})
+    for value in (state["student"]["mask_token"], moments["exp_avg"]):
+        assert (value is None) == elsewhere, "what was spread is whole on rank 0 alone"
+    first: dict[str, Any] = distributed.gather_objects(state)[0]
+    return first
 
 
 def _rank(rank: int, ranks: int, folder: str, run: str) -> None:
@@ -112,6 +120,44 @@ def test_sharded_and_replicated_trainings_are_one_and_continue_each_other(
                 assert difference <= 1e-3 * change + 1e-10, f"{name}: {key}"
     moved = [key for key in start if key.startswith("student.") and key.endswith(".weight")]
     assert all((expected[4][key] - start[key]).abs().max() > 1e-4 for key in moved)
+
+
+def _probing_rank(rank: int, ranks: int, folder: str, run: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    torch.set_num_threads(1)
+    results = []
+    for sharding in ("replicate", "shard"):
+        config = tiny_config(run, execution={"sharding": sharding})
+        probe = Probe(f"folder:{run}/colours", 40, config.model, torch.device("cpu"))
+        training = Training(config, torch.device("cpu"))
+        stream = batches(
+            open_samples(config),
+            config.loader,
+            first_step=0,
+            last_step=3,
+            captions_per_batch=config.captions_per_batch,
+            rank=rank,
+            ranks=ranks,
+        )
+        # Before a network ran, and between steps.
+        results += [probe.accuracy(network) for network in (training.network, training.student)]
+        for batch in stream:
+            training.update(batch)
+            results.append(probe.accuracy(training.network))
+        assert training.values()["loss"] > 0
+    half = len(results) // 2
+    assert results[:half] == results[half:]
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_sharded_networks_are_probed_between_steps_as_others(run: Path, tmp_path: Path) -> None:
+    save_pictures(run / "colours", {"train": 10, "test": 8})
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    start_processes(_probing_rank, (2, str(folder), str(run)), nprocs=2, start_method="spawn")
 
 
 @pytest.mark.gpu

@@ -35,6 +35,19 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     assert steps(str(path)) == [0, 7]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(str(path), 0)
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: the disk is full"):
+        log.write(0, {"loss": 1.0})
+    path.unlink()
+    with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: No such file"):
+        log.flush()
+
+
 def monitor(folder: Path, **settings: object) -> Monitor:
     config = MonitorConfig.model_validate(settings)
     return Monitor(config, str(folder), {"seed": 3}, total=100, done=40, step=2)

@@ -28,6 +28,10 @@ def test_a_lap_measures_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = clock.lap(step=16)
     assert pace.images_per_s == pytest.approx(4.0)
     assert pace.waiting == 0.0
+    now += 2.0
+    with clock.paused():
+        now += 60.0
+    assert clock.lap(step=17).images_per_s == pytest.approx(4.0), "without what is not training"
 
 
 def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch) -> None:

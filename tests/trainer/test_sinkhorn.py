@@ -67,6 +67,27 @@ def test_no_tokens_give_no_targets() -> None:
     assert targets.shape == (0, 5)
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_chunks_are_made_once_per_iteration_also_empty_ones(iterations: int) -> None:
+    logits = torch.rand(5, 4, dtype=torch.float64)
+    asked = []
+
+    def chunks() -> list[Tensor]:
+        asked.append(True)
+        return [logits[:0], logits]
+
+    potentials = prototype_potentials(chunks, temperature=0.1, iterations=iterations)
+    assert len(asked) == iterations
+    expected = textbook(logits, 0.1, iterations)
+    torch.testing.assert_close(targets_of(logits, potentials, temperature=0.1), expected)
+
+
+def test_without_iterations_targets_are_a_softmax() -> None:
+    logits = torch.rand(5, 4)
+    targets = sinkhorn_knopp(logits, temperature=0.1, iterations=0)
+    torch.testing.assert_close(targets, (logits / 0.1).softmax(dim=1))
+
+
 def test_no_gradient_flows() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     assert not sinkhorn_knopp(logits, temperature=0.1).requires_grad

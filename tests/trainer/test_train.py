@@ -11,6 +11,7 @@ from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.making import write_images
 from tests.trainer.running import command, final_state, losses, make_run, write_config
 from trainer import train
+from trainer.training import Training
 from transforms.core import storage
 
 
@@ -101,7 +102,7 @@ def test_collectives_inside_torch_that_fail_are_a_sentence(
     def fail(*_: object) -> None:
         raise torch.distributed.DistBackendError("NCCL error\nremote process exited")
 
-    monkeypatch.setattr(train.Training, "update", fail)
+    monkeypatch.setattr(Training, "update", fail)
     assert command(run) == 1
     said = last_line(capsys)
     assert "rank 0 lost the others (remote process exited)" in said

@@ -65,7 +65,7 @@ def encoder_subject(
     mean = torch.tensor(config.mean, device=extraction.device).view(3, 1, 1)
     std = torch.tensor(config.std, device=extraction.device).view(3, 1, 1)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # Not inference mode: networks that are spread go on being trained.
     def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
         features = []
         for batch in _batches(split, config.image_size, extraction):

@@ -1,0 +1,120 @@
+"""Several ranks: none leaves while another writes, and each says what went wrong on it alone."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import start_processes
+
+from tests.trainer.running import command, make_run
+from trainer import checkpoint, photometric, train
+from trainer.training import Training
+from transforms.core import storage
+
+WRITING_S = 1.0
+Break = Callable[[pytest.MonkeyPatch, int], None]
+"""Spoils something on a rank."""
+
+
+def not_finite(patch: pytest.MonkeyPatch, rank: int) -> None:
+    patch.setattr(
+        "trainer.objective.augment", lambda *a, **k: photometric.augment(*a, **k) * torch.nan
+    )
+
+
+def signal_to_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
+    update = Training.update
+
+    def stopped(self: Training, batch: Any) -> None:
+        if rank == 1 and self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, batch)
+
+    patch.setattr(Training, "update", stopped)
+
+
+def bad_data_on_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
+    def fail(self: Training, batch: Any) -> None:
+        raise storage.StorageError(None, "cannot read shard: gone")
+
+    if rank == 1:
+        patch.setattr(Training, "update", fail)
+
+
+def another_folder_on_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
+    if rank == 1:
+        patch.setattr(train, "load_newest", lambda folder: None)
+
+
+CASES: dict[str, Break] = {
+    "not finite": not_finite,
+    "signal": signal_to_rank_1,
+    "bad data": bad_data_on_rank_1,
+    "two folders": another_folder_on_rank_1,
+}
+
+
+def _rank(rank: int, ports: list[int], folder: str) -> None:
+    write, done = storage.replace_bytes, [0.0]
+
+    def slow(data: bytes, url: str) -> None:
+        if url.endswith(".pt"):
+            time.sleep(WRITING_S)
+        write(data, url)
+        done[0] = time.monotonic()
+
+    results = {}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for port, (name, spoil) in zip(ports, CASES.items(), strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+            patch.setattr(storage, "replace_bytes", slow)
+            spoil(patch, rank)
+            code = command(Path(folder, name), "num_threads=1")
+        lines = said.getvalue().splitlines()
+        results[name] = (code, lines[-1] if lines else "", done[0], time.monotonic())
+    torch.save(results, Path(folder, f"rank-{rank}.pt"))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -> None:
+    for name in CASES:
+        make_run(tmp_path / name)
+    two_folders = tmp_path / "two folders"
+    assert command(two_folders, "checkpoint.every_steps=2", "checkpoint.keep=9") == 0
+    checkpoints = two_folders / "train" / "checkpoints"
+    (checkpoints / "step-000000004.pt").unlink()
+
+    ports = [free_port() for _ in CASES]
+    start_processes(_rank, (ports, str(tmp_path)), nprocs=2, start_method="spawn")
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+
+    for name, exit_code in (("not finite", train.UNFINISHED), ("signal", train.RESTART)):
+        assert (first[name][0], second[name][0]) == (exit_code, exit_code)
+        written, left = first[name][2], second[name][3]
+        assert left >= written, f"{name}: rank 1 waits for what rank 0 writes"
+    replay = checkpoint.load(str(tmp_path / "not finite/train/replay-step-000000000.pt"))
+    assert len(replay["caption_ids"]) == 4
+    assert list(checkpoint.list_steps(str(tmp_path / "signal/train/checkpoints"))) == [2]
+
+    assert second["bad data"][:2] == (train.UNFINISHED, "rank 1: cannot read shard: gone")
+    assert first["bad data"][0] == train.UNFINISHED
+    assert "rank 0 lost the others" in first["bad data"][1]
+
+    assert first["two folders"][0] == second["two folders"][0] == train.WRONG_CONFIG
+    assert "(rank 0: 2, rank 1: 0): expected a folder that all" in first["two folders"][1]
