@@ -6,6 +6,7 @@ as one has left that way. So after what is written last all wait for each other.
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 from trainer import distributed
 from trainer.checkpoint import CheckpointWriter, checkpoints_folder, write
@@ -13,7 +14,7 @@ from trainer.config import TrainConfig, batch_images
 from trainer.monitor import Monitor
 from trainer.pace import Clock
 from trainer.probe import Probe
-from trainer.stream import CroppedSamples, batches
+from trainer.stream import Batch, CroppedSamples, batches
 from trainer.training import NotFiniteError, Training, TrainingError
 from transforms.core import storage
 
@@ -37,19 +38,10 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
     Raises:
         StoppedError: A signal came, on this rank or another.
         NotFiniteError: A loss or a gradient was not finite.
-        storage.StorageError: Data cannot be read, or results cannot be written.
-        ConfigError: The probe's data set does not exist, or a listener cannot be told.
+        storage.StorageError, ConfigError: Data cannot be read, or results cannot be written.
     """
     config, first = training.config, training.step
-    stream = batches(
-        samples,
-        config.loader,
-        first_step=first,
-        last_step=config.steps,
-        captions_per_batch=config.captions_per_batch,
-        rank=distributed.rank(),
-        ranks=distributed.world_size(),
-    )
+    stream = _stream(config, samples, first)
     probe = _probe(training)
     main = distributed.rank() == 0
     clock = Clock(config, training.objective.device, first)
@@ -91,6 +83,18 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
                 who = stop[0] if stop else "a signal to another rank"
                 raise StoppedError(f"stopped by {who}, saved at step {step} of {config.steps}")
         return writer.wait()
+
+
+def _stream(config: TrainConfig, samples: CroppedSamples, first: int) -> Iterator[Batch]:
+    return batches(
+        samples,
+        config.loader,
+        first_step=first,
+        last_step=config.steps,
+        captions_per_batch=config.captions_per_batch,
+        rank=distributed.rank(),
+        ranks=distributed.world_size(),
+    )
 
 
 def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:

@@ -8,6 +8,9 @@ It reads `<run>/images` (or `data`) and writes `<run>/train`: `run.yaml`, `metri
 so. Ctrl-C, SIGTERM and SIGUSR1 save first. Exit code 0: all steps are done; 2: a setting is wrong;
 75: a signal stopped it, start it again; 1: steps are left, and the last line says why and how to go
 on. (`torchrun` itself exits with 1 whatever code its processes had.)
+
+`torchrun` passes SIGUSR1 on only with `--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`, and kills 30 s
+after a signal unless `--shutdown-timeout=SECONDS` gives more time to save.
 """
 
 import argparse

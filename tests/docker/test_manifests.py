@@ -147,6 +147,8 @@ def test_the_pods_of_a_training_find_each_other() -> None:
     command = pod["containers"][0]["command"]
     assert f"--nnodes={spec['completions']}" in command
     assert f"--master-addr={name}-0.{pod['subdomain']}" in command
+    (patience,) = [int(w.split("=")[1]) for w in command if w.startswith("--shutdown-timeout=")]
+    assert 60 <= patience < pod["terminationGracePeriodSeconds"], "torchrun kills before the pod is"
     assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
 
 

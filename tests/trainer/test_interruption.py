@@ -71,6 +71,8 @@ def start(run: Path, *overrides: str, ranks: int = 1) -> "subprocess.Popen[str]"
             "torch.distributed.run",
             "--standalone",
             f"--nproc-per-node={ranks}",
+            "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1",
+            "--shutdown-timeout=60",
             "-m",
         ]
     return subprocess.Popen(
@@ -184,11 +186,7 @@ def test_signals_to_whole_process_groups_save_and_leave_no_loader_behind(
     ranks = ranks_of(process.pid)
     loaders = [pid for rank in ranks.values() for pid in children(rank)]
     assert len(loaders) >= 2
-    if name == "SIGTERM":
-        process.send_signal(signal.SIGTERM)
-    else:
-        for rank in ranks.values():
-            os.killpg(rank, signal.SIGUSR1)
+    process.send_signal(getattr(signal, name))
     errors = process.communicate(timeout=100)[1]
     assert process.returncode != 0
     said = re.search(r"stopped by .*, saved at step (\d+) of 100000", errors)
