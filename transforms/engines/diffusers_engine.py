@@ -16,6 +16,7 @@ generators to draw their noise from; they encode a caption again for each of its
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,9 @@ def check_device(device: str) -> None:
     Raises:
         ConfigError: It is not.
     """
+    if device == "cpu":
+        # Read when torch is imported. Threads that wait actively double the work of a busy machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -75,9 +79,9 @@ class DiffusersEngine:
         Raises:
             ConfigError: The device is missing, or the model cannot paint as configured.
         """
+        check_device(config.device)
         import torch
 
-        check_device(config.device)
         self.batch_size = config.batch_size
         self._config = config
         self._device = torch.device(config.device)
