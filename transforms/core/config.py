@@ -39,6 +39,26 @@ class Config(BaseModel):
 Probability = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability, 0 to 1."""
 
+OF_ANOTHER_JOB = 3
+"""Unknown keys at the top of a file from which on it is taken for another job's."""
+FEW = 2
+"""Unknown keys without a hint up to which the known keys are listed."""
+CLOSE = 0.75
+"""How like a known key (`difflib`'s ratio) a misspelt one is; `sede` and `seed` are 0.75."""
+SHOWN = 200
+"""Characters of a wrong value that a sentence repeats."""
+
+A_LIST = "a list"
+EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), A_LIST),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a section of keys"),
+    "string_type": "text",
+}
+"""What a value of the wrong type should have been, by pydantic's name of the mistake."""
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -60,6 +80,8 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path!r} is a folder: expected a YAML file") from error
     except OSError as error:
         raise ConfigError(f"config file {path!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -89,8 +111,7 @@ def parse_config(
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        details = "; ".join(_sentence(cls, detail) for detail in error.errors())
-        raise ConfigError(f"{path}: {details}") from error
+        raise ConfigError(_sentence(cls, error.errors(), path, loaded, values)) from error
 
 
 def describe(cls: type[Config]) -> str:
@@ -158,21 +179,91 @@ def _default_text(info: FieldInfo) -> str:
     return "" if value is PydanticUndefined else f", default {json.dumps(value, default=str)}"
 
 
-def _sentence(cls: type[Config], detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "config"
-    if detail["type"] == "extra_forbidden":
-        known = [name for name, _ in _leaves(cls)]
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
-        return f"unknown key {key!r} (value {detail['input']!r}): {hint}"
-    if detail["type"] == "missing":
+def _sentence(
+    cls: type[Config], details: Sequence[ErrorDetails], path: str, loaded: DictConfig, values: Any
+) -> str:
+    """What is wrong with `values`, some of which were `loaded` from `path`."""
+    unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
+    strange = [detail["loc"][0] for detail in unknown if len(detail["loc"]) == 1]
+    if sum(key in loaded for key in strange) >= OF_ANOTHER_JOB:
+        keys = ", ".join(repr(_key(detail)) for detail in unknown)
+        return f"{path} looks like the config of another job: unknown keys {keys}"
+    sentences = [_about_unknown(cls, unknown, set(_given(values)))] if unknown else []
+    sentences += [_about_value(cls, detail) for detail in details if detail not in unknown]
+    return f"{path}: {'; '.join(sentences)}"
+
+
+def _about_unknown(cls: type[Config], unknown: Sequence[ErrorDetails], given: set[str]) -> str:
+    """One sentence about all unknown keys; a key that is `given` is nobody's misspelling."""
+    known = [name for name, _ in _leaves(cls)]
+    candidates = [name for name in (*known, *cls.model_fields) if name not in given]
+    named, without_hint = [], []
+    for detail in unknown:
+        key, value = _key(detail), _shown(detail["input"])
+        close = _closest(key, candidates)
+        if close and len(unknown) == 1:
+            return f"unknown key {key!r} (value {value}): did you mean {close!r}?"
+        hint = f", did you mean {close!r}?" if close else ""
+        named.append(f"{key!r} (value {value}{hint})")
+        if not close:
+            without_hint.append(detail)
+    text = f"unknown key{'s' if len(named) > 1 else ''} {', '.join(named)}"
+    if len(without_hint) <= FEW:
+        beside = dict.fromkeys(name for d in without_hint for name in _beside(known, d))
+        text += f": known keys are {', '.join(beside)}" if beside else ""
+    return text
+
+
+def _closest(key: str, candidates: Sequence[str]) -> str | None:
+    """The key that is meant, if one is close; a common section alone makes none so."""
+    for close in difflib.get_close_matches(key, candidates, n=5, cutoff=CLOSE):
+        if difflib.get_close_matches(_last(key), [_last(close)], cutoff=CLOSE):
+            return close
+    return None
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _beside(known: Sequence[str], detail: ErrorDetails) -> Iterator[str]:
+    """The known keys and sections of the section that a key is in."""
+    section = "".join(f"{part}." for part in detail["loc"][:-1] if isinstance(part, str))
+    for name in known:
+        if name.startswith(section):
+            yield section + name.removeprefix(section).partition(".")[0]
+
+
+def _given(values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested values, with those of the sections."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield f"{prefix}{name}"
+            yield from _given(value, f"{prefix}{name}.")
+
+
+def _about_value(cls: type[Config], detail: ErrorDetails) -> str:
+    key, kind, value = _key(detail), detail["type"], detail["input"]
+    if kind == "missing":
         described = dict(_leaves(cls)).get(key)
         expected = f": expected {_type_text(described.annotation)}" if described else ""
         return f"key {key!r} is missing{expected}"
     message = detail["msg"].removeprefix("Value error, ")
-    if detail["loc"]:
-        return f"key {key!r} has value {detail['input']!r}: {message}"
-    return message
+    if kind in EXPECTED:
+        message = f"expected {EXPECTED[kind]}"
+        names = all(isinstance(part, str) for part in detail["loc"])
+        if EXPECTED[kind] == A_LIST and names and isinstance(value, str | int | float):
+            message += f", write {key}=[{value}]"
+    return f"key {key!r} has value {_shown(value)}: {message}" if detail["loc"] else message
+
+
+def _key(detail: ErrorDetails) -> str:
+    return ".".join(str(part) for part in detail["loc"]) or "config"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _one_line(error: Exception) -> str:

@@ -27,6 +27,10 @@ class Job(Config):
     seed: int = 0
     """Seed of everything random."""
     sampler: Sampler = Sampler()
+    datasets: tuple[str, ...] = no_fingerprint(())
+    """Data sets."""
+    share: float = no_fingerprint(0.5)
+    """A share."""
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -46,7 +50,10 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
     [
         ("run: out\nsede: 3\n", [], "unknown key 'sede' (value 3): did you mean 'seed'?"),
         ("seed: 3\n", [], "key 'run' is missing: expected str"),
-        ("run: out\n", ["seed=many"], "key 'seed' has value 'many'"),
+        ("run: out\n", ["seed=many"], "key 'seed' has value 'many': expected a whole number"),
+        ("run: out\n", ["share=half"], "key 'share' has value 'half': expected a number"),
+        ("run: out\n", ["sampler=ddim"], "'sampler' has value 'ddim': expected a section of keys"),
+        ("run: out\n", ["datasets=birds"], "expected a list, write datasets=[birds]"),
         ("run: out\nsampler: {steps: 0}\n", [], "greater than or equal to 1"),
         ("run: out\nsampler: {name: euler}\n", [], "'ddim' or 'ddpm'"),
         ("run: out\nsampler: {step: 5}\n", [], "did you mean 'sampler.steps'?"),
@@ -65,6 +72,44 @@ def test_every_mistake_is_one_sentence(
         load_config(Job, path, overrides)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def said(tmp_path: Path, text: str, *overrides: str) -> str:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Job, path, overrides)
+    return str(caught.value).replace(path, "CONFIG")
+
+
+def test_the_config_of_another_job_is_taken_for_one(tmp_path: Path) -> None:
+    assert said(tmp_path, "a: 1\nb: {c: 1}\nsede: 2\nsampler: {size: 1}\n") == (
+        "CONFIG looks like the config of another job: unknown keys 'sampler.size', 'a', 'b', 'sede'"
+    )
+    assert "another job" not in said(tmp_path, "run: out\n", "a=1", "b=2", "c=3")
+
+
+def test_unknown_keys_are_one_sentence_with_the_known_keys_once(tmp_path: Path) -> None:
+    assert said(tmp_path, "run: out\nzoom: 1\nsede: 2\n") == (
+        "CONFIG: unknown keys 'zoom' (value 1), 'sede' (value 2, did you mean 'seed'?): "
+        "known keys are run, seed, sampler, datasets, share"
+    )
+    assert said(tmp_path, "run: out\nsampler: {zoom: 1}\n") == (
+        "CONFIG: unknown key 'sampler.zoom' (value 1): known keys are sampler.steps, sampler.name"
+    )
+    assert "known keys are" not in said(tmp_path, "run: out\nsampler: {a: 1, b: 2, c: 3}\n")
+
+
+def test_no_hint_names_a_key_that_is_given(tmp_path: Path) -> None:
+    assert "did you mean" not in said(tmp_path, "run: out\nseed: 1\nsede: 2\n")
+
+
+def test_a_long_value_is_cut(tmp_path: Path) -> None:
+    assert len(said(tmp_path, f"run: out\nzoom: {'x' * 5000}\n")) < 400
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder: expected a YAML file"):
+        load_config(Job, str(tmp_path))
 
 
 def test_missing_file_names_it() -> None:
