@@ -121,7 +121,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Compute a step again whose loss or gradient was not finite.",
     )
     parser.add_argument("file", help="replay-step-*.pt of a training")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change single settings")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
+    )
     parsed = parser.parse_args(arguments)
     try:
         state = load(parsed.file)

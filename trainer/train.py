@@ -205,7 +205,9 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file of the training")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change single settings")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
+    )
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     speaks = os.environ.get("RANK", "0") == "0"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import yaml
 from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.making import write_images
 from tests.trainer.running import command, final_state, losses, make_run, write_config
-from trainer import train
+from trainer import replay, train
+from trainer.evaluate import __main__ as evaluate
 from trainer.training import Training
 from transforms.core import storage
 
@@ -78,6 +80,17 @@ def test_wrong_settings_are_one_sentence_and_exit_2(
     assert command(run, override) == 2
     assert sentence in last_line(capsys)
     assert not (run / "train" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"), [(train, "config"), (replay, "file"), (evaluate, "task, config")]
+)
+def test_wrong_calls_name_only_what_is_required(
+    module: ModuleType, needed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        module.main([])
+    assert last_line(capsys).endswith(f"the following arguments are required: {needed}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -120,7 +120,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("task", choices=[*TASKS, ALL], help="what to score it by")
     parser.add_argument("config", help="YAML file of the evaluation")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change single settings")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
+    )
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
