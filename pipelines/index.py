@@ -6,7 +6,8 @@ for an index that was lost or damaged. The same commit records give the same byt
 
 from collections.abc import Sequence
 
-from pipelines.stage import finish, plan
+from pipelines.stage import UnfinishedError, finish, plan
+from pipelines.verify import COMMANDS
 from transforms.core.config import Config, ConfigError, no_fingerprint
 from transforms.core.outputs import find_outputs
 
@@ -28,12 +29,19 @@ def run(config: IndexConfig, flags: Sequence[str]) -> None:
 
     Raises:
         ConfigError: There is no such stage.
-        UnfinishedError: Some of its shards are not committed.
+        UnfinishedError: Some of its shards are not committed; an index is of all of them.
     """
     outputs = list(find_outputs(config.run, (config.stage,)))
     if not outputs:
         raise ConfigError(
             f"key 'stage' has value {config.stage!r}: there is no such stage in {config.run}"
+        )
+    missing = plan(outputs[0])
+    if missing:
+        command = COMMANDS.get(config.stage, ("retry-failed",))[-1]
+        raise UnfinishedError(
+            f"{len(missing):,} of {outputs[0].num_shards:,} shards are not committed in "
+            f"{outputs[0].folder.url}: run the stage {command!r} to its end, which writes the index"
         )
     for retry in outputs[1:]:
         if not plan(retry):

@@ -6,6 +6,7 @@ rate follows from the times at which they were written.
 """
 
 import io
+import itertools
 import random
 import time
 from collections.abc import Collection, Sequence
@@ -23,6 +24,12 @@ from transforms.core.stage import StageOutput
 
 WINDOW_S = 900.0
 """The rate of a running stage is that of so long before now, and of a stage at rest its mean."""
+
+MIN_SILENCE_S = 300.0
+"""A stage whose newest commit is younger than this is running."""
+
+SILENCES = 3.0
+"""Or than so many long intervals between its commits, if that is more."""
 
 MAX_LETTERS_READ = 500
 """Dead-letter files that are read to count failures; of more, so many at random are."""
@@ -59,10 +66,10 @@ def columns(output: StageOutput, now: float) -> list[str]:
     """Shards, share done, rate, time left, failures and state of a stage at the time `now`."""
     times = storage.list_times(storage.join(output.folder.url, "commits")).values()
     done, planned = len(times), output.num_shards
-    running = done < planned and bool(times) and now - max(times) < WINDOW_S
+    running = done < planned and bool(times) and now - max(times) < longest_silence(times)
     per_second = rate(times, now, running)
     left = "-"
-    if done < planned and per_second:
+    if running and per_second:
         left = str(timedelta(seconds=round((planned - done) / per_second)))
     return [
         f"{done:,}/{planned:,}",
@@ -74,18 +81,35 @@ def columns(output: StageOutput, now: float) -> list[str]:
     ]
 
 
+def longest_silence(times: Collection[float]) -> float:
+    """Seconds without a commit after which a stage counts as stopped.
+
+    Workers that started together also commit together, so what counts is not the median interval
+    but the 90th percentile; the pauses between the sittings of a run are rarer than that.
+
+    Args:
+        times: When each shard was committed.
+    """
+    intervals = sorted(later - before for before, later in itertools.pairwise(sorted(times)))
+    if len(intervals) < 2:
+        return WINDOW_S  # Nothing is known of its pace yet.
+    return max(MIN_SILENCE_S, SILENCES * intervals[int(0.9 * (len(intervals) - 1))])
+
+
 def rate(times: Collection[float], now: float, running: bool) -> float:
     """Shards committed per second.
 
     Args:
         times: When each was.
         now: The time.
-        running: Whether to look at the last `WINDOW_S` seconds only.
+        running: Whether to look at the last `WINDOW_S` seconds only, and at two shards at least.
     """
     if not running:
         span = max(times) - min(times) if times else 0.0
         return (len(times) - 1) / span if span > 0 else 0.0
     recent = [moment for moment in times if moment > now - WINDOW_S]
+    if len(recent) < 2:
+        recent = sorted(times)[-2:]
     # From the first of them on, which is the end of a shard and not its beginning.
     span = now - min(recent)
     return (len(recent) - 1) / span if span > 0 else 0.0
@@ -121,5 +145,7 @@ def _state(output: StageOutput, times: Collection[float], now: float, running: b
     success = read_success(output.folder)
     if success is not None and success["num_shards"] == output.num_shards:
         return f"complete: {success['num_samples']:,} {output.unit}"
+    if len(times) >= output.num_shards:
+        return "unfinished: every shard is committed, but no index stands"
     since = timedelta(seconds=round(now - max(times)))
     return f"stopped: nothing was committed for {since}"

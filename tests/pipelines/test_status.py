@@ -1,3 +1,4 @@
+import os
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.__main__ import main
 from pipelines.stage import UnfinishedError, run_stage
-from pipelines.status import WINDOW_S, columns, rate
+from pipelines.status import MIN_SILENCE_S, WINDOW_S, columns, longest_silence, rate
 from tests.pipelines.counting import stage
 from transforms.core import storage
 from transforms.core.outputs import find_outputs
@@ -17,6 +18,7 @@ def test_a_stage_that_stopped_half_way(
     any_storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"{any_storage}/captions-raw"
+    run_stage(stage(url, 4), [])  # Shards are made in random order: the bad one may be the first.
     with pytest.raises(UnfinishedError):
         run_stage(stage(url, 8, raise_in=5), [])
     capsys.readouterr()
@@ -25,9 +27,67 @@ def test_a_stage_that_stopped_half_way(
     shown = columns(output, time.time() + 2 * WINDOW_S)
     assert shown[0] == f"{done}/8"
     assert shown[4] == str(done), "every shard of this stage has one dead letter"
+    assert shown[3] == "-", "nobody works on what is left"
     assert shown[5].startswith("stopped: nothing was committed for 0:30")
     assert main(["status", any_storage]) == 0
     assert capsys.readouterr().out.count("\n") == 2
+
+
+def commits_at(times: list[float], folder: str) -> None:
+    for shard, moment in enumerate(times):
+        path = Path(folder) / "commits" / f"{shard:06d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (moment, moment))
+
+
+def shown_at(times: list[float], now: float, tmp_path: Path) -> list[str]:
+    made = stage(f"{tmp_path}/captions", 100)
+    commits_at(times, made.folder.url)
+    return columns(made, now)
+
+
+def test_a_stage_is_running_while_its_commits_are_recent(tmp_path: Path) -> None:
+    times = [1e9 + 10 * shard for shard in range(20)]
+    during = shown_at(times, max(times) + MIN_SILENCE_S - 1, tmp_path)
+    assert during[5] == "running"
+    assert during[3] != "-"
+    after = shown_at(times, max(times) + MIN_SILENCE_S + 1, tmp_path)
+    assert after[5] == "stopped: nothing was committed for 0:05:01"
+    assert after[3] == "-"
+
+
+def test_slow_shards_are_waited_for(tmp_path: Path) -> None:
+    shown = shown_at([1e9 + 3600 * shard for shard in range(5)], 1e9 + 4 * 3600 + 7000, tmp_path)
+    assert shown[5] == "running"
+    assert shown[3] != "-", "a rate follows from the last commits, however old they are"
+
+
+def test_workers_in_step_and_pauses_between_sittings() -> None:
+    in_step = [1200.0 * turn + worker for turn in range(10) for worker in range(4)]
+    assert longest_silence(in_step) > 1200
+    sittings = [day * 86400.0 + 60 * shard for day in range(3) for shard in range(50)]
+    assert longest_silence(sittings) == MIN_SILENCE_S
+
+
+def test_a_stage_without_its_index_is_unfinished(tmp_path: Path) -> None:
+    made = stage(f"{tmp_path}/captions", 3)
+    run_stage(made, [])
+    storage.delete(made.folder.success_url)
+    assert columns(made, time.time())[5].startswith("unfinished: every shard is committed")
+
+
+def test_an_index_of_an_unfinished_stage_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnfinishedError):
+        run_stage(stage(f"{tmp_path}/captions", 8, raise_in=5), [])
+    capsys.readouterr()
+    assert main(["index", str(tmp_path), "stage=captions"]) == 1
+    error = capsys.readouterr().err
+    assert "of 8 shards are not committed" in error
+    assert "run the stage 'curate' to its end" in error
+    assert "same command" not in error
 
 
 def test_a_complete_stage_says_what_it_holds(tmp_path: Path) -> None:
