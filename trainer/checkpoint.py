@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = "synclr-checkpoint-1"
 State = dict[str, Any]
+_GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
+_GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
+_GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
 
 
 class CheckpointConfig(Config):
@@ -207,13 +210,17 @@ def find(path: str) -> str:
         storage.MissingFileError: There is none.
     """
     if path.endswith(".pt"):
+        if not storage.exists(path):
+            raise storage.MissingFileError(None, f"there is no checkpoint {path}: {_GO_ON}")
         return path
     for parts in ((), ("checkpoints",), ("train", "checkpoints")):
         steps = list_steps(storage.join(path, *parts) if parts else path)
         if steps:
             return steps[max(steps)]
     raise storage.MissingFileError(
-        None, f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training"
+        None,
+        f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training; "
+        f"{_GO_ON}",
     )
 
 

@@ -149,8 +149,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         checkpoint.load(str(path))
     with pytest.raises(storage.MissingFileError, match="no such file"):
         checkpoint.load(str(tmp_path / "none.pt"))
-    with pytest.raises(storage.MissingFileError, match="no checkpoint in"):
-        checkpoint.find(str(tmp_path / "empty"))
+    for missing in ("empty", "none.pt"):
+        with pytest.raises(storage.MissingFileError, match=r"no checkpoint .*run .*trainer\.train"):
+            checkpoint.find(str(tmp_path / missing))
 
 
 def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
