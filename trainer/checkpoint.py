@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 FORMAT = "synclr-checkpoint-1"
 State = dict[str, Any]
 _GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
-_GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
-_GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
 
 
 class CheckpointConfig(Config):
