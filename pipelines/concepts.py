@@ -85,7 +85,7 @@ def summary(found: ConceptList) -> dict[str, Any]:
 
 
 def table(written: dict[str, Any]) -> str:
-    """A summary for a terminal, one line a source."""
+    """A summary for a terminal: one line a source, and what "left out" means if anything was."""
     rows = [
         _HEADER,
         *(
@@ -109,6 +109,8 @@ def table(written: dict[str, Any]) -> str:
         ).rstrip()
         for row in rows
     ]
+    if written["left_out"]:
+        lines.append("left out: named by an earlier source, where it is kept")
     return "\n".join(lines)
 
 

@@ -2,13 +2,15 @@
 
 - text: one name per line; empty lines and lines that start with `#` do not count;
 - CSV and Parquet: a column `name` and, as needed, `weight`, `kind`, `backgrounds` (in CSV separated
-  by `;`), `hypernym` and `source`. Empty cells are as good as none.
+  by `;`; a single place that has a comma ends with one), `hypernym` and `source`. Empty cells are
+  as good as none.
 
 What `pipelines concepts` writes is such a table.
 """
 
 import csv
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,12 +89,38 @@ def _text_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _csv_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="more cells than columns")
+        columns = reader.fieldnames
+        if columns is not None:
+            _check_header(f"{path}, line {reader.line_num}", columns)
         for cells in reader:
+            where = f"{path}, line {reader.line_num}"
             kept: dict[str, Any] = {name: cell for name, cell in cells.items() if cell}
             if "backgrounds" in kept:
-                places = kept["backgrounds"].split(_SEPARATOR)
-                kept["backgrounds"] = [place.strip() for place in places]
-            yield f"{path}, line {reader.line_num}", {"name": "", **kept}
+                kept["backgrounds"] = _places_of_cell(where, kept["backgrounds"])
+            yield where, {"name": "", **kept}
+
+
+def _check_header(where: str, columns: Sequence[str]) -> None:
+    known = (*ConceptEntry.model_fields, "source")
+    for column in columns:
+        # Spreadsheets write commas behind the last column; only a cell below them is an error.
+        if column and column not in known:
+            close = difflib.get_close_matches(column.strip().lower(), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown column {column!r}: {hint}")
+    if "name" not in columns:
+        raise ConfigError(f"{where}: column 'name' is missing: the first line names the columns")
+
+
+def _places_of_cell(where: str, cell: str) -> list[str]:
+    """The places of a CSV cell; a `;` at its end says that a place with a comma is one."""
+    if _SEPARATOR not in cell and ("," in cell or "|" in cell):
+        raise ConfigError(
+            f"{where}: column 'backgrounds' has value {cell!r}: places are separated by "
+            f"{_SEPARATOR!r}; end a single place that is meant like this with {_SEPARATOR!r}"
+        )
+    places = cell.rstrip().removesuffix(_SEPARATOR).split(_SEPARATOR)
+    return [place.strip() for place in places]
 
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

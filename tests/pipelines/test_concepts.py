@@ -33,6 +33,7 @@ def test_a_list_is_summarised_and_written_as_a_list(
     run(config(tmp_path), [])
     printed = capsys.readouterr().out
     assert "add to 4 and were divided by it" in printed
+    assert "left out: named by an earlier source" in printed
     header, animals, pets = printed.splitlines()[:3]
     assert header.split()[:3] == ["source", "kind", "concepts"]
     assert animals.split() == ["animals", "object", "2", "0", "75.00%", "2", "fox,", "owl"]

@@ -30,6 +30,11 @@ def test_a_csv_file_states_weight_kind_and_backgrounds(tmp_path: Path) -> None:
     )
 
 
+def test_a_place_with_a_comma_ends_with_the_separator(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name,backgrounds,\nfox,"a wood, snowed in;",\n')
+    assert load_concepts(path)[0].backgrounds == ("a wood, snowed in",)
+
+
 def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     assert load_concepts(write(tmp_path, "\ufeffname\nfox\n"))[0].name == "fox"
 
@@ -103,7 +108,16 @@ def test_what_is_written_as_a_table_is_read_back(
         ("name,weight\nfox,-1\n", "column 'weight' has value '-1'"),
         ("name,weight\nfox,inf\n", "column 'weight' has value 'inf'"),
         ("name,kind\nfox,animal\n", "column 'kind' has value 'animal'"),
-        ("name,colour\nfox,red\n", "column 'colour' has value 'red': expected name, weight"),
+        ("name,colour\nfox,red\n", "line 1: unknown column 'colour': expected name, weight"),
+        ("name,wieght\nfox,2\n", "line 1: unknown column 'wieght': did you mean 'weight'?"),
+        ("Name\nfox\n", "line 1: unknown column 'Name': did you mean 'name'?"),
+        ("weight\n2\n", "list.csv, line 1: column 'name' is missing"),
+        ("name,\nfox,red\n", "line 2: column '' has value 'red'"),
+        (
+            "name,backgrounds\nfox,wood|snow\n",
+            "line 2: column 'backgrounds' has value 'wood|snow': places are separated by ';'",
+        ),
+        ('name,backgrounds\nfox,"wood, snow"\n', "'wood, snow': places are separated by ';'"),
         ("name\nfox,red\n", "expected name, weight"),
         (f"name\n{'x' * 81}\n", "line 2: concept 'xxx"),
         ("name\n", "is empty: expected at least one concept"),
