@@ -41,7 +41,7 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
         storage.StorageError, ConfigError: Data cannot be read, or results cannot be written.
     """
     config, first = training.config, training.step
-    stream = _stream(config, samples, first)
+    stream = rank_batches(config, samples, range(first, config.steps))
     probe = _probe(training)
     main = distributed.rank() == 0
     clock = Clock(config, training.objective.device, first)
@@ -85,12 +85,13 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
         return writer.wait()
 
 
-def _stream(config: TrainConfig, samples: CroppedSamples, first: int) -> Iterator[Batch]:
+def rank_batches(config: TrainConfig, samples: CroppedSamples, steps: range) -> Iterator[Batch]:
+    """This rank's batches of consecutive steps."""
     return batches(
         samples,
         config.loader,
-        first_step=first,
-        last_step=config.steps,
+        first_step=steps.start,
+        last_step=steps.stop,
         captions_per_batch=config.captions_per_batch,
         rank=distributed.rank(),
         ranks=distributed.world_size(),

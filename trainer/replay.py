@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from trainer import distributed
 from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
-from trainer.stream import Batch, batches, hex_ids
+from trainer.loop import rank_batches
+from trainer.stream import Batch, hex_ids
 from trainer.train import open_samples, start_rank
 from trainer.training import Training
 from transforms.core import storage
@@ -48,7 +49,8 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
     """
     training = Training(config, device)
     training.restore(state)
-    batch = _batch(config, training.step)
+    steps = range(training.step, training.step + 1)
+    batch = next(rank_batches(config, open_samples(config), steps))
     _check_captions(batch, state["caption_ids"])
     broken: list[str] = []
     _watch(training.student, "student", broken)
@@ -66,20 +68,6 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
     if len(lines) == 1 + len(terms):
         lines.append("everything is finite this time")
     return lines
-
-
-def _batch(config: TrainConfig, step: int) -> Batch:
-    return next(
-        batches(
-            open_samples(config),
-            config.loader,
-            first_step=step,
-            last_step=step + 1,
-            captions_per_batch=config.captions_per_batch,
-            rank=distributed.rank(),
-            ranks=distributed.world_size(),
-        )
-    )
 
 
 def _check_captions(batch: Batch, expected: Sequence[str]) -> None:

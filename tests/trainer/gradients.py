@@ -12,8 +12,8 @@ from tests.trainer.making import TINY_TRAINING
 from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.execution import prepare, whole
+from trainer.loop import rank_batches
 from trainer.objectives import build_networks, build_objective
-from trainer.stream import batches
 from trainer.train import open_samples
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -40,15 +40,7 @@ def step_gradients(config: TrainConfig, step: int) -> Result:
                 value += 0.02 * torch.randn(value.shape, generator=noise, dtype=value.dtype).abs()
     spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
     objective = build_objective(config, spread, teacher)
-    stream = batches(
-        open_samples(config),
-        config.loader,
-        first_step=step,
-        last_step=step + 1,
-        captions_per_batch=config.captions_per_batch,
-        rank=distributed.rank(),
-        ranks=distributed.world_size(),
-    )
+    stream = rank_batches(config, open_samples(config), range(step, step + 1))
     terms = objective.backward(next(stream), step)
     for term in terms.values():
         distributed.all_reduce(term).div_(distributed.world_size())
