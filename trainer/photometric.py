@@ -183,7 +183,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
-    return (others + factors * (images - others)).clamp_(0.0, 1.0)
+    return torch.lerp(others, images, factors).clamp_(0.0, 1.0)
 
 
 def _brightness(images: Tensor, factors: Tensor) -> Tensor:
@@ -216,7 +216,11 @@ def _hue(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigmas: Tensor, reach: int) -> None:
-    """In place: a Gaussian of each image's sigma, where it is not 0, with mirrored borders."""
+    """In place: a Gaussian of each image's sigma, where it is not 0, with mirrored borders.
+
+    A matrix product along each axis reads and writes the images once, where a sum over the taps of
+    the kernel would do so for each of them.
+    """
     blurred = sigmas > 0
     rows = _rows(blurred, images)
     if not len(rows):
@@ -224,18 +228,12 @@ def _blur(images: Tensor, sigmas: Tensor, reach: int) -> None:
     reach = min(reach, images.shape[-1] - 1)
     distances = torch.arange(-reach, reach + 1, dtype=torch.float32)
     weights = (-0.5 * (distances / sigmas[blurred, None]).square()).softmax(dim=1)
-    taps = to_device(weights, images.device).T[:, :, None, None, None]  # [taps, n, 1, 1, 1]
-    result = images[rows]
-    height, width = result.shape[-2:]
-    padded = functional.pad(result, (reach, reach, 0, 0), mode="reflect")
-    result = torch.zeros_like(result)
-    for shift, tap in enumerate(taps):
-        result.addcmul_(padded[..., shift : shift + width], tap)
-    padded = functional.pad(result, (0, 0, reach, reach), mode="reflect")
-    result = torch.zeros_like(result)
-    for shift, tap in enumerate(taps):
-        result.addcmul_(padded[..., shift : shift + height, :], tap)
-    images[rows] = result
+    # What the kernel does to a line of pixels: column i holds what each pixel adds to pixel i.
+    identity = torch.eye(images.shape[-1], device=images.device)
+    padded = functional.pad(identity[None], (reach, reach), mode="reflect")[0]
+    taps = padded.unfold(1, len(identity), 1)  # [side, taps, side]
+    kernels = torch.einsum("nt,sti->nsi", to_device(weights, images.device), taps)[:, None]
+    images[rows] = kernels.mT @ (images[rows] @ kernels)
 
 
 def _solarise(images: Tensor) -> Tensor:
