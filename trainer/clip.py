@@ -55,7 +55,7 @@ class ImageText(EncoderNetwork):
 
     def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
         """Embeddings of images [n, 3, H, W] and captions int64 [n, context]."""
-        image_tokens = encode(self.encoder, images, recompute=self.recompute)
+        image_tokens = encode(self.encoder, images)
         return Pairs(
             images=self.image_projection(image_tokens[:, 0]),
             texts=self.text_projection(self.text_encoder(tokens)),

@@ -85,11 +85,11 @@ class Network(EncoderNetwork):
             mask: bool [n, P], True for the patches that the encoder does not see (the student's).
             patches: int64 [T], the patches that iBOT asks about, counted over all n * P.
         """
-        tokens = encode(self.encoder, images, mask, self.mask_token, recompute=self.recompute)
+        tokens = encode(self.encoder, images, mask, self.mask_token)
         embeddings = self._embed(tokens)
         local_embeddings = None
         if local_images is not None:
-            local_tokens = encode(self.encoder, local_images, recompute=self.recompute)
+            local_tokens = encode(self.encoder, local_images)
             local_embeddings = self._embed(local_tokens)
         features = prototypes = None
         if patches is not None:

@@ -156,8 +156,12 @@ class Objective(ABC):
         """For each piece of the batch, what computes its part of "loss" and of each term."""
 
     def _run(self, network: nn.Module, *inputs: Tensor | None) -> Any:
+        # Without autocast's cache blocks that are computed again do as they did the first time.
         with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.settings.precision == "bf16",
+            cache_enabled=False,
         ):
             return network(*inputs)
 

@@ -34,7 +34,7 @@ class Classifier(EncoderNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n, classes] of images [n, 3, H, W]."""
-        tokens = encode(self.encoder, images, recompute=self.recompute)
+        tokens = encode(self.encoder, images)
         logits: Tensor = self.classes(tokens[:, 0])
         return logits
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from transforms.core.config import Config
 
@@ -93,8 +92,6 @@ class EncoderNetwork(nn.Module):
     """A network that is trained for the sake of the encoder in it."""
 
     encoder: nn.Module
-    recompute: bool = False
-    """Whether blocks are computed again in the backward pass, see `encode`."""
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens of the encoder, see `build_encoder`; also where it is spread over the ranks."""
@@ -114,12 +111,7 @@ def use_plain_attention(module: nn.Module) -> None:
 
 
 def encode(
-    encoder: Any,
-    images: Tensor,
-    mask: Tensor | None = None,
-    mask_token: Tensor | None = None,
-    *,
-    recompute: bool = False,
+    encoder: Any, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
 ) -> Tensor:
     """As `forward_features`, perhaps with patches hidden from the encoder.
 
@@ -129,8 +121,6 @@ def encode(
         mask: bool [N, P], True for the patches that `mask_token` stands in for, before the
             position embedding is added; None hides nothing.
         mask_token: [D], with a mask.
-        recompute: Keep only the input of each block and compute the rest again in the backward
-            pass.
 
     Returns:
         [N, 1 + P, D].
@@ -141,6 +131,6 @@ def encode(
         patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
     tokens: Tensor = encoder.norm_pre(encoder._pos_embed(patches))
     for block in encoder.blocks:
-        tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+        tokens = block(tokens)
     tokens = encoder.norm(tokens)
     return tokens

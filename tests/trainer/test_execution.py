@@ -15,6 +15,7 @@ from tests.trainer.making import write_images
 from tests.trainer.running import flat
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.loop import rank_batches
 from trainer.probe import Probe
 from trainer.stream import batches
 from trainer.train import open_samples
@@ -27,18 +28,32 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_recomputed_blocks_have_the_same_gradient(run: Path) -> None:
+@pytest.mark.parametrize("recompute", ["elementwise", "blocks"])
+def test_recomputed_blocks_have_the_same_gradient(run: Path, recompute: str) -> None:
     """With drop path: what was dropped is dropped again."""
     plain = tiny_config(run)
     assert plain.model.drop_path > 0
-    recomputed = tiny_config(run, execution={"recompute": True})
+    recomputed = tiny_config(run, execution={"recompute": recompute})
     assert_same(step_gradients(plain, 0), step_gradients(recomputed, 0))
+
+
+def test_recomputing_in_bfloat16_changes_no_bit(run: Path) -> None:
+    """Global and local crops share weights, and so would share their copies in bfloat16."""
+    states = []
+    for recompute in ("nothing", "elementwise", "blocks"):
+        config = tiny_config(run, precision="bf16", execution={"recompute": recompute})
+        training = Training(config, torch.device("cpu"))
+        for batch in rank_batches(config, open_samples(config), range(2)):
+            training.update(batch)
+        states.append(training.student.state_dict())
+    for name, value in states[0].items():
+        assert all(torch.equal(value, state[name]) for state in states[1:]), name
 
 
 @pytest.mark.slow
 def test_compiled_blocks_have_the_same_gradient(run: Path) -> None:
     exact = {"model": {"drop_path": 0.0}}
-    for recompute in (False, True):
+    for recompute in ("nothing", "elementwise", "blocks"):
         execution = {"compile": True, "recompute": recompute}
         compiled = tiny_config(run, **exact, execution=execution)
         assert_same(step_gradients(tiny_config(run, **exact), 0), step_gradients(compiled, 0))
