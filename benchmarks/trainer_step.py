@@ -52,7 +52,7 @@ def config_of(name: str, captions: int, device: str, execution: ExecutionConfig)
     return TrainConfig(
         run="unused",
         captions_per_batch=captions,
-        device=device,  # type: ignore[arg-type]
+        device=device,
         model=MODELS[name],
         crops=CropsConfig(local_size=32 if small else 96),
         objective=ObjectiveConfig(
@@ -88,6 +88,10 @@ def made_up_batch(config: TrainConfig) -> Batch:
     )
 
 
+Prepared = tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]
+"""Global crops, each slot's local crops, masks, masked patches, ids of the captions."""
+
+
 class Straightforward:
     """The step as one writes it first."""
 
@@ -114,7 +118,10 @@ class Straightforward:
 
     def step(self, batch: Batch) -> float:
         """One optimiser step; returns the loss."""
-        objective = self.config.objective
+        return self.update(self.prepare(batch)).item()
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """The batch on the device."""
         images = self.normalise(batch.crops.global_pixels)
         num_images = len(images)
         num_local = self.config.crops.num_local
@@ -125,6 +132,13 @@ class Straightforward:
         mask = (batch.crops.patch_masks & chosen[:, None]).to(self.device)
         patches = mask.flatten().nonzero().squeeze(1)
         ids = batch.caption_ids.repeat_interleave(self.config.images_per_caption).to(self.device)
+        return images, locals_, mask, patches, ids
+
+    def update(self, prepared: Prepared) -> Tensor:
+        """One optimiser step; returns the loss, on the device."""
+        images, locals_, mask, patches, ids = prepared
+        num_local = len(locals_)
+        objective = self.config.objective
         with torch.autocast(self.device.type, torch.bfloat16):
             with torch.no_grad():
                 taught: Outputs = self.teacher(images, None, None, patches)
@@ -145,7 +159,7 @@ class Straightforward:
             values = self.student.state_dict()
             for name, value in self.teacher.state_dict().items():
                 value.mul_(0.994).add_(values[name], alpha=0.006)
-        return loss.item()
+        return loss.detach()
 
     def contrast(
         self,

@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from torch.multiprocessing.spawn import start_processes
 
+from benchmarks.step_memory import peak_gib
 from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.gradients import assert_same, step_gradients, tiny_config
 from tests.trainer.making import write_images
@@ -194,3 +195,10 @@ def test_a_step_waits_for_no_device(run: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert training.values()["loss"] > 0
+
+
+@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "blocks"])
+def test_a_step_reads_nothing_back_from_the_device(run: Path, recompute: str) -> None:
+    """On fake tensors, which have no content, as `test_a_step_waits_for_no_device` on a GPU."""
+    config = tiny_config(run, execution={"recompute": recompute})
+    assert peak_gib(config) > 0

@@ -1,0 +1,228 @@
+"""Peak memory of one rank's whole step at a run's full size: counted, without a GPU.
+
+    python -m benchmarks.step_memory [trainer/configs/synclr_vitb16.yaml --ranks 128 key=value ...]
+
+Without a config: a step of ours beside the straightforward one of `trainer_step`, ViT-B/16 with 64
+captions. Networks, losses, optimiser and step are the real ones, on torch's fake tensors, which
+have a shape and no content; each storage counts from the moment it is made to its end. Reading a
+value back from the device is an error there, so a step that can be counted waits for no device.
+
+Not counted: colour work on the crops (the activations are not there yet), blocks' compilation,
+what the allocator wastes, and the libraries' own memory (a CUDA context and NCCL take some 2 GiB).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import trainer_step
+from trainer import execution, objectives
+from trainer import training as training_module
+from trainer.config import TrainConfig
+from trainer.execution import ExecutionConfig
+from trainer.pieces import Piece, image_ids, split, step_masks
+from trainer.stream import Batch
+from trainer.training import Training
+from transforms.core.config import load_config
+
+CPU = torch.device("cpu")
+
+
+resize = torch.UntypedStorage.resize_
+
+
+class StorageCount(TorchDispatchMode):
+    """Bytes of all storages that operations make while it is active: those alive, and the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.alive:
+            self.alive[key] = storage.nbytes()
+            self.now += self.alive[key]
+            weakref.finalize(storage, self._end, key)
+
+    def _end(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """As FSDP does to the weights of a block that are not needed for now."""
+        resize(storage, size)
+        if storage._cdata in self.alive:
+            self.now += size - self.alive[storage._cdata]
+            self.alive[storage._cdata] = size
+            self.peak = max(self.peak, self.now)
+
+
+class Unwrapped:
+    """In place of DDP, which keeps nothing of its own: gradients are views into its buckets."""
+
+    def __new__(cls, network: nn.Module, **_: Any) -> nn.Module:  # type: ignore[misc]  # noqa: D102
+        return network
+
+
+@contextlib.contextmanager
+def counted_step() -> Iterator[StorageCount]:
+    """All tensors are fake in here, and networks as on a GPU."""
+
+    def faked(config: TrainConfig) -> tuple[nn.Module | None, ...]:
+        with _disable_current_modes():
+            networks = objectives.build_networks(config)
+        for network in filter(None, networks):
+            _fake_parameters(network)
+        return networks
+
+    def real_mesh(*arguments: Any, **options: Any) -> device_mesh.DeviceMesh:
+        with _disable_current_modes():
+            return make_mesh(*arguments, **options)
+
+    count = StorageCount()
+    make_mesh = device_mesh.init_device_mesh
+    with (
+        mock.patch.object(torch.UntypedStorage, "resize_", lambda *given: count.resized(*given)),
+        mock.patch.object(device_mesh, "init_device_mesh", real_mesh),
+        mock.patch.object(training_module, "build_networks", faked),
+        mock.patch.object(trainer_step, "build_networks", faked),
+        mock.patch.object(execution, "use_plain_attention"),
+        mock.patch.object(trainer_step, "use_plain_attention"),
+        mock.patch.object(execution, "DistributedDataParallel", Unwrapped),
+        mock.patch.object(nn.Module, "to", lambda module, *_: module),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        count,
+    ):
+        yield count
+
+
+def _fake_parameters(network: nn.Module) -> None:
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                fake = torch.empty_like(value)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=value.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer)
+
+
+def fake_pieces(config: TrainConfig, ranks: int) -> tuple[Batch, Callable[[], list[Piece]]]:
+    """A rank's batch, and what makes its pieces in `counted_step`."""
+    of_rank = config.model_copy(update={"captions_per_batch": config.captions_per_batch // ranks})
+    batch = trainer_step.made_up_batch(of_rank)
+    objective = config.objective
+    masks = None
+    if objective.ibot_weight:
+        masks = step_masks(
+            batch,
+            first_position=0,
+            captions_per_batch=config.captions_per_batch,
+            share=objective.masked_images,
+            seed=0,
+        )
+    ids = image_ids(batch, objective.positives, config.images_per_caption)
+    pieces = split(
+        batch, ids, masks, config.accumulation, lambda pixels, _: torch.empty(pixels.shape), CPU
+    )
+    return batch, lambda: [_fake(piece) for piece in pieces]
+
+
+def _fake(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype)
+    if isinstance(value, list | tuple):
+        return [_fake(part) for part in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{name: _fake(of) for name, of in fields.items()})
+    return value
+
+
+def peak_gib(config: TrainConfig, ranks: int = 1) -> float:
+    """Of the second step, when the optimiser's moments are there."""
+    if ranks > 1:
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        batch, pieces = fake_pieces(config, ranks)
+        with counted_step() as count:
+            training = Training(config, CPU)
+            with (
+                mock.patch.object(training.objective, "_pieces", lambda *_: pieces()),
+                mock.patch.object(training.objective, "_masks", lambda *_: None),
+            ):
+                training.update(batch)
+                count.peak = 0
+                training.update(batch)
+        return count.peak / 2**30
+    finally:
+        if ranks > 1:
+            torch.distributed.destroy_process_group()
+
+
+def straightforward_peak_gib(config: TrainConfig) -> float:
+    """Of the second step of `trainer_step`'s straightforward implementation."""
+    batch = trainer_step.made_up_batch(config)
+    prepared = trainer_step.Straightforward(config, CPU).prepare(batch)
+    with counted_step() as count:
+        step = trainer_step.Straightforward(config, CPU)
+        on_device = _fake(prepared)
+        for _ in range(2):
+            count.peak = 0
+            step.update(on_device)
+    return count.peak / 2**30
+
+
+def compare(captions: int = 64) -> None:
+    """Ours beside the straightforward step, on one GPU."""
+
+    def config(**execution: Any) -> TrainConfig:
+        return trainer_step.config_of("vitb16", captions, "cpu", ExecutionConfig(**execution))
+
+    base = straightforward_peak_gib(config())
+    print(f"{'straightforward':30s} {base:6.1f} GiB")
+    for recompute in ("nothing", "elementwise", "blocks"):
+        peak = peak_gib(config(recompute=recompute))
+        print(f"{'ours, recompute=' + recompute:30s} {peak:6.1f} GiB  {peak / base:5.2f}x")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", nargs="?")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.config is None:
+        compare()
+        return
+    config = load_config(TrainConfig, parsed.config, [*parsed.overrides, "device=cpu"])
+    print(f"{peak_gib(config, parsed.ranks):.1f} GiB at one of {parsed.ranks} ranks")
+
+
+if __name__ == "__main__":
+    main()
