@@ -23,7 +23,6 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed import device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -38,9 +37,6 @@ from trainer.training import Training
 from transforms.core.config import load_config
 
 CPU = torch.device("cpu")
-
-
-resize = torch.UntypedStorage.resize_
 
 
 class StorageCount(TorchDispatchMode):
@@ -71,14 +67,6 @@ class StorageCount(TorchDispatchMode):
     def _end(self, key: int) -> None:
         self.now -= self.alive.pop(key)
 
-    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
-        """As FSDP does to the weights of a block that are not needed for now."""
-        resize(storage, size)
-        if storage._cdata in self.alive:
-            self.now += size - self.alive[storage._cdata]
-            self.alive[storage._cdata] = size
-            self.peak = max(self.peak, self.now)
-
 
 class Unwrapped:
     """In place of DDP, which keeps nothing of its own: gradients are views into its buckets."""
@@ -98,15 +86,8 @@ def counted_step() -> Iterator[StorageCount]:
             _fake_parameters(network)
         return networks
 
-    def real_mesh(*arguments: Any, **options: Any) -> device_mesh.DeviceMesh:
-        with _disable_current_modes():
-            return make_mesh(*arguments, **options)
-
     count = StorageCount()
-    make_mesh = device_mesh.init_device_mesh
     with (
-        mock.patch.object(torch.UntypedStorage, "resize_", lambda *given: count.resized(*given)),
-        mock.patch.object(device_mesh, "init_device_mesh", real_mesh),
         mock.patch.object(training_module, "build_networks", faked),
         mock.patch.object(trainer_step, "build_networks", faked),
         mock.patch.object(execution, "use_plain_attention"),
@@ -221,6 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare()
         return
     config = load_config(TrainConfig, parsed.config, [*parsed.overrides, "device=cpu"])
+    if config.execution.sharding == "shard":
+        parser.error("execution.sharding is 'shard', which is not counted: expected 'replicate'")
     print(f"{peak_gib(config, parsed.ranks):.1f} GiB at one of {parsed.ranks} ranks")
 
 

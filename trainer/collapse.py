@@ -1,58 +1,63 @@
 """Signs that the representations collapse, from what the teacher says in a step.
 
-Without a teacher the student's own embeddings are looked at (the images', in CLIP); the supervised
-objective has none, and a collapse shows in its loss.
-
-A self-distilled encoder can find a shortcut: the same embedding for every image, or the same target
-for every token. The losses look fine then, these numbers do not. (Not in the paper; DINO and iBOT
-watch the entropy of their targets in the same spirit.)
+Without a teacher they are the student's. A self-distilled encoder can find a shortcut: the same
+token for every image, or the same target for every patch. The losses look fine then, these numbers
+do not. (Not in the paper; SimSiam watches the standard deviation of its unit embeddings, DINO and
+iBOT the entropy of their targets.) They are taken where nothing hides a collapse: before the
+projector, whose last batch norm makes every batch look alike, and before Sinkhorn-Knopp, which
+shares tokens out among all prototypes whatever they say.
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer import distributed
 from trainer.ibot import TeacherTargets
 
 NUM_TOKENS = 256
-"""Tokens that the signs of the targets are taken from; a glance is enough."""
+"""Patch tokens that a rank looks at; a glance is enough."""
 
 
 @torch.no_grad()
-def embedding_signs(keys: Tensor) -> dict[str, Tensor]:
-    """Of the embeddings that anchors are compared with.
+def feature_signs(cls_tokens: Tensor) -> dict[str, Tensor]:
+    """Of the encoder's view of the images of all ranks, which must call together.
 
     Args:
-        keys: [N, D], need not be normalised.
+        cls_tokens: [N, D], this rank's, as the encoder gives them; N is the same on every rank.
 
     Returns:
-        "feature_std": the standard deviation of unit embeddings over the batch, averaged over their
-        D numbers, times sqrt(D): about 1 when they point everywhere, 0 when they are all alike.
+        "feature_std": the standard deviation of unit tokens over the images, averaged over their D
+        numbers, times sqrt(D): about 1 when they point everywhere, 0 when they are all alike. An
+        untrained encoder is near 0, too: what is not learned yet rises, what collapses falls.
     """
-    units = functional.normalize(keys.float(), dim=1)
-    return {"feature_std": units.std(dim=0, correction=0).mean() * keys.shape[1] ** 0.5}
+    units = functional.normalize(cls_tokens.double(), dim=1)  # Squares of small differences.
+    moments = torch.stack([units.mean(dim=0), units.square().mean(dim=0)])
+    mean, square = distributed.all_reduce(moments) / distributed.world_size()
+    deviation = (square - mean.square()).clamp(min=0.0).sqrt()
+    return {"feature_std": deviation.mean() * units.shape[1] ** 0.5}
 
 
 @torch.no_grad()
 def target_signs(targets: TeacherTargets) -> dict[str, Tensor]:
-    """Of iBOT's targets, on the first tokens.
+    """Of iBOT's targets, on tokens spread evenly over this rank's.
 
     Returns:
         "target_entropy": the mean entropy of a token's target over that of the uniform one: 0 is
-        one prototype each, 1 says nothing. "prototypes_used": the perplexity of the targets' mean,
-        out of as many as there can be (prototypes or tokens): near 0, all tokens share a few.
-        Both 0 where there is no token.
+        one prototype each, 1 says nothing. "prototypes_used": how many prototypes are the nearest
+        of a token, out of as many as there can be (tokens or prototypes): 1 when each token has its
+        own, near 0 when all share a few. Both 0 where there is no token.
     """
-    probabilities = targets.select(slice(NUM_TOKENS)).dense()  # [t, K]
-    num_tokens, num_prototypes = probabilities.shape
-    uniform = torch.tensor(float(num_prototypes)).log()
-    entropy = _entropy(probabilities).mean() / uniform
-    perplexity = _entropy(probabilities.mean(dim=0)).exp()
+    stride = max(math.ceil(len(targets.features) / NUM_TOKENS), 1)
+    targets = targets.select(slice(None, None, stride))
+    logits = targets.features @ targets.prototypes.T  # [t, K]
+    num_tokens, num_prototypes = logits.shape
+    # Counted without `unique`, which would wait for the device.
+    used = logits.new_zeros(num_prototypes).index_fill(0, logits.argmax(dim=1), 1.0).sum()
+    entropy = torch.special.entr(targets.dense()).sum(dim=1).mean() / math.log(num_prototypes)
     return {
         "target_entropy": entropy.nan_to_num(0.0),
-        "prototypes_used": perplexity.nan_to_num(0.0) / max(min(num_tokens, num_prototypes), 1),
+        "prototypes_used": used / max(min(num_tokens, num_prototypes), 1),
     }
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    return torch.special.entr(probabilities).sum(dim=-1)
