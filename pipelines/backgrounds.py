@@ -17,7 +17,6 @@ from transforms.backgrounds import (
     CODE_VERSION,
     INSTRUCTION,
     BackgroundProducer,
-    backgrounds_folder,
     load_things,
     record_id,
 )
@@ -25,6 +24,7 @@ from transforms.concepts import load_concepts
 from transforms.core import storage
 from transforms.core.config import ConfigError, fingerprint_fields
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.outputs import STAGES, stage_folder
 from transforms.core.stage import Stage
 from transforms.engines.vllm_engine import check_device
 from transforms.examples import text_digest
@@ -71,7 +71,7 @@ def stage(config: CaptionsConfig) -> Stage:
         if key.partition(".")[0] in _SHARED
     }
     return Stage(
-        folder=backgrounds_folder(config.run),
+        folder=stage_folder(config.run, "backgrounds"),
         fingerprint=Fingerprint(
             {
                 **shared,
@@ -85,6 +85,6 @@ def stage(config: CaptionsConfig) -> Stage:
         config=config.model_dump(mode="json"),
         num_shards=math.ceil(len(producer.concepts) / settings.concepts_per_shard),
         num_records=len(producer.concepts),
-        unit="concepts",
+        unit=STAGES["backgrounds"].unit,
         producer=producer,
     )

@@ -24,7 +24,7 @@ from transforms.concepts import load_concepts
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.shards import StageFolder
+from transforms.core.outputs import STAGES, stage_folder
 from transforms.core.stage import Stage
 from transforms.engines.openai_engine import OpenAIConfig
 from transforms.engines.text import SamplingConfig
@@ -150,7 +150,7 @@ def stage(config: CaptionsConfig) -> Stage:
     engine = None if config.variant in WITHOUT_MODEL else engine_spec(config)
     num_shards = num_raw_shards(config)
     return Stage(
-        folder=raw_folder(config.run),
+        folder=stage_folder(config.run, "captions-raw"),
         fingerprint=Fingerprint(
             {
                 **used_fields(config),
@@ -163,7 +163,7 @@ def stage(config: CaptionsConfig) -> Stage:
         config=config.model_dump(mode="json"),
         num_shards=num_shards,
         num_records=num_shards * config.captions_per_shard,
-        unit="captions",
+        unit=STAGES["captions-raw"].unit,
         producer=CaptionProducer(
             prompts, engine, config.filters, blocked, config.captions_per_shard, config.max_tries
         ),
@@ -254,11 +254,6 @@ def without_effect(config: CaptionsConfig) -> list[str]:
     if config.sampling.temperature == 0 and config.max_tries > 1:
         sentences.append("key 'max_tries' has no effect with temperature 0: every try is the same")
     return sentences
-
-
-def raw_folder(run: str) -> StageFolder:
-    """Where a run's captions stand before curation."""
-    return StageFolder(storage.join(run, "captions-raw"), "captions", ".parquet")
 
 
 def num_raw_shards(config: CaptionsConfig) -> int:

@@ -15,14 +15,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source, raw_folder
+from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
 from pipelines.options import beam_options
 from pipelines.stage import UnfinishedError, finish, is_complete, plan, progress, run_pipeline, say
 from transforms.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.outputs import write_plan
+from transforms.core.outputs import STAGES, stage_folder, write_plan
 from transforms.core.shards import DamagedFileError, Index, StageFolder, read_index
 from transforms.core.stage import StageOutput
 
@@ -109,7 +109,7 @@ def stage(
     """
     counts = {key: str(value) for key, value in (removed or {}).items() if key.startswith("num_")}
     return StageOutput(
-        folder=StageFolder(storage.join(config.run, "captions"), "captions", ".parquet"),
+        folder=stage_folder(config.run, "captions"),
         fingerprint=Fingerprint(
             {
                 "seed": config.seed,
@@ -123,14 +123,14 @@ def stage(
         config=config.model_dump(mode="json"),
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
-        unit="captions",
+        unit=STAGES["captions"].unit,
         metadata=counts,
     )
 
 
 def _read_raw(config: CaptionsConfig) -> tuple[Index, str]:
     """The index of the captions to curate, and its checksum."""
-    folder = raw_folder(config.run)
+    folder = stage_folder(config.run, "captions-raw")
     try:
         checksum = hashlib.sha256(storage.read_bytes(folder.index_url)).hexdigest()
         index = read_index(folder.index_url)

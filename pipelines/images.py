@@ -15,7 +15,7 @@ from transforms.caption_rows import CaptionRows
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.shards import StageFolder
+from transforms.core.outputs import STAGES, stage_folder
 from transforms.core.stage import Stage
 from transforms.encoding import EncodingConfig
 from transforms.engines.diffusers_engine import DiffusersSpec, check_device
@@ -74,7 +74,7 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         ConfigError: The model does not exist.
         UnfinishedError: The captions are not complete.
     """
-    folder = StageFolder(storage.join(config.run, "images"), "images", ".tar")
+    folder = stage_folder(config.run, "images")
     captions = config.captions or storage.join(config.run, "captions")
     if retry:
         folder = folder.retry(retry)
@@ -113,7 +113,7 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         config=config.model_dump(mode="json"),
         num_shards=-(-rows.num_captions // config.captions_per_shard),
         num_records=rows.num_captions,
-        unit="image sets",
+        unit=STAGES["images"].unit,
         producer=ImagesProducer(rows, DiffusersSpec(model, config.generator), plan),
         metadata={
             "images_per_caption": str(config.images_per_caption),

@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.report_stages import parsed, spread, stage_folder
+from pipelines.report_stages import parsed, spread
 from transforms.balance import GROUP_COLUMNS, balance
 from transforms.core import storage
 from transforms.core.config import ConfigError
+from transforms.core.outputs import stage_folder
 from transforms.core.shards import CommitRecord
 
 SHARDS_READ = 8

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.report_corpus import CaptionFacts, Example, ImageFacts, caption_facts, image_facts
-from pipelines.report_stages import STAGES, StageSummary, parsed, read_settings, summarise
+from pipelines.report_stages import StageSummary, parsed, read_settings, summarise
 from transforms.core import storage
+from transforms.core.outputs import STAGES
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import yaml
 
 from transforms.core import storage
 from transforms.core.damage import reading
+from transforms.core.outputs import STAGES, stage_folder
 from transforms.core.shards import (
     CommitRecord,
     StageFolder,
@@ -29,14 +30,6 @@ from transforms.core.shards import (
 
 MAX_RECORDS = 2000
 MAX_FAILURE_FILES = 500
-
-STAGES = {
-    "backgrounds": ("backgrounds", ".parquet", "concepts"),
-    "captions-raw": ("captions", ".parquet", "captions"),
-    "captions": ("captions", ".parquet", "captions"),
-    "images": ("images", ".tar", "image sets"),
-}
-"""Folders of the batch stages, in their order: what shards hold, and what records are called."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +80,6 @@ class StageSummary:
         return number / self.seconds if self.seconds else 0.0
 
 
-def stage_folder(run: str, name: str) -> StageFolder:
-    """The folder of a batch stage of a run."""
-    kind, suffix, _ = STAGES[name]
-    return StageFolder(storage.join(run, name), kind, suffix)
-
-
 @dataclass(frozen=True)
 class _Commits:
     """The commit records of a folder, or some that stand for all."""
@@ -138,7 +125,7 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
     images = int(settings.get("config", {}).get("images_per_caption", 0)) if name == "images" else 0
     summary = StageSummary(
         name=name,
-        unit=STAGES[name][2],
+        unit=STAGES[name].unit,
         complete=success is not None,
         num_shards=sum(part.num_shards for part in parts),
         planned_shards=planned,

@@ -17,6 +17,7 @@ from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
 from transforms.core.dead_letters import dead_letters
 from transforms.core.fingerprint import claim
+from transforms.core.outputs import stage_folder
 from transforms.core.records import Caption
 from transforms.core.shards import StageFolder, read_success, write_index
 from transforms.core.stage import Stage
@@ -45,9 +46,7 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
     number = 1
     while read_success(images.folder.retry(number)) is not None:
         number += 1
-    folder = StageFolder(
-        storage.join(images.folder.retry(number).url, "captions"), "captions", ".parquet"
-    )
+    folder = stage_folder(images.folder.retry(number).url, "captions")
     if read_success(folder) is None:
         failed = failed_captions(images if number == 1 else stage(config, number - 1))
         if failed:

@@ -28,9 +28,10 @@ from transforms.captions import EngineSpec
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, load_config, no_fingerprint
 from transforms.core.counters import Count, Tally
+from transforms.core.outputs import stage_folder
 from transforms.core.records import Backgrounds, Concept, Failure
 from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError, StageFolder, read_index
+from transforms.core.shards import DamagedFileError, read_index
 from transforms.core.stage import Produced
 from transforms.core.tables import read_backgrounds
 from transforms.engines.text import Completion, SamplingConfig, TextEngine, complete_each
@@ -248,11 +249,6 @@ def record_id(concept: Concept) -> str:
     return Backgrounds(concept.source, concept.name, ()).record_id
 
 
-def backgrounds_folder(run: str) -> StageFolder:
-    """Where a run's backgrounds stand."""
-    return StageFolder(storage.join(run, "backgrounds"), "backgrounds", ".parquet")
-
-
 def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Concept, ...]:
     """The concepts with the places that the backgrounds stage of `run` found for them.
 
@@ -262,7 +258,7 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
         storage.MissingFileError: The stage is not complete.
         DamagedFileError: A shard is not the one that its commit record describes.
     """
-    folder = backgrounds_folder(run)
+    folder = stage_folder(run, "backgrounds")
     if not storage.exists(folder.index_url):
         raise storage.MissingFileError(
             f"{folder.url} is not complete (no index.parquet): run the backgrounds stage to its "

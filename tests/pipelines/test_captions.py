@@ -6,13 +6,13 @@ import pytest
 from pipelines.captions import (
     CaptionsConfig,
     prompt_source,
-    raw_folder,
     run,
     stage,
     without_effect,
 )
 from pipelines.stage import UnfinishedError
 from transforms.core.config import ConfigError, load_config
+from transforms.core.outputs import stage_folder
 from transforms.core.shards import read_index
 
 DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
@@ -133,7 +133,7 @@ def test_a_missing_accelerator_is_an_error_before_anything_is_written(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"key .vllm\.device. has value .cuda."):
         run(config(tmp_path, "vllm.device=cuda"), [])
-    assert not Path(raw_folder(str(tmp_path / "run")).url).exists()
+    assert not Path(stage_folder(str(tmp_path / "run"), "captions-raw").url).exists()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_captions_of_a_file_need_neither_concepts_nor_a_model(tmp_path: Path) ->
     settings = {"run": f"{tmp_path}/run", "variant": "file", "captions_file": str(given)}
     wanted = {"num_captions": 4, "captions_per_shard": 2, "oversampling": 2}
     run(CaptionsConfig(**settings, **wanted), [])
-    index = read_index(raw_folder(f"{tmp_path}/run").index_url)
+    index = read_index(stage_folder(f"{tmp_path}/run", "captions-raw").index_url)
     assert index.table["num_samples"].to_pylist() == [2, 2, 2, 2]
     with pytest.raises(ConfigError, match="holds 10 captions, but 12 are asked for"):
         stage(CaptionsConfig(**settings, **{**wanted, "oversampling": 3}))

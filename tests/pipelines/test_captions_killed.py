@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.captions import CaptionsConfig, prompt_source, raw_folder
+from pipelines.captions import CaptionsConfig, prompt_source
 from tests.transforms.engines.endpoint import Answer, Endpoint, serving
 from transforms.core import storage
 from transforms.core.config import load_config
+from transforms.core.outputs import stage_folder
 from transforms.core.shards import read_commit, read_index
 
 DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
@@ -52,7 +53,7 @@ def asking(endpoint: Endpoint, folder: Path) -> list[str]:
 
 def content(run: Path) -> dict[str, str]:
     """Checksums of what must not depend on how a run went."""
-    folder = raw_folder(str(run)).url
+    folder = stage_folder(str(run), "captions-raw").url
     return {
         name: hashlib.sha256(storage.read_bytes(storage.join(folder, name))).hexdigest()
         for name in storage.list_files(folder)
@@ -62,7 +63,7 @@ def content(run: Path) -> dict[str, str]:
 
 def check_whole(run: Path) -> None:
     """Everything under a final name is whole: readable, and as its commit record says."""
-    folder = raw_folder(str(run))
+    folder = stage_folder(str(run), "captions-raw")
     for path in Path(folder.url).rglob("*.parquet"):
         pq.read_table(path)
     for path in Path(folder.url).rglob("*.json"):
@@ -74,7 +75,7 @@ def check_whole(run: Path) -> None:
 
 def ordinals(run: Path) -> list[int]:
     """Those of all captions and dead letters, sorted."""
-    folder = Path(raw_folder(str(run)).url)
+    folder = Path(stage_folder(str(run), "captions-raw").url)
     captions = [pq.read_table(p)["ordinal"].to_pylist() for p in folder.glob("shards/*/*")]
     failures = [pq.read_table(p)["record_id"].to_pylist() for p in folder.glob("failures/*/*")]
     return sorted(int(i) for i in itertools.chain(*captions, *failures))
@@ -108,7 +109,7 @@ def test_killed_anywhere_and_run_again_it_equals_an_undisturbed_run(tmp_path: Pa
         subprocess.run(command(killed, *settings), check=True, stderr=subprocess.DEVNULL)
     assert content(killed) == content(undisturbed)
     assert ordinals(killed) == list(range(NUM_SHARDS * SIZE))
-    index = read_index(raw_folder(str(killed)).index_url).table
+    index = read_index(stage_folder(str(killed), "captions-raw").index_url).table
     assert 0 < sum(index["num_failures"].to_pylist()) < NUM_SHARDS * SIZE / 2
 
 
@@ -144,7 +145,7 @@ def test_killed_while_the_built_in_model_writes(tmp_path: Path) -> None:
     run, size = tmp_path / "run", 12
     settings = [f"captions_per_shard={size}", f"num_captions={3 * size}", "max_tries=2"]
     victim = subprocess.Popen(command(run, *settings), stderr=subprocess.DEVNULL)
-    commits = Path(raw_folder(str(run)).url) / "commits"
+    commits = Path(stage_folder(str(run), "captions-raw").url) / "commits"
     while victim.poll() is None and not list(commits.glob("*/*.json")):
         time.sleep(0.05)
     victim.kill()
@@ -156,7 +157,7 @@ def test_killed_while_the_built_in_model_writes(tmp_path: Path) -> None:
     assert first.items() <= content(run).items(), "what was published stays"
     assert ordinals(run) == list(range(3 * size))
     prompts = prompt_source(load_config(CaptionsConfig, DEMO, settings))
-    for path in Path(raw_folder(str(run)).url).glob("shards/*/*"):
+    for path in Path(stage_folder(str(run), "captions-raw").url).glob("shards/*/*"):
         for row in pq.read_table(path).to_pylist():
             asked = prompts.build(row["ordinal"])
             drawn = (asked.concept.name, asked.template, asked.background, asked.relation)

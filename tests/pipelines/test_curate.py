@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipelines import curate
-from pipelines.captions import DATA, CaptionsConfig, raw_folder
+from pipelines.captions import DATA, CaptionsConfig
 from pipelines.curate import report_url, run
 from pipelines.stage import UnfinishedError
 from tests.transforms.test_dedup import caption
@@ -15,6 +15,7 @@ from transforms.core.commit import ShardBuild
 from transforms.core.config import ConfigError
 from transforms.core.counters import Tally
 from transforms.core.fingerprint import FingerprintMismatchError
+from transforms.core.outputs import stage_folder
 from transforms.core.shards import committed_shards, read_commit, read_index, write_index
 
 PER_SHARD = 20
@@ -34,7 +35,7 @@ def config(url: str, num_captions: int = 60, **changes: object) -> CaptionsConfi
 
 def write_raw(url: str, texts: list[str]) -> None:
     """A complete captions stage that holds these texts; shards that are there stay."""
-    folder = raw_folder(url)
+    folder = stage_folder(url, "captions-raw")
     for start in range(0, len(texts), PER_SHARD):
         shard = start // PER_SHARD
         if storage.exists(folder.commit_url(shard)):

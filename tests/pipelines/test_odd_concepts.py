@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.captions import CaptionsConfig, prompt_source, raw_folder
+from pipelines.captions import CaptionsConfig, prompt_source
 from transforms.core.config import load_config
+from transforms.core.outputs import stage_folder
 
 DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
 
@@ -73,7 +74,7 @@ def test_two_hundred_concepts_of_any_script(tmp_path: Path) -> None:
 
     prompts = prompt_source(load_config(CaptionsConfig, DEMO, settings))
     asked = [prompts.build(ordinal).concept.name for ordinal in range(240)]
-    shards = Path(raw_folder(f"{tmp_path}/run").url) / "shards"
+    shards = Path(stage_folder(f"{tmp_path}/run", "captions-raw").url) / "shards"
     rows = [row for path in shards.glob("*/*") for row in pq.read_table(path).to_pylist()]
     assert all(row["concept"] == asked[row["ordinal"]] for row in rows)
     ordinary = sum(name in ORDINARY for name in asked)

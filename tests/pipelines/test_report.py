@@ -7,7 +7,6 @@ import pytest
 
 from pipelines.report import ReportConfig, run
 from pipelines.report_data import gather
-from pipelines.report_stages import stage_folder
 from pipelines.stage import UnfinishedError, finish, run_stage
 from tests.curated import make_captions, write_captions
 from tests.painting import BlockSpec
@@ -18,6 +17,7 @@ from transforms.caption_rows import CaptionRows
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
+from transforms.core.outputs import stage_folder
 from transforms.core.records import Caption, Failure
 from transforms.core.seeding import caption_id
 from transforms.core.shards import DamagedFileError, StageFolder, write_index

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.captions import CaptionsConfig, raw_folder
+from pipelines.captions import CaptionsConfig
 from pipelines.report import ReportConfig, run
 from tests.curated import make_captions
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
+from transforms.core.outputs import stage_folder
 from transforms.core.records import Failure
 
 
@@ -27,7 +28,7 @@ def captions_run(tmp_path: Path) -> str:
     config = CaptionsConfig(
         run=url, concepts=str(concepts), num_captions=20, captions_per_shard=10, model="none"
     )
-    folder = raw_folder(url)
+    folder = stage_folder(url, "captions-raw")
     for shard in range(2):
         tally = Tally()
         tally.count(Count.TOKENS, 400)

@@ -11,7 +11,6 @@ from tests.transforms.test_captions import SPEC
 from transforms.backgrounds import (
     BackgroundProducer,
     BackgroundsConfig,
-    backgrounds_folder,
     drop_reason,
     items_of,
     load_things,
@@ -22,6 +21,7 @@ from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.config import ConfigError
 from transforms.core.counters import Count, Tally
+from transforms.core.outputs import stage_folder
 from transforms.core.records import Backgrounds, Concept, Failure
 from transforms.core.shards import DamagedFileError, write_index
 from transforms.engines.text import Completion
@@ -181,7 +181,7 @@ def test_a_prompt_depends_on_seed_concept_and_try_alone() -> None:
 
 
 def write(run: str, records: list[Backgrounds | Failure]) -> None:
-    folder = backgrounds_folder(run)
+    folder = stage_folder(run, "backgrounds")
     with ShardBuild(folder, 0) as build:
         build.write(records)
         ids = [r.record_id for r in records]

@@ -1,8 +1,8 @@
 """What the folders of a run say about themselves, for those who look at it without its configs."""
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -11,8 +11,30 @@ from transforms.core.fingerprint import Fingerprint
 from transforms.core.shards import DamagedFileError, StageFolder
 from transforms.core.stage import StageOutput
 
-STAGES = ("backgrounds", "captions-raw", "captions", "images")
+
+class StageKind(NamedTuple):
+    """What the shards of a stage are."""
+
+    name: str
+    """Of their files."""
+    suffix: str
+    """Of their files."""
+    unit: str
+    """What a record is called."""
+
+
+STAGES = {
+    "backgrounds": StageKind("backgrounds", ".parquet", "concepts"),
+    "captions-raw": StageKind("captions", ".parquet", "captions"),
+    "captions": StageKind("captions", ".parquet", "captions"),
+    "images": StageKind("images", ".tar", "image sets"),
+}
 """Folders of the batch stages of a run, in their order."""
+
+
+def stage_folder(run: str, name: str) -> StageFolder:
+    """The folder of a batch stage of a run."""
+    return StageFolder(storage.join(run, name), STAGES[name].name, STAGES[name].suffix)
 
 
 def write_plan(output: StageOutput) -> None:
@@ -57,7 +79,7 @@ def read_output(url: str) -> StageOutput | None:
         ) from error
 
 
-def find_outputs(run: str, stages: Sequence[str] = STAGES) -> Iterator[StageOutput]:
+def find_outputs(run: str, stages: Iterable[str] = STAGES) -> Iterator[StageOutput]:
     """The stages of a run that were started, in their order, each followed by its retries."""
     for name in stages:
         url = storage.join(run, name)
