@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import distributed
-from trainer.collapse import embedding_signs
+from trainer.collapse import feature_signs
 from trainer.contrastive import multi_positive_loss
 from trainer.objective import Objective, gather_keys
 from trainer.pieces import Piece
@@ -36,6 +36,8 @@ class Pairs(NamedTuple):
     """[n, out]."""
     temperature: Tensor
     """[1], learned."""
+    cls_tokens: Tensor
+    """[n, D] of the images, as the encoder gives them, without gradient."""
 
 
 class ImageText(EncoderNetwork):
@@ -55,12 +57,21 @@ class ImageText(EncoderNetwork):
 
     def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
         """Embeddings of images [n, 3, H, W] and captions int64 [n, context]."""
-        image_tokens = encode(self.encoder, images)
+        cls_tokens = encode(self.encoder, images)[:, 0]
         return Pairs(
-            images=self.image_projection(image_tokens[:, 0]),
+            images=self.image_projection(cls_tokens),
             texts=self.text_projection(self.text_encoder(tokens)),
-            temperature=self.log_scale.clamp(max=-math.log(LOWEST_TEMPERATURE)).neg().exp(),
+            temperature=self.log_scale.neg().exp(),
+            cls_tokens=cls_tokens.detach(),
         )
+
+    @torch.no_grad()
+    def keep_within_bounds(self) -> None:
+        """Hold the temperature at `LOWEST_TEMPERATURE` or above.
+
+        A bound inside `forward` would have no gradient beyond it, and so hold it there for good.
+        """
+        self.log_scale.clamp_(max=-math.log(LOWEST_TEMPERATURE))
 
 
 class CLIP(Objective):
@@ -76,7 +87,7 @@ class CLIP(Objective):
         ids = piece.global_ids
         all_ids = distributed.gather(ids)
         image_keys, text_keys = gather_keys(pairs.images), gather_keys(pairs.texts)
-        self.signs = embedding_signs(image_keys)
+        self.signs = feature_signs(pairs.cls_tokens)
         terms = {
             name: multi_positive_loss(
                 anchors,

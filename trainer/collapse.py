@@ -8,6 +8,7 @@ projector, whose last batch norm makes every batch look alike, and before Sinkho
 shares tokens out among all prototypes whatever they say.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -30,8 +31,8 @@ def feature_signs(cls_tokens: Tensor) -> dict[str, Tensor]:
 
     Returns:
         "feature_std": the standard deviation of unit tokens over the images, averaged over their D
-        numbers, times sqrt(D): about 1 when they point everywhere, 0 when they are all alike. An
-        untrained encoder is near 0, too: what is not learned yet rises, what collapses falls.
+        numbers, times sqrt(D): 1 when they point everywhere, 0 when they are all alike. It may
+        start low, where an untrained encoder tells little apart; what it must not do is fall.
     """
     units = functional.normalize(cls_tokens.double(), dim=1)  # Squares of small differences.
     moments = torch.stack([units.mean(dim=0), units.square().mean(dim=0)])
@@ -50,10 +51,11 @@ def target_signs(targets: TeacherTargets) -> dict[str, Tensor]:
         of a token, out of as many as there can be (tokens or prototypes): 1 when each token has its
         own, near 0 when all share a few. Both 0 where there is no token.
     """
-    stride = max(math.ceil(len(targets.features) / NUM_TOKENS), 1)
-    targets = targets.select(slice(None, None, stride))
+    features = targets.features  # [T, bottleneck]
+    num_tokens, num_prototypes = min(len(features), NUM_TOKENS), len(targets.prototypes)
+    spread = torch.linspace(0, len(features) - 1, num_tokens, device=features.device).long()
+    targets = dataclasses.replace(targets, features=features[spread])
     logits = targets.features @ targets.prototypes.T  # [t, K]
-    num_tokens, num_prototypes = logits.shape
     # Counted without `unique`, which would wait for the device.
     used = logits.new_zeros(num_prototypes).index_fill(0, logits.argmax(dim=1), 1.0).sum()
     entropy = torch.special.entr(targets.dense()).sum(dim=1).mean() / math.log(num_prototypes)

@@ -28,6 +28,8 @@ class Outputs(NamedTuple):
     """[T, bottleneck] of the chosen patches, unit vectors."""
     prototypes: Tensor | None
     """[K, bottleneck], which the features are compared with."""
+    cls_tokens: Tensor
+    """[n, D] of the global crops, as the encoder gives them, without gradient."""
 
 
 class Network(EncoderNetwork):
@@ -96,7 +98,8 @@ class Network(EncoderNetwork):
             assert self.prototype_head is not None, "only iBOT asks about patches"
             features = self.prototype_head(tokens[:, 1:].flatten(0, 1)[patches])
             prototypes = self.prototype_head.prototypes.weight()
-        return Outputs(embeddings, local_embeddings, features, prototypes)
+        cls_tokens = tokens[:, 0].detach()
+        return Outputs(embeddings, local_embeddings, features, prototypes, cls_tokens)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embeddings: Tensor = self.projector(tokens[:, 0])

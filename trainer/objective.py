@@ -123,7 +123,7 @@ class Objective(ABC):
         self.student = student
         self.teacher = teacher
         self.signs: dict[str, Tensor] = {}
-        """What `trainer.collapse` says about the last step, for an objective that has keys."""
+        """What `trainer.collapse` says about the last step; its last piece, without a teacher."""
         parameter = next(student.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.collapse import feature_signs
 from trainer.data import Sample
 from trainer.objective import Objective
 from trainer.pieces import Piece
@@ -18,6 +20,15 @@ from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core import storage
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError, read_index
+
+
+class Classified(NamedTuple):
+    """What a student says about images."""
+
+    logits: Tensor
+    """[n, classes]."""
+    cls_tokens: Tensor
+    """[n, D], as the encoder gives them, without gradient."""
 
 
 class Classifier(EncoderNetwork):
@@ -32,11 +43,10 @@ class Classifier(EncoderNetwork):
             nn.init.trunc_normal_(self.classes.weight, std=0.02)
             nn.init.zeros_(self.classes.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [n, classes] of images [n, 3, H, W]."""
-        tokens = encode(self.encoder, images)
-        logits: Tensor = self.classes(tokens[:, 0])
-        return logits
+    def forward(self, images: Tensor) -> Classified:
+        """The classes of images [n, 3, H, W]."""
+        cls_tokens = encode(self.encoder, images)[:, 0]
+        return Classified(self.classes(cls_tokens), cls_tokens.detach())
 
 
 class Supervised(Objective):
@@ -52,7 +62,8 @@ class Supervised(Objective):
         ]
 
     def _terms(self, piece: Piece, labels: Tensor) -> dict[str, Tensor]:
-        logits: Tensor = self._run(self.student, piece.global_images)
+        logits, cls_tokens = self._run(self.student, piece.global_images)
+        self.signs = feature_signs(cls_tokens)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return {"loss": piece.share * functional.cross_entropy(logits.to(dtype), labels)}
 

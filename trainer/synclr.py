@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer import distributed, ibot, schedules
-from trainer.collapse import embedding_signs, target_signs
+from trainer.collapse import feature_signs, target_signs
 from trainer.contrastive import multi_positive_loss
 from trainer.network import Network, Outputs
 from trainer.objective import Objective, ObjectiveConfig, gather_keys
@@ -74,7 +74,7 @@ class SynCLR(Objective):
         embeddings = output.embeddings
         if keys is None:
             keys = gather_keys(embeddings)
-            self.signs = embedding_signs(keys)
+            self.signs = feature_signs(output.cls_tokens)
         own_key = torch.arange(len(embeddings), device=self.device) + piece.first_key
         terms = {
             "global": piece.share
@@ -118,7 +118,7 @@ class SynCLR(Objective):
             for piece in pieces
         ]
         keys = distributed.gather(torch.cat([output.embeddings for output in outputs]))
-        self.signs = embedding_signs(keys)
+        self.signs = feature_signs(torch.cat([output.cls_tokens for output in outputs]))
         features = [output.features for output in outputs if output.features is not None]
         prototypes = outputs[0].prototypes
         if prototypes is None:

@@ -54,7 +54,8 @@ def test_supervised_is_the_cross_entropy_of_the_concept(run: Path) -> None:
     assert student.classes.out_features == 3
     batch = first_batch(config)
     objective = build_objective(config, student, None)
-    logits = student(objective._augment(batch.crops.global_pixels, batch.crops.global_draws))
+    images = objective._augment(batch.crops.global_pixels, batch.crops.global_draws)
+    logits = student(images).logits
     labels = [["cat", "dog", "tree"].index(concept_of(n)) for n in ordinals(batch)]
     expected = functional.cross_entropy(logits, torch.tensor(labels).repeat_interleave(2))
     torch.testing.assert_close(objective.backward(batch, 0)["loss"], expected.detach())
@@ -92,7 +93,7 @@ def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path
 
 
 @pytest.mark.parametrize("objective", [CLIP, STABLEREP], ids=["clip", "stablerep"])
-def test_keys_with_a_gradient_are_gathered_in_float32_and_watched(
+def test_keys_with_a_gradient_are_gathered_in_float32(
     run: Path, monkeypatch: pytest.MonkeyPatch, objective: dict[str, Any]
 ) -> None:
     """Else the ranks' gradients would be added up in bfloat16."""
@@ -106,11 +107,9 @@ def test_keys_with_a_gradient_are_gathered_in_float32_and_watched(
     monkeypatch.setattr(distributed, "gather", record)
     config = tiny_config(run, **PLAIN, objective=objective, precision="bf16")
     student, _ = build_networks(config)
-    built = build_objective(config, student, None)
-    built.backward(first_batch(config), 0)
+    build_objective(config, student, None).backward(first_batch(config), 0)
     assert gathered
     assert set(gathered) == {torch.float32}
-    assert 0.0 < float(built.signs["feature_std"]) < 1.5
 
 
 def test_clip_takes_another_image_of_a_caption_in_some_other_epoch(run: Path) -> None:
