@@ -7,12 +7,10 @@ _SUCCESS; `nowhere` lets it live.
 """
 
 import os
-import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from pipelines.__main__ import main
+from tests.pipelines.faulty import kill, strike
 from transforms.core import storage
 
 WRITTEN_BY = {
@@ -28,18 +26,7 @@ NAMES = {"shard": "/shards/", "commit": "/commits/", "index": "index.parquet"}
 def die_at(place: str) -> None:
     """Make the function of `storage` that writes there deadly."""
     moment, _, what = place.partition(":")
-    write: Callable[..., Any] = getattr(storage, WRITTEN_BY[what])
-
-    def deadly(source: Any, url: str) -> Any:
-        is_there = NAMES.get(what, what) in url
-        if is_there and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = write(source, url)
-        if is_there:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(storage, WRITTEN_BY[what], deadly)
+    strike(storage, WRITTEN_BY[what], kill, moment, 1, NAMES.get(what, what))
 
 
 if __name__ == "__main__":
