@@ -78,6 +78,7 @@ class Training:
         # The fused optimiser reads this on the device, and where it is 1 changes nothing.
         self.optimizer.found_inf = stopped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        self.student.keep_within_bounds()
         self.optimizer.zero_grad(set_to_none=True)
         if self.teacher is not None:
             start, end = optim.ema_momentum

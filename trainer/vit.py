@@ -99,6 +99,9 @@ class EncoderNetwork(nn.Module):
         tokens: Tensor = encoder.forward_features(images)
         return tokens
 
+    def keep_within_bounds(self) -> None:
+        """After an update: put parameters that have bounds back within them, in place."""
+
 
 def use_plain_attention(module: nn.Module) -> None:
     """Compute attention as matrix products and a softmax, not by torch's fused kernel.
