@@ -49,12 +49,12 @@ class MetricsLog:
     Args:
         url: Of the file. Local files are appended to at once; remote ones are written by `flush`.
         first_step: Where the training starts or continues; what an interrupted one wrote from
-            there on is dropped.
+            there on is dropped, and so is what a power cut damaged.
     """
 
     def __init__(self, url: str, first_step: int) -> None:
         self.url = url
-        self._lines = [line for line in _read(url) if json.loads(line)["step"] < first_step]
+        self._lines = [line for line in _read(url) if 0 <= _step(line) < first_step]
         self._local = storage.is_local(url)
         storage.replace_bytes(self._content(), url)
 
@@ -237,9 +237,17 @@ def _sentences(path: str) -> Iterator[None]:
 
 
 def _read(url: str) -> list[str]:
-    """The whole lines of the file; a last one that was cut off is left out."""
+    """The lines of the file; a last one that was cut off is left out."""
     try:
         content = storage.read_bytes(url).decode("utf-8", errors="replace")
     except storage.MissingFileError:
         return []
-    return [line for line in content.split("\n")[:-1] if line]
+    return content.split("\n")[:-1]
+
+
+def _step(line: str) -> int:
+    """The step of a line, -1 if it is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.running import command, make_run
 from trainer.monitor import MetricsLog, Monitor, MonitorConfig
 from transforms.core import storage
 from transforms.core.config import ConfigError
@@ -33,6 +34,16 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     path.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo')
     MetricsLog(str(path), 7).write(7, {"loss": 1.25})
     assert steps(str(path)) == [0, 7]
+
+
+def test_what_a_power_cut_damaged_is_dropped(any_storage: str) -> None:
+    url = f"{any_storage}/metrics.jsonl"
+    lines = ['{"step": 0, "loss": 1.5}', "\0\0\0", '{"loss": 1.5}', "7", "", '{"step": 3}', "\x80"]
+    storage.replace_bytes("".join(line + "\n" for line in lines).encode("latin-1"), url)
+    log = MetricsLog(url, 4)
+    log.write(4, {"loss": 1.25})
+    log.flush()
+    assert steps(url) == [0, 3, 4]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
@@ -77,6 +88,32 @@ def test_the_bar_shows_terms_speed_and_waiting(
     assert "target_entropy" not in shown, "for the file, not for the eye"
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row == {"step": 2, **values}
+
+
+def test_the_bar_shows_images_per_second_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    with monitor(tmp_path) as watched:
+        now += 20.0
+        watched.advance(40)
+        shown = capsys.readouterr().err.split("\r")[-1]
+    assert "80/100 [00:20<00:10,  2.00 images/s" in shown, "without the 40 of an earlier start"
+
+
+def test_the_bar_of_a_training_counts_its_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def last_shown(*overrides: str) -> str:
+        assert command(run, *overrides) == 0
+        return capsys.readouterr().err.split("\r")[-1]
+
+    run = make_run(tmp_path)
+    every_two = ("checkpoint.every_steps=2", "checkpoint.keep=2")
+    assert "32/32 [" in last_shown(*every_two)
+    (run / "train" / "checkpoints" / "step-000000004.pt").unlink()
+    assert "32/32 [" in last_shown(*every_two), "also where it goes on from the middle"
 
 
 FAKE_WANDB = """
