@@ -100,7 +100,7 @@ class ShardReader:
         remembered_shards: int = 200,
     ) -> None:
         self.index_path = index_path
-        self._index = _read_index(index_path)
+        self._index = read_stage_index(index_path, "images", "data")
         held = self._index.metadata.get("images_per_caption")
         if images_per_caption is not None and held not in (None, str(images_per_caption)):
             raise ConfigError(
@@ -237,14 +237,20 @@ class ShardReader:
         )
 
 
-def _read_index(index_path: str) -> Index:
+def read_stage_index(index_path: str, stage: str, key: str) -> Index:
+    """The index of a complete stage, whose folder the config's `key` can name.
+
+    Raises:
+        storage.MissingFileError: There is no index, so the stage is not complete.
+        DamagedFileError: The file is not an index.
+    """
     try:
         return read_index(index_path)
     except storage.MissingFileError as error:
         raise storage.MissingFileError(
             error.errno,
-            f"there is no index {index_path}: the images stage is not complete; run it (again), "
-            "or set data to the folder of one that is",
+            f"there is no index {index_path}: the {stage} stage is not complete; run it (again), "
+            f"or set {key} to the folder of one that is",
         ) from error
 
 

@@ -18,8 +18,9 @@ from trainer.stream import Batch
 from trainer.transfer import to_device
 from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core import storage
+from transforms.core.damage import DamagedFileError, reading
 from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError, read_index
+from transforms.core.shards import read_index
 
 
 class Classified(NamedTuple):
@@ -77,13 +78,24 @@ def concept_labels(captions: str) -> dict[str, int]:
 
     Raises:
         storage.StorageError: It is not there or cannot be read.
+        DamagedFileError: A shard is damaged, or none of captions.
     """
-    index = read_index(storage.join(captions, "index.parquet"))
+    index_url = storage.join(captions, "index.parquet")
+    try:
+        index = read_index(index_url)
+    except storage.MissingFileError as error:
+        raise storage.MissingFileError(
+            error.errno,
+            f"there is no index {index_url}: the captions stage is not complete; run it (again), "
+            "or set captions to the folder of one that is",
+        ) from error
     concepts: set[str] = set()
     for path in index.table["path"].to_pylist():
-        content = storage.read_bytes(storage.join(index.folder, path))
-        shard = pq.read_table(pa.BufferReader(content), columns=["concept"])
-        concepts.update(shard["concept"].unique().to_pylist())
+        url = storage.join(index.folder, path)
+        content = storage.read_bytes(url)
+        with reading(f"{url}, expected to be a shard of a finished captions stage (key captions),"):
+            shard = pq.read_table(pa.BufferReader(content), columns=["concept"])
+            concepts.update(shard["concept"].unique().to_pylist())
     return {concept: number for number, concept in enumerate(sorted(concepts))}
 
 

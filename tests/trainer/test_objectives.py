@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional
@@ -18,6 +20,7 @@ from trainer.supervised import Classifier, concept_labels
 from trainer.text import tokenize
 from trainer.train import open_samples
 from transforms.core import storage
+from transforms.core.damage import DamagedFileError
 from transforms.core.seeding import caption_id
 
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}
@@ -130,8 +133,21 @@ def test_two_ranks_are_one_process(run: Path) -> None:
 
 def test_without_the_captions_there_are_no_concepts(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **PLAIN, objective=SUPERVISED)
-    with pytest.raises(storage.MissingFileError, match="captions"):
+    with pytest.raises(storage.MissingFileError, match="the captions stage is not complete"):
         target_reader(config)
+
+
+def test_what_is_no_captions_stage_is_a_sentence(run: Path) -> None:
+    sentence = r"shard of a finished captions stage \(key captions\), is damaged"
+    with pytest.raises(DamagedFileError, match=sentence):
+        concept_labels(str(run / "images"))
+    (shard,) = (run / "captions" / "shards").rglob("*.parquet")
+    pq.write_table(pa.table({"text": ["a cat"]}), shard)
+    with pytest.raises(DamagedFileError, match=sentence):
+        concept_labels(str(run / "captions"))
+    shard.write_bytes(b"PA")
+    with pytest.raises(DamagedFileError, match=sentence):
+        concept_labels(str(run / "captions"))
 
 
 def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) -> None:
