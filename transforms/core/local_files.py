@@ -53,7 +53,7 @@ def temporary_beside(path: str) -> Iterator[str]:
     """A hidden name in the folder of `path`, which is made; gone at the end."""
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.part")
+    temporary = os.path.join(folder, temporary_name(name))
     try:
         yield temporary
     finally:
@@ -61,8 +61,13 @@ def temporary_beside(path: str) -> Iterator[str]:
             os.unlink(temporary)
 
 
+def temporary_name(name: str) -> str:
+    """A new name for something that is to become a file of this name."""
+    return f".{name}.{uuid.uuid4().hex[:12]}.part"
+
+
 def is_temporary(path: str) -> bool:
-    """Whether a file has a name of `temporary_beside`."""
+    """Whether a file has a name of `temporary_name`."""
     name = os.path.basename(path)
     return name.startswith(".") and name.endswith(".part")
 

@@ -13,14 +13,21 @@ from functools import lru_cache, partial
 from typing import Any
 
 from transforms.core.config import ConfigError
+from transforms.core.local_files import temporary_name
+
+log = logging.getLogger(__name__)
 
 SILENCE_S = 120.0
 """A connection on which nothing has moved for so long is lost, and the request tried again."""
 
-_STREAMS_WANTED, _STREAMS = 5, 16
-"""Streams of pages in a listing, if there are folders enough, and at most so many at once."""
+_STREAMS = 16
+"""Connections at once, at most, in a listing and for a large file."""
+_STREAMS_WANTED = 5
+"""Streams of pages in a listing, if there are folders enough."""
 _PAGE = 10_000
 """Files in an answer; GCS itself gives 1,000 at most."""
+_PART_BYTES, _PARTS = 64 << 20, 32
+"""Size of a part of a large file at least, and how many GCS puts together at most."""
 
 
 def exists(url: str) -> bool:
@@ -124,8 +131,39 @@ def create(url: str, data: bytes) -> bool:
 
 
 def overwrite(url: str, data: bytes) -> None:
-    """Write a file in place of another, or a new one."""
-    filesystem(url).pipe_file(url, data)
+    """Write a file in place of another, or a new one; a large one over several connections."""
+    if url.startswith("memory://") or len(data) <= _PART_BYTES:
+        filesystem(url).pipe_file(url, data)
+    else:
+        _overwrite_in_parts(url, memoryview(data))
+
+
+def _overwrite_in_parts(url: str, data: memoryview) -> None:
+    """Upload parts as hidden files, have the server put them together in one step, remove them."""
+    files = filesystem(url)
+    folder, _, name = url.rpartition("/")
+    size = max(_PART_BYTES, -(-len(data) // _PARTS))
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    parts = [f"{folder}/{temporary_name(name)}" for _ in pieces]
+    try:
+        with ThreadPoolExecutor(_STREAMS, "upload") as pool:
+            list(pool.map(files.pipe_file, parts, pieces))
+        files.merge(url, parts)
+    finally:
+        with ThreadPoolExecutor(_STREAMS, "remove") as pool:
+            list(pool.map(partial(_remove_part, files), parts))
+
+
+def _remove_part(files: Any, part: str) -> None:
+    """One that cannot be removed must not spoil a file that is written."""
+    try:
+        files.rm_file(part)
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        log.warning("%s stays: %s", part, error)
 
 
 def delete(url: str) -> None:

@@ -88,16 +88,10 @@ def list_times(url: str) -> dict[str, float]:
 def list_unfinished(url: str) -> dict[str, float]:
     """Files under construction below a folder: name -> when they were last written to.
 
-    A process that is killed leaves its own behind on local disk, and nowhere else.
+    A process that is killed leaves its own behind on local disk, and on a server the parts of a
+    large file.
     """
-    if not is_local(url):
-        return {}
-    with _sentences("list", url):
-        return {
-            name: written
-            for name, _, written in local_files.walk(url)
-            if local_files.is_temporary(name)
-        }
+    return {name: written for name, _, written in _walk_all(url) if local_files.is_temporary(name)}
 
 
 def publish_file(local_path: str, url: str) -> bool:
@@ -175,11 +169,12 @@ def disk_full(action: str, path: str, error: OSError) -> StorageError:
 
 
 def _walk(url: str) -> Iterator[tuple[str, int, float]]:
+    return (found for found in _walk_all(url) if not os.path.basename(found[0]).startswith("."))
+
+
+def _walk_all(url: str) -> Iterator[tuple[str, int, float]]:
     with _sentences("list", url), contextlib.suppress(FileNotFoundError):
-        found = local_files.walk(url) if is_local(url) else remote_files.walk(url)
-        for entry in found:
-            if not entry[0].rpartition("/")[2].startswith("."):
-                yield entry
+        yield from local_files.walk(url) if is_local(url) else remote_files.walk(url)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -58,6 +59,53 @@ def test_replace_and_list(any_storage: str) -> None:
     assert storage.list_files(any_storage) == {"index": 5, "a/b/c": 1}
     assert storage.exists(storage.join(any_storage, "index"))
     assert not storage.exists(storage.join(any_storage, "other"))
+
+
+@pytest.mark.parametrize("size", [1001, 6500])
+def test_a_large_file_goes_up_in_parts_and_appears_whole(
+    gcs_bucket: str, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """6,500 bytes in parts of 100 would be more than the server puts together."""
+    from gcsfs.core import GCSFileSystem
+
+    monkeypatch.setattr(remote_files, "_PART_BYTES", 100)
+    url, content = f"{gcs_bucket}/run/large", os.urandom(size)
+    storage.replace_bytes(b"old", url)
+    merge, pieces = GCSFileSystem.merge, []
+
+    def watched(self: GCSFileSystem, path: str, parts: list[str]) -> None:
+        pieces.extend(parts)
+        assert len(storage.list_unfinished(gcs_bucket)) == len(parts)
+        assert storage.list_files(gcs_bucket) == {"run/large": 3}, "parts are hidden"
+        assert storage.read_bytes(url) == b"old"
+        merge(self, path, parts)
+
+    monkeypatch.setattr(GCSFileSystem, "merge", watched)
+    storage.replace_bytes(content, url)
+    assert storage.read_bytes(url) == content
+    assert 10 < len(pieces) <= 32
+    assert storage.list_unfinished(gcs_bucket) == {}
+
+
+def test_an_upload_in_parts_that_fails_leaves_the_old_file_and_no_parts(
+    gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{gcs_bucket}/large"
+    storage.replace_bytes(b"old", url)
+    files, tries = remote_files.filesystem(url), iter(range(100))
+    pipe = files.pipe_file
+
+    def broken(path: str, data: bytes) -> None:
+        if next(tries) == 3:
+            raise OSError(errno.ECONNRESET, "Connection reset by peer")
+        pipe(path, data)
+
+    monkeypatch.setattr(remote_files, "_PART_BYTES", 10)
+    monkeypatch.setattr(files, "pipe_file", broken)
+    with pytest.raises(storage.StorageError, match=r"cannot write .*large: Connection reset"):
+        storage.replace_bytes(bytes(200), url)
+    assert storage.read_bytes(url) == b"old"
+    assert storage.list_unfinished(gcs_bucket) == {}
 
 
 def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
