@@ -1,16 +1,17 @@
 """The training command.
 
     python -m trainer.train CONFIG [key=value ...]
-    torchrun --nproc-per-node=N -m trainer.train CONFIG [key=value ...]
+    python -m trainer.launch --nproc-per-node=N -m trainer.train CONFIG [key=value ...]
 
 It reads `<run>/images` (or `data`) and writes `<run>/train`: `run.yaml`, `metrics.jsonl` and
 `checkpoints/`. Run again, it continues from the newest checkpoint, exactly; when it is done it says
-so. Ctrl-C, SIGTERM and SIGUSR1 save first. Exit code 0: all steps are done; 2: a setting is wrong;
-75: a signal stopped it, start it again; 1: steps are left, and the last line says why and how to go
-on. (`torchrun` itself exits with 1 whatever code its processes had.)
+so. Ctrl-C, SIGTERM and SIGUSR1 save first. The exit code (`trainer.exit_codes`) says whether to
+start it again, and the last line why and how.
 
-`torchrun` passes SIGUSR1 on only with `--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`, and kills 30 s
-after a signal unless `--shutdown-timeout=SECONDS` gives more time to save.
+`trainer.launch` is `torchrun` that passes the exit code on. `torchrun` itself works, too, but exits
+with 1 whatever its processes said, passes SIGUSR1 on only with
+`--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`, and kills 30 s after a signal unless
+`--shutdown-timeout=SECONDS` gives more time to save.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from trainer import distributed
 from trainer.checkpoint import checkpoints_folder, is_whole, list_steps, load_newest
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
+from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.loop import StoppedError, keep_for_replay, run_steps
 from trainer.objectives import target_reader
 from trainer.order import SampleOrder
@@ -38,9 +40,6 @@ from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.shards import DamagedFileError
 
 log = logging.getLogger(__name__)
-
-OK, UNFINISHED, WRONG_CONFIG, RESTART = 0, 1, 2, 75
-"""Exit codes; 75 is what `sysexits.h` calls a temporary failure: start me again."""
 
 
 class RankError(TrainingError):
@@ -61,8 +60,8 @@ def train(config: TrainConfig, device: torch.device) -> str:
         ConfigError: Settings do not fit each other, the data, or what the folder holds.
         storage.StorageError: Data cannot be read, or results cannot be written.
         DamagedFileError: A shard is not what the index says.
-        TrainingError: A signal or a loss that is not finite stopped it, or (`RankError`) one of
-            several ranks could not read its data or write.
+        StoppedError, NotFiniteError: A signal or a loss that is not finite stopped it.
+        RankError: One of several ranks could not read its data or write.
     """
     _check_ranks(config)
     _warn(config)
@@ -86,8 +85,10 @@ def train(config: TrainConfig, device: torch.device) -> str:
                 url = run_steps(training, samples, folder, stop)
             except NotFiniteError as error:
                 replay = keep_for_replay(training, folder, error)
-                raise TrainingError(
-                    f"{error}; look into it with `python -m trainer.replay {replay}`"
+                raise NotFiniteError(
+                    f"{error}; look into it with `python -m trainer.replay {replay}`",
+                    error.step,
+                    error.caption_ids,
                 ) from error
     return f"Trained {config.steps} steps: {url}"
 
@@ -223,13 +224,12 @@ def main(arguments: Sequence[str]) -> int:
         line, code = unfinished.format(error), RESTART
     except RankError as error:
         line, code, speaks = str(error), UNFINISHED, True
-    except TrainingError as error:
-        line, code = f"Training is not finished: {error}", UNFINISHED
+    except NotFiniteError as error:
+        line, code = f"Training is not finished: {error}", NOT_FINITE
     except distributed.LostRankError as error:
-        line, code, speaks = unfinished.format(error), UNFINISHED, True
+        line, code, speaks = unfinished.format(error), RESTART, True
     except torch.distributed.DistError as error:
-        line, code = unfinished.format(distributed.lost(error)), UNFINISHED
-        speaks = True
+        line, code, speaks = unfinished.format(distributed.lost(error)), RESTART, True
     except KeyboardInterrupt:
         line, code = unfinished.format("interrupted"), RESTART
     finally:

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from pipelines.__main__ import JOBS
+from trainer import exit_codes
+from trainer.launch import DEFAULTS
 from transforms.core.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -115,9 +117,11 @@ def test_every_image_is_one_that_the_dockerfile_makes() -> None:
 
 @pytest.mark.parametrize(("role", "command"), list(commands()))
 def test_every_command_runs_a_module_on_a_config_that_loads(role: str, command: list[str]) -> None:
-    module = command[command.index("-m") + 1]
-    assert importlib.util.find_spec(module), module
-    words = command[command.index("-m") + 2 :]
+    launchers = ("trainer.launch",)
+    modules = [n + 1 for n, word in enumerate(command) if word == "-m"]
+    start = next(n for n in modules if command[n] not in launchers)
+    assert all(importlib.util.find_spec(command[n]) for n in modules)
+    module, words = command[start], command[start + 1 :]
     if module.startswith("apache_beam"):
         assert role != "trainer"
         return
@@ -153,9 +157,24 @@ def test_the_pods_of_a_training_find_each_other() -> None:
     command = pod["containers"][0]["command"]
     assert f"--nnodes={spec['completions']}" in command
     assert f"--master-addr={name}-0.{pod['subdomain']}" in command
-    (patience,) = [int(w.split("=")[1]) for w in command if w.startswith("--shutdown-timeout=")]
+    (patience,) = [int(w.split("=")[1]) for w in DEFAULTS if w.startswith("--shutdown-timeout=")]
     assert 60 <= patience < pod["terminationGracePeriodSeconds"], "torchrun kills before the pod is"
     assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
+
+
+def test_a_training_is_made_again_unless_that_cannot_help() -> None:
+    spec = next(job for job in kubernetes("Job") if job["metadata"]["name"] == "synclr-trainer")[
+        "spec"
+    ]
+    # A policy goes by the codes of pods that are not restarted in place.
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    actions = {
+        code: rule["action"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
+    fatal = (exit_codes.WRONG_CONFIG, exit_codes.NOT_FINITE)
+    assert actions == {**dict.fromkeys(fatal, "FailJob"), exit_codes.RESTART: "Ignore"}
 
 
 def test_what_is_mounted_and_selected_is_declared() -> None:

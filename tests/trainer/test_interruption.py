@@ -21,7 +21,7 @@ from tests.trainer.running import (
     write_config,
 )
 from trainer import checkpoint
-from trainer.train import RESTART
+from trainer.exit_codes import RESTART
 from trainer.training import Training
 from transforms.core import storage
 

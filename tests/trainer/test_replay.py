@@ -10,6 +10,7 @@ from tests.trainer.making import write_images
 from tests.trainer.running import command, flat, losses, make_run
 from trainer import checkpoint, replay
 from trainer.data import ShardReader
+from trainer.exit_codes import NOT_FINITE
 from trainer.photometric import augment
 from trainer.training import Training
 
@@ -55,7 +56,7 @@ def replay_file(run: Path) -> Path:
 def test_it_is_found_with_the_next_line_of_the_log_and_nothing_is_lost(
     run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], log_every: int
 ) -> None:
-    assert command(run, "steps=6", f"log_every={log_every}") == 1
+    assert command(run, "steps=6", f"log_every={log_every}") == NOT_FINITE
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"the loss or a gradient at step {BAD_STEP} is not finite" in said
     assert "data positions 8 to 11" in said
@@ -79,7 +80,7 @@ def test_the_step_can_be_looked_into(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert command(run, "steps=6") == 1
+    assert command(run, "steps=6") == NOT_FINITE
     capsys.readouterr()
     monkeypatch.setattr("trainer.objective.augment", lambda *a, **s: augment(*a, **s) * torch.nan)
     assert replay.main([str(replay_file(run))]) == 0
@@ -96,7 +97,7 @@ def test_the_step_can_be_looked_into(
 def test_files_and_data_that_do_not_fit_are_named(
     run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert command(run, "steps=6") == 1
+    assert command(run, "steps=6") == NOT_FINITE
     write_images(tmp_path / "other", (40,))
     assert replay.main([str(replay_file(run)), f"data={tmp_path}/other"]) == 2
     assert "has other captions at this step" in capsys.readouterr().err

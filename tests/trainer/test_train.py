@@ -13,6 +13,7 @@ from tests.trainer.making import write_images
 from tests.trainer.running import command, final_state, losses, make_run, write_config
 from trainer import replay, train
 from trainer.evaluate import __main__ as evaluate
+from trainer.exit_codes import RESTART
 from trainer.training import Training
 from transforms.core import storage
 
@@ -116,7 +117,7 @@ def test_collectives_inside_torch_that_fail_are_a_sentence(
         raise torch.distributed.DistBackendError("NCCL error\nremote process exited")
 
     monkeypatch.setattr(Training, "update", fail)
-    assert command(run) == 1
+    assert command(run) == RESTART
     said = last_line(capsys)
     assert "rank 0 lost the others (remote process exited)" in said
     assert "run the same command to go on" in said

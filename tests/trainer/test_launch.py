@@ -1,0 +1,79 @@
+"""The launcher says what the ranks said; real `torchrun` underneath, two ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.running import make_run
+from trainer import checkpoint
+from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from trainer.launch import verdict
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def launch(run: Path, *overrides: str) -> "subprocess.Popen[str]":
+    options = ["--standalone", "--nproc-per-node=2", "-m", "trainer.train"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.launch", *options, str(run / "train.yaml"), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "code", "sentence"),
+    [
+        ("log_every=2", OK, ""),
+        ("optim.warmup=9", WRONG_CONFIG, "optim.warmup 9 is more than steps 4"),
+        ("optim.learning_rate=1e38", NOT_FINITE, "is not finite"),
+    ],
+)
+def test_the_ranks_code_comes_out(run: Path, override: str, code: int, sentence: str) -> None:
+    process = launch(run, override)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == code, errors
+    assert sentence in errors
+
+
+@pytest.mark.slow
+def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
+    process = launch(run, "steps=100000", "checkpoint.every_s=0")
+    folder = str(run / "train" / "checkpoints")
+    while max(checkpoint.list_steps(folder), default=0) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGUSR1)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == RESTART, errors
+    assert f"saved at step {max(checkpoint.list_steps(folder))} of 100000" in errors
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({RESTART}, RESTART),
+        ({RESTART, -signal.SIGTERM}, RESTART),  # A rank that had not begun to listen.
+        ({RESTART, -signal.SIGKILL}, UNFINISHED),  # The others lost one that was killed.
+        ({RESTART, UNFINISHED}, UNFINISHED),
+        ({RESTART, WRONG_CONFIG}, WRONG_CONFIG),
+        ({NOT_FINITE, -signal.SIGTERM}, NOT_FINITE),
+        ({-signal.SIGSEGV}, UNFINISHED),
+        ({-signal.SIGTERM}, UNFINISHED),
+    ],
+)
+def test_what_cannot_mend_itself_outweighs_a_restart(codes: set[int], expected: int) -> None:
+    assert verdict(codes) == expected
