@@ -30,7 +30,7 @@ class ConceptEntry(Config):
 
     name: str
     """What captions are about, as a person would write it."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the source's captions relative to the source's other concepts."""
     kind: Kind | None = None
     """Instead of the source's kind."""

@@ -38,7 +38,7 @@ class ConceptSource(Config):
 
     source: str
     """Its name, written into every caption."""
-    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    share: Annotated[float, Field(gt=0)] = 1.0
     """Share of all captions, relative to the other sources."""
     kind: Kind = "object"
     """What its concepts are: object, place or texture."""

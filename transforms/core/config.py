@@ -26,13 +26,17 @@ class ConfigError(ValueError):
 
 
 class Config(BaseModel):
-    """Base of every config section: frozen, and unknown keys are errors.
+    """Base of every config section: frozen; unknown keys and infinite numbers are errors.
 
     Describe each field in a string literal right under it: it becomes the key's help.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -56,6 +60,7 @@ EXPECTED = {
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), A_LIST),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a section of keys"),
     "string_type": "text",
+    "finite_number": "a finite number",
 }
 """What a value of the wrong type should have been, by pydantic's name of the mistake."""
 
@@ -190,7 +195,7 @@ def _sentence(
         return f"{path} looks like the config of another job: unknown keys {keys}"
     sentences = [_about_unknown(cls, unknown, set(_given(values)))] if unknown else []
     sentences += [_about_value(cls, detail) for detail in details if detail not in unknown]
-    return f"{path}: {'; '.join(sentences)}"
+    return f"{path}: {'; '.join(dict.fromkeys(sentences))}"
 
 
 def _about_unknown(cls: type[Config], unknown: Sequence[ErrorDetails], given: set[str]) -> str:
@@ -243,18 +248,31 @@ def _given(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _about_value(cls: type[Config], detail: ErrorDetails) -> str:
-    key, kind, value = _key(detail), detail["type"], detail["input"]
-    if kind == "missing":
-        described = dict(_leaves(cls)).get(key)
-        expected = f": expected {_type_text(described.annotation)}" if described else ""
+    key, kind, value, loc = _key(detail), detail["type"], detail["input"], detail["loc"]
+    described = dict(_leaves(cls))
+    if kind == "missing" and isinstance(loc[-1], str):
+        expected = f": expected {_type_text(described[key].annotation)}" if key in described else ""
         return f"key {key!r} is missing{expected}"
+    if kind == "missing":  # A number, in a list that is too short.
+        key = key.rpartition(".")[0]
     message = detail["msg"].removeprefix("Value error, ")
-    if kind in EXPECTED:
+    size = _size(described[key].annotation) if key in described else None
+    if size and kind in ("missing", "too_long", "tuple_type"):
+        message = f"expected a list of {size} numbers"
+    elif kind in EXPECTED:
         message = f"expected {EXPECTED[kind]}"
-        names = all(isinstance(part, str) for part in detail["loc"])
+        names = all(isinstance(part, str) for part in loc)
         if EXPECTED[kind] == A_LIST and names and isinstance(value, str | int | float):
             message += f", write {key}=[{value}]"
-    return f"key {key!r} has value {_shown(value)}: {message}" if detail["loc"] else message
+    return f"key {key!r} has value {_shown(value)}: {message}" if loc else message
+
+
+def _size(annotation: Any) -> int | None:
+    """Numbers in a list of fixed length; None where it has any length or is no list."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind in (Annotated, Union, UnionType):
+        return next(filter(None, map(_size, parts)), None)
+    return len(parts) if kind is tuple and Ellipsis not in parts else None
 
 
 def _key(detail: ErrorDetails) -> str:

@@ -31,6 +31,8 @@ class Job(Config):
     """Data sets."""
     share: float = no_fingerprint(0.5)
     """A share."""
+    scale: tuple[float, float] | None = no_fingerprint(None)
+    """Low and high."""
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -54,6 +56,10 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
         ("run: out\n", ["share=half"], "key 'share' has value 'half': expected a number"),
         ("run: out\n", ["sampler=ddim"], "'sampler' has value 'ddim': expected a section of keys"),
         ("run: out\n", ["datasets=birds"], "expected a list, write datasets=[birds]"),
+        ("run: out\n", ["share=.inf"], "key 'share' has value inf: expected a finite number"),
+        ("run: out\n", ["scale=[1,.nan]"], "'scale.1' has value nan: expected a finite number"),
+        ("run: out\n", ["scale=1"], "key 'scale' has value 1: expected a list of 2 numbers"),
+        ("run: out\n", ["scale=[1,2,3]"], "[1, 2, 3]: expected a list of 2 numbers"),
         ("run: out\nsampler: {steps: 0}\n", [], "greater than or equal to 1"),
         ("run: out\nsampler: {name: euler}\n", [], "'ddim' or 'ddpm'"),
         ("run: out\nsampler: {step: 5}\n", [], "did you mean 'sampler.steps'?"),
@@ -91,12 +97,19 @@ def test_the_config_of_another_job_is_taken_for_one(tmp_path: Path) -> None:
 def test_unknown_keys_are_one_sentence_with_the_known_keys_once(tmp_path: Path) -> None:
     assert said(tmp_path, "run: out\nzoom: 1\nsede: 2\n") == (
         "CONFIG: unknown keys 'zoom' (value 1), 'sede' (value 2, did you mean 'seed'?): "
-        "known keys are run, seed, sampler, datasets, share"
+        "known keys are run, seed, sampler, datasets, share, scale"
     )
     assert said(tmp_path, "run: out\nsampler: {zoom: 1}\n") == (
         "CONFIG: unknown key 'sampler.zoom' (value 1): known keys are sampler.steps, sampler.name"
     )
     assert "known keys are" not in said(tmp_path, "run: out\nsampler: {a: 1, b: 2, c: 3}\n")
+
+
+@pytest.mark.parametrize("short", ["[]", "[1]"])
+def test_a_list_that_is_too_short_is_said_once(tmp_path: Path, short: str) -> None:
+    assert said(tmp_path, "run: out\n", f"scale={short}") == (
+        f"CONFIG: key 'scale' has value {short}: expected a list of 2 numbers"
+    )
 
 
 def test_no_hint_names_a_key_that_is_given(tmp_path: Path) -> None:
