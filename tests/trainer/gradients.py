@@ -14,7 +14,9 @@ from trainer.config import TrainConfig
 from trainer.execution import prepare, whole
 from trainer.loop import rank_batches
 from trainer.objectives import build_networks, build_objective
+from trainer.stream import Batch
 from trainer.train import open_samples
+from trainer.vit import EncoderNetwork
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Loss terms and gradients by name."""
@@ -28,20 +30,29 @@ def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(values)
 
 
-def step_gradients(config: TrainConfig, step: int) -> Result:
-    """This rank's loss terms and gradients, averaged over the ranks."""
-    torch.set_num_threads(1)
+def step_batch(config: TrainConfig, step: int) -> Batch:
+    """This rank's batch of a step."""
+    return next(rank_batches(config, open_samples(config), range(step, step + 1)))
+
+
+def exact_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork | None]:
+    """Student and teacher in float64, as after some training: the teacher is not a copy."""
     student, teacher = build_networks(config)
-    student.double()
     if teacher is not None:
-        with torch.no_grad():  # As after some training: not the student's copy.
+        with torch.no_grad():
             for number, value in enumerate(teacher.double().state_dict().values()):
                 noise = torch.Generator().manual_seed(number)
                 value += 0.02 * torch.randn(value.shape, generator=noise, dtype=value.dtype).abs()
+    return student.double(), teacher
+
+
+def step_gradients(config: TrainConfig, step: int) -> Result:
+    """This rank's loss terms and gradients, averaged over the ranks."""
+    torch.set_num_threads(1)
+    student, teacher = exact_networks(config)
     spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
     objective = build_objective(config, spread, teacher)
-    stream = rank_batches(config, open_samples(config), range(step, step + 1))
-    terms = objective.backward(next(stream), step)
+    terms = objective.backward(step_batch(config, step), step)
     for term in terms.values():
         distributed.all_reduce(term).div_(distributed.world_size())
     gradients = {

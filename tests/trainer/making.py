@@ -42,6 +42,17 @@ TINY_TRAINING: Mapping[str, Any] = {
 }
 """A training of a second, with every part of the method; add `run`."""
 
+UNCHANGED: Mapping[str, Any] = {
+    "jitter": 0,
+    "grey": 0,
+    "global_blur_only": 0,
+    "global_blur": 0,
+    "global_solarise": 0,
+    "local_blur": 0,
+    "downsample": 0,
+}
+"""For `photometric`: colours stay as they are."""
+
 
 def picture(number: int, side: int = 20) -> bytes:
     """A PNG of one colour with a little noise, different for every number."""

@@ -10,22 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainer.gradients import tiny_config
-from tests.trainer.making import TINY_TRAINING, write_images
+from tests.trainer.gradients import step_batch, tiny_config
+from tests.trainer.making import TINY_TRAINING, UNCHANGED, write_images
 from tests.trainer.running import command, write_config
 from trainer.objectives import build_networks, build_objective
-from trainer.stream import batches
-from trainer.train import open_samples
-
-UNCHANGED = {
-    "jitter": 0,
-    "grey": 0,
-    "global_blur_only": 0,
-    "global_blur": 0,
-    "global_solarise": 0,
-    "local_blur": 0,
-    "downsample": 0,
-}
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -68,16 +56,7 @@ def terms_and_gradient(tmp_path: Path, precision: str) -> tuple[dict[str, float]
     config = tiny_config(tmp_path, precision=precision, model={"drop_path": 0.0})
     student, teacher = build_networks(config)
     objective = build_objective(config, student, teacher)
-    stream = batches(
-        open_samples(config),
-        config.loader,
-        first_step=0,
-        last_step=1,
-        captions_per_batch=config.captions_per_batch,
-        rank=0,
-        ranks=1,
-    )
-    terms = objective.backward(next(stream), 0)
+    terms = objective.backward(step_batch(config, 0), 0)
     gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
     return {name: float(term) for name, term in terms.items()}, torch.cat(gradients)
 

@@ -1,0 +1,137 @@
+"""A whole step against its definition: every setting arrives where it belongs.
+
+The terms are computed once more in float64 from the same networks, with loops and dense matrices.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.gradients import exact_networks, step_batch, step_gradients, tiny_config
+from tests.trainer.making import write_captions, write_images
+from tests.trainer.test_contrastive import slow_loss
+from tests.trainer.test_sinkhorn import textbook
+from trainer.config import TrainConfig
+from trainer.ibot import ibot_loss
+from trainer.objectives import build_objective
+from trainer.photometric import augment
+from trainer.pieces import step_masks
+from trainer.stream import Batch
+from transforms.core.seeding import derive
+
+STEP = 3
+UNUSUAL: dict[str, Any] = {
+    "crops": {"num_local": 3, "num_global": 2},
+    "model": {"drop_path": 0.0},
+    "objective": {
+        "temperature": 0.3,
+        "student_temperature": 0.4,
+        "teacher_temperature": [0.02, 0.1],
+        "teacher_temperature_steps": 4,
+        "sinkhorn_iterations": 2,
+        "masked_images": 0.75,
+        "masked_patches": 0.25,
+    },
+}
+TEACHER_TEMPERATURE = 0.08
+"""Three quarters of the way."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    write_captions(tmp_path / "captions")
+    return tmp_path
+
+
+def tokens_of(network: Any, images: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[N, 1 + P, D], patches hidden where the mask says so."""
+    encoder = network.encoder
+    patches = encoder.patch_embed(images)  # [N, H / patch, W / patch, D]
+    if mask is not None:
+        patches[mask.view(patches.shape[:3])] = network.mask_token
+    tokens: Tensor = encoder.norm(encoder.blocks(encoder._pos_embed(patches)))
+    return tokens
+
+
+def masks_of(config: TrainConfig, batch: Batch, step: int) -> Tensor:
+    """bool [N * M * G, P]: one patch of four is hidden in 12 of 16 crops."""
+    captions = config.captions_per_batch
+    masks = step_masks(
+        batch,
+        first_position=step * captions,
+        captions_per_batch=captions,
+        share=config.objective.masked_images,
+        seed=derive(config.seed, "masked images", step),
+    ).masks
+    assert sorted(masks.sum(dim=1).tolist()) == [0] * 4 + [1] * 12
+    return masks
+
+
+@torch.no_grad()
+def terms_by_definition(
+    config: TrainConfig, student: Any, teacher: Any, batch: Batch, step: int
+) -> dict[str, float]:
+    """SynCLR's terms, unweighted."""
+    settings = config.objective
+    views = [
+        augment(
+            pixels, draws, config.photometric, mean=config.model.mean, std=config.model.std
+        ).double()
+        for pixels, draws in (
+            (batch.crops.global_pixels, batch.crops.global_draws),
+            (batch.crops.local_pixels, batch.crops.local_draws),
+        )
+    ]
+    mask = masks_of(config, batch, step)
+    seen, whole = tokens_of(student, views[0], mask), tokens_of(teacher, views[0])
+    keys = teacher.projector(whole[:, 0])
+    anchors = student.predictor(student.projector(seen[:, 0]))
+    local_anchors = student.predictor(student.projector(tokens_of(student, views[1])[:, 0]))
+
+    ids = batch.caption_ids.repeat_interleave(2 * 2)  # Images of a caption, crops of an image.
+    local_ids = batch.caption_ids.repeat_interleave(2 * 3)
+    own_key, none = torch.arange(len(ids)), torch.full((len(local_ids),), -1)
+
+    logits = student.prototype_head.prototypes(student.prototype_head(seen[:, 1:][mask]))
+    wanted = teacher.prototype_head.prototypes(teacher.prototype_head(whole[:, 1:][mask]))
+    targets = textbook(wanted, TEACHER_TEMPERATURE, settings.sinkhorn_iterations)
+    crop, _ = mask.nonzero(as_tuple=True)
+    return {
+        "global": slow_loss(anchors, keys, ids, ids, settings.temperature, own_key),
+        "local": slow_loss(local_anchors, keys, local_ids, ids, settings.temperature, none),
+        "ibot": float(ibot_loss(logits, targets, crop, temperature=settings.student_temperature)),
+    }
+
+
+def test_a_step_is_its_definition(run: Path) -> None:
+    config = tiny_config(run, **UNUSUAL)
+    student, teacher = exact_networks(config)
+    batch = step_batch(config, STEP)
+    expected = terms_by_definition(config, student, teacher, batch, STEP)
+    terms = build_objective(config, student, teacher).backward(batch, STEP)
+    found = {name: float(term) for name, term in terms.items()}
+    assert found == pytest.approx({"loss": sum(expected.values()), **expected}, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "supervised", "clip"])
+def test_drop_path_is_at_work(run: Path, kind: str) -> None:
+    objective: dict[str, Any] = {"text": {"width": 8, "depth": 1, "num_heads": 2, "out": 6}}
+    if kind != "contrastive":
+        objective |= {"kind": kind, "teacher": False, "ibot_weight": 0.0}
+    losses = []
+    for rate in (0.0, 0.5):
+        model, crops = {"drop_path": rate}, {"num_local": 0}
+        config = tiny_config(run, model=model, crops=crops, objective=objective)
+        losses.append(step_gradients(config, 0)[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_the_teacher_drops_nothing() -> None:
+    _, teacher = exact_networks(tiny_config("unused", model={"drop_path": 0.9}))
+    assert teacher is not None
+    images = torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    assert torch.equal(teacher.forward_features(images), teacher.forward_features(images))
