@@ -1,6 +1,7 @@
 """Runs of the training command on the tiny data, and what they leave behind."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def make_run(run: Path) -> Path:
 def command(run: Path, *overrides: str) -> int:
     """Run the command in this process; returns its exit code."""
     return train.main([str(run / "train.yaml"), *overrides])
+
+
+def free_port() -> int:
+    """A port at which ranks can meet."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
 
 
 def final_state(run: Path, step: int = 4) -> dict[str, Any]:

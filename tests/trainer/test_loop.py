@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from tests.trainer.running import command, make_run
+from tests.trainer.running import command, free_port, make_run
 from trainer import checkpoint, photometric, train
 from trainer.training import Training
 from transforms.core import storage
@@ -83,12 +82,6 @@ def _rank(rank: int, ports: list[int], folder: str) -> None:
         lines = said.getvalue().splitlines()
         results[name] = (code, lines[-1] if lines else "", done[0], time.monotonic())
     torch.save(results, Path(folder, f"rank-{rank}.pt"))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.slow
