@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.compiler.config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -76,9 +75,6 @@ def prepare(
         if network is student:
             _recompute(encoder.blocks, config)
         if config.compile:
-            # Each rate of drop path and each length of a sequence makes another program; beyond
-            # torch's limit of eight the rest would silently run uncompiled.
-            torch.compiler.config.recompile_limit = 4 * len(encoder.blocks)
             for block in encoder.blocks:
                 block.compile()
         if config.sharding == "shard" and distributed.is_on():

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from trainer.drop_path import use_drop_path
 from transforms.core.config import Config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -84,7 +85,9 @@ def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder: nn.Module = VisionTransformer(**architecture(config), drop_path_rate=drop_path)
+        encoder: nn.Module = VisionTransformer(**architecture(config))
+    if drop_path:
+        use_drop_path(encoder, drop_path)
     return encoder
 
 
