@@ -73,6 +73,13 @@ class TrainConfig(Config):
                 f"crops.num_local is {self.crops.num_local}: expected 0, since objective.kind "
                 f"{objective.kind!r} has no use for local crops"
             )
+        local_weight = objective.local_weight if self.crops.num_local else 0.0
+        weights = objective.global_weight, local_weight, objective.ibot_weight
+        if objective.kind == "contrastive" and not any(weights):
+            raise ValueError(
+                "there is nothing to learn: expected objective.global_weight, local_weight (with "
+                "local crops) or ibot_weight above 0"
+            )
         if objective.kind == "clip" and self.crops.num_global != 1:
             raise ValueError(
                 f"crops.num_global is {self.crops.num_global}: expected 1, since objective.kind is "

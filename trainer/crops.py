@@ -7,11 +7,11 @@ for any number of workers and ranks, on any device, after any interruption.
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -22,6 +22,7 @@ from trainer.photometric import PhotometricConfig, draw_global, draw_local
 from transforms.core.config import Config, Probability
 
 Range = tuple[float, float]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class CropsConfig(Config):
@@ -34,12 +35,12 @@ class CropsConfig(Config):
     local_size: PositiveInt = 96
     """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch 14).
     Global crops have the encoder's `image_size`."""
-    global_scale: Range | None = None
+    global_scale: tuple[Share, Share] | None = None
     """Share of the image's area that a global crop covers; null is 0.32 to 1, or 0.14 to 1 without
     local crops."""
-    local_scale: Range = (0.08, 0.32)
+    local_scale: tuple[Share, Share] = (0.08, 0.32)
     """Share of the image's area that a local crop covers."""
-    ratio: Range = (3 / 4, 4 / 3)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Width over height of the covered area."""
     flip: Probability = 0.5
     """Probability of mirroring a crop left to right."""
@@ -48,8 +49,8 @@ class CropsConfig(Config):
     def _sane(self) -> Self:
         for name in ("global_scale", "local_scale", "ratio"):
             bounds = getattr(self, name)
-            if bounds is not None and not 0 < bounds[0] <= bounds[1]:
-                raise ValueError(f"{name} is {bounds}: expected 0 < low <= high")
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"{name} is {bounds}: expected low <= high")
         return self
 
 

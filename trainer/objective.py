@@ -78,6 +78,11 @@ class ObjectiveConfig(Config):
             raise ValueError(f"kind is {self.kind!r}, which has no teacher: expected teacher=false")
         if self.ibot_weight and not self.teacher:
             raise ValueError("ibot_weight is not 0, but iBOT needs teacher=true")
+        if self.ibot_weight and not (self.masked_images and self.masked_patches):
+            raise ValueError(
+                "masked_images or masked_patches is 0, so that iBOT has nothing to learn from: "
+                "expected ibot_weight=0, which leaves it out"
+            )
         return self
 
 

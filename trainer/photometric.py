@@ -15,7 +15,7 @@ from typing import Annotated, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,7 +46,7 @@ class PhotometricConfig(Config):
     """Hue is turned by up to this share of the circle, either way."""
     grey: Probability = 0.2
     """Probability of losing all colour."""
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
     """Range of the Gaussian blur's sigma, in pixels."""
     global_blur_only: Probability = 0.5
     """Share of global crops that are always blurred and never solarised; the others have the
@@ -64,8 +64,8 @@ class PhotometricConfig(Config):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        if not 0 < self.sigma[0] <= self.sigma[1]:
-            raise ValueError(f"sigma is {self.sigma}: expected 0 < low <= high")
+        if self.sigma[0] > self.sigma[1]:
+            raise ValueError(f"sigma is {self.sigma}: expected low <= high")
         return self
 
 

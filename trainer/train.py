@@ -162,11 +162,12 @@ def _check_ranks(config: TrainConfig) -> None:
 
 def _warn(config: TrainConfig) -> None:
     """Say which settings do not do what they seem to."""
-    views = config.crops.num_global
-    if config.objective.positives == "caption":
-        views *= config.images_per_caption
-    if views == 1:
-        log.warning("No global crop has a positive: images_per_caption and num_global are 1.")
+    if config.objective.kind != "contrastive":
+        return
+    same_caption = config.objective.positives == "caption"
+    if config.crops.num_global * (config.images_per_caption if same_caption else 1) == 1:
+        others = "images_per_caption is 1" if same_caption else "objective.positives is image"
+        log.warning("No global crop has a positive: crops.num_global is 1, and %s.", others)
     if config.accumulation > 1 and config.objective.contrastive_head.norm == "bn":
         log.warning("Batch norms see a piece at a time; norm=ln gives the whole batch's gradient.")
 

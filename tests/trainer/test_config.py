@@ -48,6 +48,9 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
         ("optim", "clip_norm", 0),
         ("crops", "local_size", 0),
         ("crops", "num_global", 0),
+        ("crops", "global_scale", [0.5, 3]),
+        ("crops", "local_scale", [0, 0.5]),
+        ("crops", "ratio", [-1, 1]),
         ("photometric", "jitter", 1.5),
         ("model", "patch_size", 0),
         ("model", "num_heads", 0),
@@ -61,6 +64,22 @@ def test_what_is_out_of_bounds_is_refused_by_name(section: str, key: str, value:
     with pytest.raises(ValidationError) as caught:
         tiny_config("unused", **{section: {key: value}})
     assert {error["loc"][:2] for error in caught.value.errors()} == {(section, key)}
+
+
+@pytest.mark.parametrize(
+    ("crops", "objective"),
+    [
+        ({}, {"global_weight": 0, "local_weight": 0, "ibot_weight": 0}),
+        ({"num_local": 0}, {"global_weight": 0, "ibot_weight": 0}),
+        ({}, {"masked_images": 0}),
+        ({}, {"masked_patches": 0}),
+    ],
+)
+def test_a_loss_with_nothing_to_learn_is_refused(
+    crops: dict[str, int], objective: dict[str, int]
+) -> None:
+    with pytest.raises(ValidationError, match="nothing to learn"):
+        tiny_config("unused", crops=crops, objective=objective)
 
 
 @pytest.mark.parametrize("key", ["log_every", "num_threads", "steps"])

@@ -155,7 +155,7 @@ def test_draws_have_the_papers_probabilities() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
-    [({"jitter": 1.2}, "less than or equal to 1"), ({"sigma": (2.0, 1.0)}, "expected 0 < low")],
+    [({"jitter": 1.2}, "less than or equal to 1"), ({"sigma": (2.0, 1.0)}, "expected low <= high")],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

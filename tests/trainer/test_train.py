@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from tests.trainer.evaluate.tiny import save_pictures
+from tests.trainer.gradients import tiny_config
 from tests.trainer.making import write_images
 from tests.trainer.running import command, final_state, losses, make_run, write_config
 from trainer import replay, train
@@ -176,8 +178,32 @@ def test_settings_without_effect_are_warned_about(
     write_images(tmp_path / "images", images_per_caption=1)
     write_config(tmp_path, images_per_caption=1)
     assert command(tmp_path, "accumulation=2") == 0
-    assert "No global crop has a positive" in caplog.text
+    assert "crops.num_global is 1, and images_per_caption is 1" in caplog.text
     assert "Batch norms see a piece at a time" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"objective": {"positives": "image"}}, "and objective.positives is image"),
+        ({"objective": {"positives": "image"}, "crops": {"num_global": 2}}, ""),
+        (
+            {
+                "objective": {"kind": "supervised", "teacher": False, "ibot_weight": 0.0},
+                "crops": {"num_local": 0},
+                "images_per_caption": 1,
+                "accumulation": 2,
+            },
+            "",
+        ),
+    ],
+)
+def test_warnings_are_about_what_the_objective_does(
+    changes: dict[str, Any], warned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train._warn(tiny_config("unused", **changes))
+    assert warned in caplog.text
+    assert bool(warned) == bool(caplog.text)
 
 
 def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
