@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainer.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
+from tests.trainer.gradients import (
+    assert_same,
+    gradients_of_ranks,
+    step_batch,
+    step_gradients,
+    tiny_config,
+)
 from tests.trainer.making import concept_of, text_of, write_captions, write_images
 from trainer import distributed
 from trainer.clip import ImageText
-from trainer.config import TrainConfig
 from trainer.objectives import build_networks, build_objective, target_reader
-from trainer.stream import Batch, batches
+from trainer.stream import Batch
 from trainer.supervised import Classifier, concept_labels
 from trainer.text import tokenize
 from trainer.train import open_samples
@@ -37,14 +42,6 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def first_batch(config: TrainConfig) -> Batch:
-    captions = config.captions_per_batch
-    stream = batches(
-        open_samples(config), config.loader, first_step=0, last_step=1, captions_per_batch=captions
-    )
-    return next(stream)
-
-
 def ordinals(batch: Batch) -> list[int]:
     known = {int(caption_id(text_of(n)), 16): n for n in range(12)}
     return [known[number % (1 << 64)] for number in batch.caption_ids.tolist()]
@@ -55,7 +52,7 @@ def test_supervised_is_the_cross_entropy_of_the_concept(run: Path) -> None:
     student, _ = build_networks(config)
     assert isinstance(student, Classifier)
     assert student.classes.out_features == 3
-    batch = first_batch(config)
+    batch = step_batch(config, 0)
     objective = build_objective(config, student, None)
     images = objective._augment(batch.crops.global_pixels, batch.crops.global_draws)
     logits = student(images).logits
@@ -74,7 +71,7 @@ def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path
     config = tiny_config(run, **PLAIN, objective=CLIP)
     student, _ = build_networks(config)
     assert isinstance(student, ImageText)
-    batch = first_batch(config)
+    batch = step_batch(config, 0)
     numbers = ordinals(batch)
     assert len(batch.crops.global_pixels) == 4, "one image of each caption"
     expected_tokens = [tokenize(text_of(n), config.objective.text) for n in numbers]
@@ -110,7 +107,7 @@ def test_keys_with_a_gradient_are_gathered_in_float32(
     monkeypatch.setattr(distributed, "gather", record)
     config = tiny_config(run, **PLAIN, objective=objective, precision="bf16")
     student, _ = build_networks(config)
-    build_objective(config, student, None).backward(first_batch(config), 0)
+    build_objective(config, student, None).backward(step_batch(config, 0), 0)
     assert gathered
     assert set(gathered) == {torch.float32}
 
@@ -154,8 +151,9 @@ def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) 
     write_images(tmp_path / "images")
     write_captions(tmp_path / "captions", size=2)
     assert concept_labels(str(tmp_path / "captions")) == {"cat": 0, "dog": 1}
+    config = tiny_config(tmp_path, **PLAIN, objective=SUPERVISED, captions_per_batch=12)
     with pytest.raises(storage.StorageError, match="is 'tree': expected one of the 2 of the run"):
-        first_batch(tiny_config(tmp_path, **PLAIN, objective=SUPERVISED, captions_per_batch=12))
+        step_batch(config, 0)
 
 
 @pytest.mark.parametrize(

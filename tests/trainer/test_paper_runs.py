@@ -8,6 +8,7 @@ import pytest
 from tests.trainer.gradients import step_gradients
 from tests.trainer.making import write_captions, write_images
 from trainer.config import TrainConfig
+from trainer.objective import ObjectiveConfig
 from transforms.core.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
@@ -72,6 +73,19 @@ def test_schedules_are_the_papers(
     assert (config.optim.warmup, config.optim.learning_rate) == (warmup, peak)
     assert config.images_per_caption == 4
     assert config.optim.clip_norm is None
+
+
+@pytest.mark.parametrize("name", ["synclr_vitb16", "synclr_vitl14"])
+def test_losses_of_the_final_runs_are_the_papers(name: str) -> None:
+    objective = load(name).objective
+    assert objective == ObjectiveConfig(contrastive_chunk=1024), "the defaults"
+    assert objective.temperature == 0.08
+    assert (objective.masked_images, objective.masked_patches) == (0.5, 0.5)
+    assert (objective.teacher_temperature, objective.sinkhorn_iterations) == ((0.04, 0.07), 3)
+    head, prototypes = objective.contrastive_head, objective.prototype_head
+    assert (head.norm, head.hidden, head.out) == ("bn", 4096, 256)
+    assert (prototypes.hidden, prototypes.bottleneck) == (2048, 256)
+    assert prototypes.num_prototypes == 65_536
 
 
 def test_the_large_encoder_is_vit_l_14() -> None:

@@ -12,9 +12,11 @@ from tests.trainer.gradients import assert_same, step_gradients, tiny_config
 from tests.trainer.making import write_images
 from trainer import synclr
 from trainer.contrastive import multi_positive_loss
+from trainer.loop import rank_batches
 from trainer.network import update_teacher
 from trainer.objective import ObjectiveConfig
 from trainer.synclr import build_networks
+from trainer.train import open_samples
 from trainer.training import Training
 
 STABLEREP: dict[str, Any] = {
@@ -154,22 +156,16 @@ def test_the_teacher_is_the_students_copy_and_then_its_average() -> None:
 def test_the_teacher_moves_once_per_optimiser_step(
     run: Path, accumulation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import training as module
-    from trainer.stream import batches
-    from trainer.train import open_samples
-
     shares: list[float] = []
 
     def record(teacher: Any, student: Any, share: Tensor) -> None:
         shares.append(float(share))
         update_teacher(teacher, student, share)
 
-    monkeypatch.setattr(module, "update_teacher", record)
+    monkeypatch.setattr("trainer.training.update_teacher", record)
     config = tiny_config(run, accumulation=accumulation)
     training = Training(config, torch.device("cpu"))
-    for batch in batches(
-        open_samples(config), config.loader, first_step=0, last_step=3, captions_per_batch=4
-    ):
+    for batch in rank_batches(config, open_samples(config), range(3)):
         training.update(batch)
     assert len(shares) == 3
     assert shares[0] == pytest.approx(1 - 0.994)
