@@ -57,6 +57,7 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
     missing = {task: [d for d in datasets if not is_scored(task, d)] for task in tasks}
     missing = {task: unscored for task, unscored in missing.items() if unscored}
     if missing:
+        storage.check_writable(folder)
         evaluation = Evaluation(config, datasets, _subjects(config, url))
         for task, unscored in missing.items():
             rows = TASKS[task](replace(evaluation, datasets=unscored))

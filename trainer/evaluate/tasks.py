@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from trainer.evaluate import knn, logistic, metrics
 from trainer.evaluate.datasets import LabelledSet
@@ -39,7 +39,7 @@ class EvaluateConfig(Config):
     datasets: tuple[str, ...] = Field(("drawings", "fashion-mnist"), min_length=1)
     """Data sets: `drawings`, `fashion-mnist`, or `folder:PATH` for one's own pictures in
     PATH/train/CLASS/ and PATH/test/CLASS/ (PATH/val/CLASS/ if there is a validation split)."""
-    num_untrained: int = Field(3, ge=0)
+    num_untrained: NonNegativeInt = 3
     """Encoders with fresh weights that make up the baseline row; 0 leaves it out."""
     pixels: bool = True
     """Whether the bare pixels are scored as well."""
@@ -47,9 +47,9 @@ class EvaluateConfig(Config):
     """Of the untrained encoders' weights."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
     """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
-    batch_size: int = no_fingerprint(256)
+    batch_size: PositiveInt = no_fingerprint(256)
     """Pictures per forward pass."""
-    num_workers: int = no_fingerprint(0)
+    num_workers: NonNegativeInt = no_fingerprint(0)
     """Processes that decode pictures; 0 decodes between two forward passes."""
     knn: KnnConfig = KnnConfig()
     logistic: LogisticConfig = LogisticConfig()

@@ -145,6 +145,17 @@ def update_bytes(data: bytes, url: str) -> None:
     replace_bytes(data, url)
 
 
+def check_writable(folder: str) -> None:
+    """Find out before long work whether its results can be written to a folder.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    probe = join(folder, ".writable")
+    replace_bytes(b"", probe)
+    delete(probe)
+
+
 def delete(url: str) -> None:
     """Remove a file; one that is not there is no error, so that several may tidy up at once."""
     with _sentences("delete", url), contextlib.suppress(FileNotFoundError):
@@ -189,10 +200,10 @@ def _sentences(action: str, url: str) -> Iterator[None]:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        what = "bucket" if action == "write" else "file"
-        raise MissingFileError(
-            error.errno, f"cannot {action} {url}: there is no such {what}"
-        ) from error
+        reason = "there is no such file"
+        if action == "write":
+            reason = "its folder cannot be made" if is_local(url) else "there is no such bucket"
+        raise MissingFileError(error.errno, f"cannot {action} {url}: {reason}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(action, url, error) from error

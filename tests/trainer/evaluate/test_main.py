@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +139,8 @@ def test_baselines_can_be_left_out(job: tuple[Path, Path]) -> None:
         ("knn.neighbours=3", "unknown key 'knn.neighbours'"),
         ("knn.temperature=0", "'knn.temperature' has value 0"),
         ("datasets=[]", "'datasets'"),
+        ("batch_size=0", "'batch_size' has value 0: Input should be greater than 0"),
+        ("num_workers=-2", "'num_workers' has value -2"),
     ],
 )
 def test_wrong_settings(
@@ -148,6 +151,16 @@ def test_wrong_settings(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write to")
+def test_a_run_that_cannot_be_written_to_is_said_before_anything_is_scored(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = job
+    monkeypatch.setattr("trainer.evaluate.__main__._subjects", None)
+    assert main(["knn", str(path), f"checkpoint={run}", "run=/proc/absent"]) == 1
+    assert "cannot write /proc/absent/scores/.writable: its folder" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint_is_work_left_undone(

@@ -176,6 +176,21 @@ def test_missing_bucket_is_a_sentence(gcs_bucket: str) -> None:
         storage.publish_bytes(b"", f"{gcs_bucket}-absent/a")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_made_is_a_sentence() -> None:
+    with pytest.raises(storage.MissingFileError, match=r"absent/a: its folder cannot be made"):
+        storage.publish_bytes(b"", "/proc/absent/a")
+
+
+def test_whether_a_folder_can_be_written_leaves_nothing(any_storage: str, tmp_path: Path) -> None:
+    storage.check_writable(storage.join(any_storage, "scores"))
+    assert storage.list_files(any_storage) == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(storage.StorageError, match="cannot write"):
+        storage.check_writable(str(tmp_path / "file" / "scores"))
+    assert not storage.exists(storage.join(any_storage, "scores/.writable"))
+
+
 def test_no_temporary_file_is_left(tmp_path: Path) -> None:
     url = str(tmp_path / "out" / "a")
     storage.publish_bytes(b"1", url)
