@@ -26,7 +26,7 @@ from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
 from trainer.loop import rank_batches
 from trainer.stream import Batch, hex_ids
-from trainer.train import open_samples, start_rank
+from trainer.train import check_ranks, open_samples, start_rank
 from trainer.training import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError, parse_config
@@ -45,8 +45,10 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
         The lines of the report.
 
     Raises:
-        ConfigError: The state does not fit the config, or the data has other captions there.
+        ConfigError: The state or the ranks do not fit the config, or the data has other captions
+            there.
     """
+    check_ranks(config)
     training = Training(config, device)
     training.restore(state)
     steps = range(training.step, training.step + 1)
@@ -114,6 +116,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parsed = parser.parse_args(arguments)
     try:
+        if not parsed.file.endswith(".pt"):
+            raise ConfigError(f"{parsed.file} is no replay file: expected a replay-step-*.pt")
         state = load(parsed.file)
         if "caption_ids" not in state:
             raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")

@@ -46,6 +46,10 @@ class RankError(TrainingError):
     """Storage or data failed on one rank of several; the sentence names it."""
 
 
+class NoDeviceError(ConfigError):
+    """This process has no device, though others may; the sentence is for it to say."""
+
+
 def train(config: TrainConfig, device: torch.device) -> str:
     """Run all steps that are left.
 
@@ -63,7 +67,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
         StoppedError, NotFiniteError: A signal or a loss that is not finite stopped it.
         RankError: One of several ranks could not read its data or write.
     """
-    _check_ranks(config)
+    check_ranks(config)
     _warn(config)
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
@@ -151,7 +155,12 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
     return CroppedSamples(reader, order, spec, config.seed, target_reader(config))
 
 
-def _check_ranks(config: TrainConfig) -> None:
+def check_ranks(config: TrainConfig) -> None:
+    """See that the batch can be shared out among the ranks and their pieces.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     pieces = distributed.world_size() * config.accumulation
     if config.captions_per_batch % pieces:
         raise ConfigError(
@@ -176,12 +185,18 @@ def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
     """The device of this process.
 
     Raises:
-        ConfigError: A CUDA device is asked for, and there is none.
+        NoDeviceError: A CUDA device is asked for, and there is none for this process.
     """
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but this machine has no usable CUDA device")
+        raise NoDeviceError("device is 'cuda', but this machine has no usable CUDA device")
+    num_devices = torch.cuda.device_count()
+    if local_rank >= num_devices:
+        raise NoDeviceError(
+            f"local rank {local_rank} has no GPU of its own, this machine has {num_devices}: "
+            f"expected --nproc-per-node={num_devices} or less"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -190,11 +205,17 @@ def start_rank(config: TrainConfig) -> torch.device:
     """Join the processes that `torchrun` started, if it did; returns the device of this one.
 
     Raises:
-        ConfigError: A CUDA device is asked for, and there is none.
+        ConfigError: There is no device for it, or the environment does not say who the others are.
     """
     device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
     if "WORLD_SIZE" in os.environ:
-        distributed.start(device)
+        try:
+            distributed.start(device)
+        except ValueError as error:
+            raise ConfigError(
+                f"WORLD_SIZE is set as for one process of several, but {error}: start them with "
+                "torchrun, or unset WORLD_SIZE"
+            ) from error
     return device
 
 
@@ -217,6 +238,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = load_config(TrainConfig, parsed.config, parsed.overrides)
         line, code = train(config, start_rank(config)), OK
+    except NoDeviceError as error:
+        line, code, speaks = str(error), WRONG_CONFIG, True
     except ConfigError as error:
         line, code = str(error), WRONG_CONFIG
     except (storage.StorageError, DamagedFileError) as error:

@@ -103,5 +103,9 @@ def test_files_and_data_that_do_not_fit_are_named(
     assert "has other captions at this step" in capsys.readouterr().err
     assert replay.main([str(replay_file(run)), "model.width=24"]) == 2
     assert "another architecture" in capsys.readouterr().err
+    assert replay.main([str(replay_file(run)), "accumulation=3"]) == 2
+    assert "captions_per_batch is 4: expected a multiple of 3" in capsys.readouterr().err
+    assert replay.main([str(run)]) == 2
+    assert "expected a replay-step-*.pt" in capsys.readouterr().err
     assert replay.main([str(run / "nothing.pt")]) == 1
     assert "no such file" in capsys.readouterr().err

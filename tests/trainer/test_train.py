@@ -102,6 +102,25 @@ def test_a_missing_accelerator_is_an_error(run: Path, capsys: pytest.CaptureFixt
     assert "no usable CUDA device" in last_line(capsys)
 
 
+def test_more_ranks_than_gpus_are_an_error_that_the_rank_itself_says(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("RANK", "10")
+    assert command(run, "device=auto") == 2
+    assert "this machine has 2: expected --nproc-per-node=2 or less" in last_line(capsys)
+
+
+def test_half_of_a_launchers_environment_is_an_error(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command(run) == 2
+    assert "environment variable RANK expected, but not set: start them" in last_line(capsys)
+
+
 def test_data_that_is_not_there_is_exit_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(run, f"data={run}/nowhere") == 1
     assert "images stage is not complete" in last_line(capsys)
