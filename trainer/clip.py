@@ -96,6 +96,7 @@ class CLIP(Objective):
                 all_ids,
                 temperature=pairs.temperature,
                 chunk_size=self.config.contrastive_chunk,
+                compiled=self.settings.compiled,
             )
             for name, anchors, keys in (
                 ("image", pairs.images, text_keys),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer import fused
 from trainer.chunked import sum_in_chunks
 
 
@@ -20,6 +21,7 @@ def multi_positive_loss(
     temperature: float | Tensor,
     exclude: Tensor | None = None,
     chunk_size: int | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Cross-entropy between "same id" and the softmax of cosine similarity over the keys.
 
@@ -36,6 +38,7 @@ def multi_positive_loss(
             nor negative (usually the key of the same image); -1 for none.
         chunk_size: Anchors at a time: no more than [chunk_size, M] similarities ever exist. None
             takes all at once.
+        compiled: Compile all but the matrix products.
 
     Returns:
         The mean over anchors; an anchor without positives adds 0. Computed in at least float32.
@@ -48,31 +51,29 @@ def multi_positive_loss(
         exclude = torch.full_like(anchor_ids, -1)
     left_out = exclude
 
-    def chunk_loss(chunk: Tensor, keys: Tensor, rows: slice) -> Tensor:
-        return _summed_loss(chunk, keys, anchor_ids[rows], key_ids, left_out[rows])
+    def losses(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        chunk = (logits, anchor_ids[rows], left_out[rows])
+        return fused.run(_row_losses, chunk, key_ids, compiled=compiled)
 
     with torch.autocast(anchors.device.type, enabled=False):
         anchors = functional.normalize(anchors.to(dtype), dim=-1) / temperature
         keys = functional.normalize(keys.to(dtype), dim=-1)
-        total = sum_in_chunks(chunk_loss, anchors, keys, chunk_size)
-    return total / num_anchors
+    weights = anchors.new_full((num_anchors,), 1 / num_anchors)
+    return sum_in_chunks(losses, anchors, keys, weights, chunk_size)
 
 
-def _summed_loss(
-    anchors: Tensor,
-    keys: Tensor,
-    anchor_ids: Tensor,
-    key_ids: Tensor,
-    exclude: Tensor,
-) -> Tensor:
-    """Sum of the losses of anchors [n, D], of length 1 / temperature, against unit keys [M, D]."""
-    logits = anchors @ keys.T
-    excluded = exclude[:, None] == torch.arange(len(keys), device=keys.device)
+def _row_losses(
+    logits: Tensor, anchor_ids: Tensor, exclude: Tensor, key_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Losses [n] of anchors, and their gradients in the anchors' logits [n, M]."""
+    excluded = exclude[:, None] == torch.arange(len(key_ids), device=key_ids.device)
     positive = (anchor_ids[:, None] == key_ids) & ~excluded
-    num_positives = positive.sum(dim=1)
+    num_positives = positive.sum(dim=1, keepdim=True)
     counts = num_positives > 0
+    share = 1 / num_positives.clamp(min=1).to(logits.dtype)
     # Rows that count keep at least one key, so their log-sum-exp is finite. The other rows are
-    # left whole: an all -inf row would turn the zero they add into a NaN in the backward pass.
-    log_total = logits.masked_fill(excluded & counts[:, None], -torch.inf).logsumexp(dim=1)
-    log_positive = (logits * positive).sum(dim=1) / num_positives.clamp(min=1)
-    return torch.where(counts, log_total - log_positive, 0.0).sum()
+    # left whole: an all -inf row would be NaN, also when multiplied by 0.
+    log_probability = logits.masked_fill(excluded & counts, -torch.inf).log_softmax(dim=1)
+    values = -share.squeeze(1) * torch.where(positive, log_probability, 0.0).sum(dim=1)
+    slopes = log_probability.exp_().sub_(positive * share).mul_(counts)
+    return values, slopes

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -36,18 +37,21 @@ KEPT_PRODUCTS = [
 
 
 class ExecutionConfig(Config):
-    """Trades of speed for memory; rounding aside the training is the same."""
+    """Trades of speed for memory, and patience; rounding aside the training is the same."""
 
     sharding: Literal["replicate", "shard"] = no_fingerprint("replicate")
     """Over several ranks: `replicate` all weights (DDP), or `shard` weights, gradients, optimiser
     and teacher (FSDP2), for encoders that do not fit."""
     compile: bool = no_fingerprint(False)
-    """Compile each block of the encoder; the first steps take minutes longer. Its drop path draws
-    other noise."""
+    """Compile each block of the encoder, and the losses; the first steps take minutes longer. Drop
+    path draws other noise."""
     recompute: Literal["nothing", "elementwise", "blocks"] = no_fingerprint("nothing")
     """What of the student's blocks is not kept but computed again in the backward pass:
     `elementwise` all but matrix products and attention (saves a third of the memory for little
     time), `blocks` all but a block's input (three quarters for a third more arithmetic)."""
+    timeout_s: PositiveFloat = no_fingerprint(300.0)
+    """A rank that does not answer for so many seconds is taken for lost, and the job ends; 30
+    minutes until the first step is done, since some ranks compile or fetch data longer."""
 
 
 def prepare(
@@ -155,13 +159,16 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a whole state dict into an optimiser, spread over the ranks or not.
 
-    Moments are spread one by one, before the optimiser would move all of them to the device.
+    Moments are spread one by one, before the optimiser would move all of them to the device. None
+    is taken over: the state may be a file mapped into memory.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     spread = {
         number: {
-            name: _spread(value, parameter) if value.shape == parameter.shape else value
+            name: _spread(value.to(parameter.device, copy=True), parameter)
+            if value.shape == parameter.shape
+            else value.clone()
             for name, value in state["state"].get(number, {}).items()
         }
         for number, parameter in zip(numbers, parameters, strict=True)

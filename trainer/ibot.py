@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+from trainer import fused
 from trainer.chunked import sum_in_chunks
-from trainer.sinkhorn import prototype_potentials, targets_of
+from trainer.sinkhorn import prototype_potentials
 
 
 def ibot_loss(
@@ -38,7 +40,9 @@ def ibot_loss(
         A scalar, 0 without tokens. Computed in at least float32.
     """
     weights = token_weights(image_ids)
-    return _weighted_cross_entropy(student, targets, weights, temperature)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    log_probability = (student.to(dtype) / temperature).log_softmax(dim=1)
+    return -(weights.to(dtype) * (targets * log_probability).sum(dim=1)).sum()
 
 
 def token_weights(image_ids: Tensor, num_images: float | None = None) -> Tensor:
@@ -72,10 +76,16 @@ class TeacherTargets:
         return dataclasses.replace(self, features=self.features[tokens])
 
     @torch.no_grad()
+    def logits(self) -> Tensor:
+        """The logarithms of the targets [T, K] but for a constant in each row; for few tokens."""
+        with torch.autocast(self.features.device.type, enabled=False):
+            scaled = self.features / self.temperature
+            return functional.linear(scaled, self.prototypes, -self.potentials)
+
+    @torch.no_grad()
     def dense(self) -> Tensor:
         """The targets themselves [T, K]; for few tokens at a time."""
-        logits = _logits(self.features, self.prototypes)
-        return targets_of(logits, self.potentials, temperature=self.temperature)
+        return self.logits().softmax(dim=1)
 
 
 @torch.no_grad()
@@ -87,26 +97,30 @@ def teacher_targets(
     iterations: int = 3,
     group: dist.ProcessGroup | None = None,
     chunk_size: int | None = None,
+    compiled: bool = False,
 ) -> TeacherTargets:
     """Sinkhorn-Knopp over bottleneck features, holding [chunk_size, K] logits at a time.
 
     Args:
         features: [T, bottleneck] of this rank's masked tokens.
-        prototypes: [K, bottleneck], the teacher's.
+        prototypes: [K, bottleneck], the teacher's, in at least float32.
         temperature: The teacher's.
         iterations: Of Sinkhorn-Knopp.
         group: Ranks that are balanced together; all of them must call, also with T = 0.
         chunk_size: Tokens at a time; None takes all at once.
+        compiled: Compile all but the matrix products.
     """
+    zeros = prototypes.new_zeros(len(prototypes))
+    start = TeacherTargets(features.to(prototypes.dtype), prototypes, zeros, temperature)
 
-    def logit_chunks() -> Iterator[Tensor]:
-        for chunk in features.split(chunk_size or max(len(features), 1)):
-            yield _logits(chunk, prototypes)
+    def shifted_logits(potentials: Tensor) -> Iterator[Tensor]:
+        for chunk in start.features.split(chunk_size or max(len(features), 1)):
+            yield dataclasses.replace(start, features=chunk, potentials=potentials).logits()
 
     potentials = prototype_potentials(
-        logit_chunks, temperature=temperature, iterations=iterations, group=group
+        shifted_logits, zeros, iterations=iterations, group=group, compiled=compiled
     )
-    return TeacherTargets(features, prototypes, potentials, temperature)
+    return dataclasses.replace(start, potentials=potentials)
 
 
 def chunked_ibot_loss(
@@ -117,38 +131,35 @@ def chunked_ibot_loss(
     *,
     temperature: float,
     chunk_size: int | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """As `ibot_loss`, from bottleneck features; no [T, K] matrix outlives its chunk.
 
     Args:
         features: [T, bottleneck] of the student's prototype head.
-        prototypes: [K, bottleneck], the student's.
+        prototypes: [K, bottleneck], the student's, in at least float32.
         targets: Of the same tokens.
         weights: [T], from `token_weights`.
         temperature: The student's.
         chunk_size: Tokens at a time; None takes all at once.
+        compiled: Compile all but the matrix products.
     """
 
-    def chunk_loss(chunk: Tensor, prototypes: Tensor, rows: slice) -> Tensor:
-        wanted = targets.select(rows).dense()
-        return _weighted_cross_entropy(
-            _logits(chunk, prototypes), wanted, weights[rows], temperature
-        )
+    def losses(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        chunk = (logits, targets.select(rows).logits())
+        return fused.run(_cross_entropy, chunk, compiled=compiled)
 
-    return sum_in_chunks(chunk_loss, features, prototypes, chunk_size)
-
-
-def _logits(features: Tensor, prototypes: Tensor) -> Tensor:
-    with torch.autocast(features.device.type, enabled=False):
-        return features.to(prototypes.dtype) @ prototypes.T
+    dtype = prototypes.dtype
+    scaled = features.to(dtype) / temperature
+    return sum_in_chunks(losses, scaled, prototypes, weights.to(dtype), chunk_size)
 
 
-def _weighted_cross_entropy(
-    logits: Tensor, targets: Tensor, weights: Tensor, temperature: float
-) -> Tensor:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    log_probability = (logits.to(dtype) / temperature).log_softmax(dim=1)
-    return -(weights.to(dtype) * (targets * log_probability).sum(dim=1)).sum()
+def _cross_entropy(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of tokens: losses [t], and their gradients in the student's logits [t, K]."""
+    log_probability = logits.log_softmax(dim=1)
+    targets = target_logits.softmax(dim=1)
+    values = -(targets * log_probability).sum(dim=1)
+    return values, log_probability.exp_().sub_(targets)
 
 
 def choose_masked_images(num_images: int, share: float, seed: int) -> NDArray[np.bool_]:

@@ -102,6 +102,8 @@ class StepSettings:
     """Pieces that a rank's captions are taken in."""
     precision: Precision
     """`bf16` runs the networks under autocast; losses are in float32 always."""
+    compiled: bool
+    """Whether losses are compiled, as blocks are."""
     seed: int
     """Of the training."""
 

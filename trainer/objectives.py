@@ -45,6 +45,7 @@ def build_objective(
         captions_per_batch=config.captions_per_batch,
         accumulation=config.accumulation,
         precision=config.precision,
+        compiled=config.execution.compile,
         seed=config.seed,
     )
     return OBJECTIVES[config.objective.kind](config.objective, settings, student, teacher)

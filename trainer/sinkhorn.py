@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer import distributed
+from trainer import distributed, fused
 
-LogitChunks = Callable[[], Iterable[Tensor]]
-"""Gives this rank's logits [t, K] chunk by chunk, anew at each call."""
+ShiftedLogits = Callable[[Tensor], Iterable[Tensor]]
+"""From potentials [K] to this rank's logits / temperature - potentials [t, K], chunk by chunk."""
 
 
 def sinkhorn_knopp(
@@ -37,65 +37,58 @@ def sinkhorn_knopp(
     Returns:
         [T, K] in at least float32; rows sum to 1. No gradient flows.
     """
-    logits = logits.detach()
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scaled = logits.detach().to(dtype) / temperature
     potentials = prototype_potentials(
-        lambda: [logits],
-        temperature=temperature,
+        lambda potentials: [scaled - potentials],
+        scaled.new_zeros(scaled.shape[1]),
         iterations=iterations,
         group=group,
     )
-    return targets_of(logits, potentials, temperature=temperature)
-
-
-def targets_of(logits: Tensor, potentials: Tensor, *, temperature: float) -> Tensor:
-    """The rows that potentials imply: softmax over prototypes of logit / temperature - potential.
-
-    Args:
-        logits: [t, K].
-        potentials: [K] from `prototype_potentials`.
-        temperature: The one that the potentials were made with.
-    """
-    return (_scaled(logits, temperature) - potentials).softmax(dim=1)
+    return (scaled - potentials).softmax(dim=1)
 
 
 @torch.no_grad()
 def prototype_potentials(
-    logit_chunks: LogitChunks,
+    shifted_logits: ShiftedLogits,
+    potentials: Tensor,
     *,
-    temperature: float,
     iterations: int,
     group: dist.ProcessGroup | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """The logarithm of what divides each prototype's column after `iterations` alternations.
 
+    The targets are then the softmax over prototypes of logits / temperature - potentials.
+
     Args:
-        logit_chunks: This rank's logits; at least one chunk, which may have no rows.
-        temperature: Divides the logits.
+        shifted_logits: Gives this rank's logits; chunks may have no rows.
+        potentials: [K], zeros in at least float32.
         iterations: Alternations; with 0 the targets are a plain softmax.
         group: As in `sinkhorn_knopp`.
+        compiled: Compile the sums of a chunk.
 
     Returns:
-        [K], in at least float32.
+        [K].
     """
-    potentials: Tensor | None = None
-    for _ in range(iterations):
-        columns: Tensor | None = None
-        for logits in logit_chunks():
-            scaled = _scaled(logits, temperature)
-            if potentials is not None:  # Rows were normalised at the end of the last alternation.
-                scaled = scaled - (scaled - potentials).logsumexp(dim=1, keepdim=True)
-            part = scaled.logsumexp(dim=0)  # Of no tokens: -inf.
-            columns = part if columns is None else torch.logaddexp(columns, part)
-        assert columns is not None, "there is at least one chunk"
-        potentials = _logsumexp_over_ranks(columns, group)
-    if potentials is None:
-        first = next(iter(logit_chunks()))
-        return torch.zeros_like(_scaled(first[:0], temperature).sum(dim=0))
+    for iteration in range(iterations):
+        # Rows were normalised at the end of the last alternation.
+        sums = _column_sums_of_softmax if iteration else _column_sums
+        columns = torch.full_like(potentials, -torch.inf)
+        for logits in shifted_logits(potentials):
+            columns = torch.logaddexp(columns, fused.run(sums, (logits,), compiled=compiled))
+        potentials = potentials + _logsumexp_over_ranks(columns, group)
     return potentials
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+def _column_sums(logits: Tensor) -> Tensor:
+    """Logarithms [K] of the sums over tokens of exp(logits [t, K]); -inf of no tokens."""
+    return logits.logsumexp(dim=0)
+
+
+def _column_sums_of_softmax(logits: Tensor) -> Tensor:
+    """Logarithms [K] of the sums over tokens of the softmax over prototypes of logits [t, K]."""
+    return _column_sums(logits.log_softmax(dim=1))
 
 
 def _logsumexp_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:

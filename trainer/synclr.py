@@ -96,6 +96,7 @@ class SynCLR(Objective):
                 masked.weights,
                 temperature=self.config.student_temperature,
                 chunk_size=self.config.ibot_chunk,
+                compiled=self.settings.compiled,
             )
             loss = loss + self.config.ibot_weight * terms["ibot"]
         return {"loss": loss, **terms}
@@ -133,6 +134,7 @@ class SynCLR(Objective):
             iterations=self.config.sinkhorn_iterations,
             group=distributed.everyone(),
             chunk_size=self.config.ibot_chunk,
+            compiled=self.settings.compiled,
         )
         self.signs |= target_signs(targets)
         return keys, targets
@@ -148,6 +150,7 @@ class SynCLR(Objective):
             temperature=self.config.temperature,
             exclude=exclude,
             chunk_size=self.config.contrastive_chunk,
+            compiled=self.settings.compiled,
         )
 
     def _masks(self, batch: Batch, step: int) -> StepMasks | None:

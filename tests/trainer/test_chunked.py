@@ -1,5 +1,7 @@
 """The chunked sum: its value, its gradient by finite differences, and that it holds one chunk."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,9 @@ from trainer.contrastive import multi_positive_loss
 from trainer.ibot import chunked_ibot_loss, teacher_targets, token_weights
 
 
-def row_losses(rows: Tensor, shared: Tensor, _: slice) -> Tensor:
-    return (rows @ shared.T).sin().sum(dim=1).square().sum()
+def row_losses(logits: Tensor, _: slice) -> tuple[Tensor, Tensor]:
+    totals = logits.sin().sum(dim=1)
+    return totals.square(), 2 * totals[:, None] * logits.cos()
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -19,10 +22,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 50])
-def test_is_the_whole_sum_with_its_gradient(chunk_size: int | None) -> None:
+def test_is_the_whole_weighted_sum_with_its_gradient(chunk_size: int | None) -> None:
     rows, shared = random(7, 4).requires_grad_(), random(5, 4, seed=1).requires_grad_()
-    whole = row_losses(rows, shared, slice(None))
-    chunked = sum_in_chunks(row_losses, rows, shared, chunk_size)
+    weights = random(7, seed=2)
+    whole = (weights * (rows @ shared.T).sin().sum(dim=1).square()).sum()
+    chunked = sum_in_chunks(row_losses, rows, shared, weights, chunk_size)
     torch.testing.assert_close(chunked, whole)
     expected = torch.autograd.grad(3.0 * whole, [rows, shared])
     gradients = torch.autograd.grad(3.0 * chunked, [rows, shared])
@@ -31,7 +35,10 @@ def test_is_the_whole_sum_with_its_gradient(chunk_size: int | None) -> None:
 
 def test_gradcheck() -> None:
     rows, shared = random(5, 3).requires_grad_(), random(4, 3, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda r, s: sum_in_chunks(row_losses, r, s, 2), (rows, shared))
+    weights = random(5, seed=2)
+    assert torch.autograd.gradcheck(
+        lambda r, s: sum_in_chunks(row_losses, r, s, weights, 2), (rows, shared)
+    )
 
 
 def test_gradcheck_of_the_contrastive_loss_with_a_learned_temperature() -> None:
@@ -60,24 +67,17 @@ def test_gradcheck_of_ibot() -> None:
     assert torch.autograd.gradcheck(loss, inputs)
 
 
-def test_only_wanted_gradients_are_computed() -> None:
-    seen: list[tuple[bool, bool]] = []
-
-    def loss(rows: Tensor, shared: Tensor, _: slice) -> Tensor:
-        seen.append((rows.requires_grad, shared.requires_grad))
-        return (rows @ shared.T).sum()
-
-    rows, shared = random(4, 2), random(3, 2, seed=1)
-    sum_in_chunks(loss, rows, shared, 2)
-    total = sum_in_chunks(loss, rows.requires_grad_(), shared, None)
-    total.backward()
-    assert seen == [(False, False), (False, False), (True, False)]
-    assert shared.grad is None
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
+def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool]) -> None:
+    rows, shared = random(4, 2).requires_grad_(wanted[0]), random(3, 2).requires_grad_(wanted[1])
+    total = sum_in_chunks(row_losses, rows, shared, random(4), 2)
+    kept: Any = total.grad_fn
+    assert tuple(gradient is not None for gradient in kept.saved_tensors) == wanted
 
 
 def test_no_rows_are_zero_with_a_zero_gradient() -> None:
     rows, shared = torch.empty(0, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    total = sum_in_chunks(row_losses, rows, shared, None)
+    total = sum_in_chunks(row_losses, rows, shared, torch.empty(0), None)
     total.backward()
     assert total.item() == 0.0
     assert shared.grad is not None

@@ -52,12 +52,33 @@ def test_recomputing_in_bfloat16_changes_no_bit(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_have_the_same_gradient(run: Path) -> None:
+def test_compiled_blocks_and_losses_have_the_same_gradient(run: Path) -> None:
     exact = {"model": {"drop_path": 0.0}}
     for recompute in ("nothing", "elementwise", "blocks"):
         execution = {"compile": True, "recompute": recompute}
         compiled = tiny_config(run, **exact, execution=execution)
         assert_same(step_gradients(tiny_config(run, **exact), 0), step_gradients(compiled, 0))
+
+
+@pytest.mark.slow
+def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(run: Path) -> None:
+    """However deep the encoder, large the last chunk and warm the teacher."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    config = tiny_config(
+        run,
+        model={"depth": 4, "drop_path": 0.3},
+        objective={"ibot_chunk": 5, "contrastive_chunk": 3},
+        execution={"compile": True},
+    )
+    training = Training(config, torch.device("cpu"))
+    for batch in rank_batches(config, open_samples(config), range(3)):
+        training.update(batch)
+        # Blocks: student on global and on local crops, teacher. Losses: two sums of Sinkhorn-Knopp,
+        # iBOT's and the contrastive one.
+        assert counters["unique_graphs"] == 3 + 4
+    assert training.values()["loss"] > 0
 
 
 def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None) -> dict[str, Any]:
