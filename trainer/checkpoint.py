@@ -37,7 +37,7 @@ class CheckpointConfig(Config):
     every_steps: PositiveInt | None = no_fingerprint(None)
     """Steps between two checkpoints, beside `every_s`; null is by time alone."""
     keep: PositiveInt = no_fingerprint(2)
-    """The newest ones that stay; older ones are removed."""
+    """Newest checkpoints that stay; older ones are removed."""
     keep_every_steps: PositiveInt | None = no_fingerprint(None)
     """Checkpoints at multiples of this many steps stay for good; null keeps the newest alone."""
 

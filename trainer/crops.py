@@ -36,14 +36,15 @@ class CropsConfig(Config):
     """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch 14).
     Global crops have the encoder's `image_size`."""
     global_scale: tuple[Share, Share] | None = None
-    """Share of the image's area that a global crop covers; null is 0.32 to 1, or 0.14 to 1 without
-    local crops."""
+    """Smallest and largest share of the image's area that a global crop covers; null is the paper's
+    0.32 to 1, or 0.14 to 1 without local crops."""
     local_scale: tuple[Share, Share] = (0.08, 0.32)
-    """Share of the image's area that a local crop covers."""
+    """Smallest and largest share of the image's area that a local crop covers (the authors' code:
+    0.08 to 0.32)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    """Width over height of the covered area."""
+    """Smallest and largest width over height of the covered area (paper: 3/4 to 4/3)."""
     flip: Probability = 0.5
-    """Probability of mirroring a crop left to right."""
+    """Probability of mirroring a crop left to right (paper: 0.5)."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -22,9 +22,10 @@ class ContrastiveHeadConfig(Config):
     """Projector (D, hidden, hidden, out) and, for students with a teacher, predictor."""
 
     norm: Norm = "bn"
-    """Normalisation in both: `bn` over all ranks (paper) or `ln` (the authors' default)."""
+    """Normalisation in projector and predictor: `bn`, batch norm over all ranks (paper), or `ln`,
+    layer norm (the authors' default)."""
     hidden: PositiveInt = 4096
-    """Width of the hidden layers (paper: 4096)."""
+    """Width of the hidden layers of projector and predictor (paper: 4096)."""
     out: PositiveInt = 256
     """Size of the embedding that is compared (paper: 256)."""
 
@@ -33,11 +34,11 @@ class PrototypeHeadConfig(Config):
     """iBOT's head (D, hidden, hidden, bottleneck), then prototypes."""
 
     hidden: PositiveInt = 2048
-    """Width of the two hidden layers (paper: 2048)."""
+    """Width of the two hidden layers of iBOT's head (paper: 2048)."""
     bottleneck: PositiveInt = 256
     """Size of the normalised vector that is compared with the prototypes (paper: 256)."""
     num_prototypes: PositiveInt = 65_536
-    """Number of prototypes (paper: 65,536)."""
+    """Prototypes that a patch is compared with (paper: 65,536)."""
 
 
 class BatchNorm(nn.Module):

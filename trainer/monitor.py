@@ -21,9 +21,9 @@ class MonitorConfig(Config):
     knn_every: Annotated[int, Field(gt=0)] | None = no_fingerprint(None)
     """Steps between two looks at kNN on real pictures; null leaves them out."""
     knn_dataset: str = no_fingerprint("drawings")
-    """Data set of that look: `drawings`, `fashion-mnist` or `folder:PATH`."""
+    """Data set of the looks at kNN: `drawings`, `fashion-mnist` or `folder:PATH`."""
     knn_pictures: Annotated[int, Field(gt=0)] = no_fingerprint(2000)
-    """Pictures of each split that it uses at most."""
+    """Pictures of each split that kNN uses at most."""
     tensorboard: bool = no_fingerprint(True)
     """Write `<run>/train/tensorboard` where the package is installed and the run is on disk."""
     wandb_project: str | None = no_fingerprint(None)

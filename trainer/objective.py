@@ -43,27 +43,28 @@ class ObjectiveConfig(Config):
     """Keys and targets from an EMA of the student; without, keys are the student's own embeddings
     and there is no predictor (StableRep, SimCLR)."""
     positives: Literal["caption", "image"] = "caption"
-    """Positives of an anchor: images of its caption, or crops of its image alone (SimCLR)."""
+    """Positives of an anchor: images of its caption (paper), or crops of its image alone
+    (SimCLR)."""
     temperature: PositiveFloat = 0.08
-    """Of the contrastive loss (paper: 0.08; the authors' code: 0.1)."""
+    """Temperature of the contrastive loss (paper: 0.08; the authors' code: 0.1)."""
     global_weight: NonNegativeFloat = 1.0
-    """Weight of the contrastive loss of global crops."""
+    """Weight of the contrastive loss of global crops (paper: 1)."""
     local_weight: NonNegativeFloat = 1.0
-    """Weight of the contrastive loss of local crops."""
+    """Weight of the contrastive loss of local crops (paper: 1)."""
     ibot_weight: NonNegativeFloat = 1.0
-    """Weight of iBOT; 0 leaves it and its head out."""
+    """Weight of iBOT (paper: 1); 0 leaves it and its head out."""
     masked_images: Probability = 0.5
     """Share of a batch's global crops that iBOT masks (paper: 0.5)."""
     masked_patches: Probability = 0.5
     """Share of a masked crop's patches that are hidden (paper: 0.5)."""
     student_temperature: PositiveFloat = 0.1
-    """Of iBOT's student."""
+    """Temperature of the student's prototype logits in iBOT (the authors' code: 0.1)."""
     teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
-    """Of iBOT's teacher: first and last."""
+    """Temperature of the teacher's prototype logits in iBOT: first and last (paper: 0.04, 0.07)."""
     teacher_temperature_steps: NonNegativeInt = 4000
-    """Steps over which the teacher's temperature changes, linearly."""
+    """Steps over which the teacher's temperature changes, linearly (paper: 4,000)."""
     sinkhorn_iterations: NonNegativeInt = 3
-    """Of Sinkhorn-Knopp (paper: 3)."""
+    """Iterations of Sinkhorn-Knopp over iBOT's targets (paper: 3); with 0 they are a softmax."""
     contrastive_head: ContrastiveHeadConfig = ContrastiveHeadConfig()
     prototype_head: PrototypeHeadConfig = PrototypeHeadConfig()
     text: TextConfig = TextConfig()

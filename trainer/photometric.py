@@ -35,32 +35,33 @@ class PhotometricConfig(Config):
     """Probabilities and strengths; the defaults are the paper's."""
 
     jitter: Probability = 0.8
-    """Probability of colour jitter."""
+    """Probability of colour jitter (paper: 0.8)."""
     brightness: Probability = 0.4
-    """Brightness is scaled by 1 - this to 1 + this."""
+    """Brightness is scaled by 1 - this to 1 + this (paper: 0.4)."""
     contrast: Probability = 0.4
-    """Contrast is scaled by 1 - this to 1 + this."""
+    """Contrast is scaled by 1 - this to 1 + this (paper: 0.4)."""
     saturation: Probability = 0.2
-    """Saturation is scaled by 1 - this to 1 + this."""
+    """Saturation is scaled by 1 - this to 1 + this (paper: 0.2)."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Hue is turned by up to this share of the circle, either way."""
+    """Hue is turned by up to this share of the circle, either way (paper: 0.1)."""
     grey: Probability = 0.2
-    """Probability of losing all colour."""
+    """Probability of losing all colour (paper: 0.2)."""
     sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
-    """Range of the Gaussian blur's sigma, in pixels."""
+    """Smallest and largest sigma of the Gaussian blur, in pixels (paper: 0.1 to 2)."""
     global_blur_only: Probability = 0.5
     """Share of global crops that are always blurred and never solarised; the others have the
-    `global_blur` and `global_solarise` probabilities."""
+    `global_blur` and `global_solarise` probabilities (paper: 0.5)."""
     global_blur: Probability = 0.1
-    """Probability of blur for the other global crops."""
+    """Probability of blur for global crops that are not `global_blur_only` (paper: 0.1)."""
     global_solarise: Probability = 0.2
-    """Probability of solarising for the other global crops."""
+    """Probability of solarising for global crops that are not `global_blur_only` (paper: 0.2)."""
     local_blur: Probability = 0.5
-    """Probability of blur for local crops."""
+    """Probability of blur for local crops (paper: 0.5)."""
     downsample: Probability = 0.05
-    """Probability of StableRep's downsample and upsample again."""
+    """Probability of StableRep's downsampling, and upsampling again (paper: 0.05)."""
     downsample_sizes: tuple[PositiveInt, ...] = (64, 128)
-    """Sides in pixels to downsample to, one at random; crops that are no larger are left alone."""
+    """Sides in pixels to downsample to, one at random (paper: 64, 128); crops that are no larger
+    are left alone."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -22,7 +22,7 @@ class EncoderConfig(Config):
     """Shape of the encoder and what its input looks like; the defaults are ViT-B/16."""
 
     image_size: PositiveInt = 224
-    """Side of a global crop and of a test image, in pixels."""
+    """Side of a global crop and of a test image, in pixels (paper: 224)."""
     patch_size: PositiveInt = 16
     """Side of a patch in pixels (paper: 16 for B, 14 for L)."""
     width: PositiveInt = 768
@@ -32,13 +32,13 @@ class EncoderConfig(Config):
     num_heads: PositiveInt = 12
     """Attention heads per block (paper: 12 for B, 16 for L)."""
     mlp_ratio: PositiveFloat = 4.0
-    """Hidden size of a block's MLP over `width`."""
+    """Hidden size of a block's MLP over `width` (paper: 4)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth rate of the student's last block (paper: 0.1 for B, 0.4 for L)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from each channel of an image in [0, 1]."""
+    """Subtracted from each channel of an image in [0, 1] (paper: ImageNet's)."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
-    """Divides each channel after the mean is subtracted."""
+    """Divides each channel after the mean is subtracted (paper: ImageNet's)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

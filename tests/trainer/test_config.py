@@ -85,3 +85,14 @@ def test_every_key_has_help() -> None:
     keys = [number for number, line in enumerate(lines) if not line.startswith("      ")]
     undescribed = [lines[n] for n in keys if n + 1 in keys or n + 1 == len(lines)]
     assert undescribed == []
+
+
+@pytest.mark.parametrize("section", ["model", "crops", "photometric", "objective"])
+def test_every_key_of_the_method_says_whose_value_it_has(section: str) -> None:
+    """The paper's, the authors' code's or CLIP's; chunks, kinds and tokens are ours."""
+    ours = {"kind", "teacher", "contrastive_chunk", "ibot_chunk", "tokenizer"}
+    lines = describe(TrainConfig).splitlines()
+    for key, text in zip(lines[0::2], lines[1::2], strict=True):
+        name = key.split()[0]
+        if name.startswith(f"{section}.") and name.rpartition(".")[2] not in ours:
+            assert any(source in text for source in ("paper", "authors", "CLIP")), name
