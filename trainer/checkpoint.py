@@ -10,6 +10,7 @@ it costs the training the copy alone.
 
 import io
 import logging
+import os
 import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Self
@@ -206,11 +207,14 @@ def find(path: str) -> str:
 
     Raises:
         storage.MissingFileError: There is none.
+        ConfigError: The path is another kind of file.
     """
     if path.endswith(".pt"):
         if not storage.exists(path):
             raise storage.MissingFileError(None, f"there is no checkpoint {path}: {_GO_ON}")
         return path
+    if storage.is_local(path) and os.path.isfile(path):
+        raise ConfigError(f"{path} is no checkpoint: expected a .pt file, or a training's folder")
     for parts in ((), ("checkpoints",), ("train", "checkpoints")):
         steps = list_steps(storage.join(path, *parts) if parts else path)
         if steps:

@@ -152,6 +152,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for missing in ("empty", "none.pt"):
         with pytest.raises(storage.MissingFileError, match=r"no checkpoint .*run .*trainer\.train"):
             checkpoint.find(str(tmp_path / missing))
+    (tmp_path / "train.yaml").touch()
+    with pytest.raises(ConfigError, match=r"train\.yaml is no checkpoint: expected a \.pt"):
+        checkpoint.find(str(tmp_path / "train.yaml"))
 
 
 def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
