@@ -1,7 +1,8 @@
-"""The paper's headline results, printed beside ours where the data set is one of the paper's.
+"""What the paper reports for data sets that `folder:PATH` can hold, to be printed beside ours.
 
-Source: the tables of paper section 4, in percent. A data set goes by its name here; a folder
-data set takes the name of its folder.
+Source: the tables of paper section 4, in percent. Not here are VOC2007 (several classes a picture),
+ADE20k, fine-tuning, and the mean of nine, of which VOC2007 is one. A data set goes by its name
+here; a folder data set takes the name of its folder.
 """
 
 from trainer.evaluate.metrics import Metric
@@ -28,6 +29,13 @@ _SCORES: dict[str, tuple[float, ...]] = {
     "SynCLR B/16": (80.7, 81.7, 93.8, 79.9, 99.1, 93.6, 76.2, 95.3, 91.6),
     "SynCLR L/14": (83.0, 85.6, 94.2, 82.1, 99.2, 94.1, 78.4, 96.1, 93.4),
 }
+
+
+def protocol(dataset: str) -> str:
+    """How the paper scores frozen features on one of its data sets."""
+    if dataset == "imagenet-1k":
+        return "linear layer, SGD with augmentation"
+    return "logistic regression"
 
 
 def headline(dataset: str) -> dict[str, float]:

@@ -137,12 +137,12 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["# Scores", "", *_markdown_table(TITLES, table(rows)), "", _LEGEND, ""]
     named = {dataset: paper.headline(dataset) for dataset in sorted({row.dataset for row in rows})}
     theirs = [
-        [dataset, encoder, f"{value:.1f}"]
+        [dataset, paper.protocol(dataset), paper.METRICS[dataset], encoder, f"{value:.1f}"]
         for dataset, scores in named.items()
         for encoder, value in scores.items()
     ]
     if theirs:
-        titles = ("data set", "encoder", "score")
+        titles = ("data set", "protocol", "metric", "encoder", "score")
         lines += ["## As reported in the paper", "", *_markdown_table(titles, theirs), ""]
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ def test_table_has_a_column_per_encoder() -> None:
 def test_markdown_shows_the_papers_scores_for_the_papers_sets() -> None:
     assert "paper" not in scoresheet.markdown(ROWS)
     text = scoresheet.markdown([row("trained", 50.0, dataset="pets")])
-    assert "| pets | SynCLR B/16 | 93.6 |" in text
+    assert "| pets | logistic regression | mean per-class accuracy | SynCLR B/16 | 93.6 |" in text
 
 
 def test_fingerprint_depends_on_every_part() -> None:
