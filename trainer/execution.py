@@ -1,4 +1,4 @@
-"""How networks are run on the hardware: none of it changes what is learned, but for rounding.
+"""How networks are run on the hardware: rounding and drop path's noise aside the same training.
 
 Several ranks either hold all weights each and average their gradients while the backward pass
 goes on (`replicate`, torch's `DistributedDataParallel`), or share them out (`shard`, torch's
@@ -37,7 +37,7 @@ KEPT_PRODUCTS = [
 
 
 class ExecutionConfig(Config):
-    """Trades of speed for memory, and patience; rounding aside the training is the same."""
+    """Trades of speed for memory, and patience; what is learned stays the same, as said above."""
 
     sharding: Literal["replicate", "shard"] = no_fingerprint("replicate")
     """Over several ranks: `replicate` all weights (DDP), or `shard` weights, gradients, optimiser
