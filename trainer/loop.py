@@ -64,11 +64,10 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
             probes = probe is not None and (done or step % (config.monitor.knn_every or 1) == 0)
             if logs or probes or stopped or due:
                 values = training.values()
-                if probe is not None and probes:
-                    with clock.paused():
-                        values["knn"] = probe.accuracy(training.network)
-                if monitor is not None and (logs or probes):
-                    monitor.write(step - 1, {**values, **clock.lap(step).values()})
+                if logs or probes:
+                    values |= _measured(training, clock, probe if probes else None)
+                    if monitor is not None:
+                        monitor.write(step - 1, values)
             if done or stopped or due:
                 with clock.paused():
                     state = training.state()
@@ -83,6 +82,15 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
                 who = stop[0] if stop else "a signal to another rank"
                 raise StoppedError(f"stopped by {who}, saved at step {step} of {config.steps}")
         return writer.wait()
+
+
+def _measured(training: Training, clock: Clock, probe: Probe | None) -> dict[str, float]:
+    """Where there is a probe its score, and the pace without it; all ranks ask together."""
+    score = {}
+    if probe is not None:
+        with clock.paused():
+            score["knn"] = probe.accuracy(training.network)
+    return {**score, **clock.lap(training.step).values()}
 
 
 def rank_batches(config: TrainConfig, samples: CroppedSamples, steps: range) -> Iterator[Batch]:

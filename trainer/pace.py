@@ -16,14 +16,18 @@ from trainer.flops import image_flops, peak_flops
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured since the last line, without kNN and checkpoints; rates: over all ranks."""
+    """What was measured since the last line, without kNN and checkpoints; rates: over all ranks.
+
+    Waiting and memory are those of the rank that is worst off: the others wait with it, but where
+    they communicate, and so never see it.
+    """
 
     images_per_s: float
     images_per_s_per_device: float
     waiting: float
-    """Share of the time in which this rank waited for data, 0 to 1."""
+    """Share of the time in which a rank waited for data, 0 to 1; the highest of all."""
     memory_gib: float
-    """Peak of this rank so far: of the device's memory, or of the process's on a CPU."""
+    """Peak so far of a rank's device, or of its process on a CPU; the highest of all."""
     utilisation: float | None
     """Model FLOP utilisation, 0 to 1; None where the device's peak is not known."""
 
@@ -73,16 +77,18 @@ class Clock:
         self._since += time.monotonic() - started
 
     def lap(self, step: int) -> Pace:
-        """The pace since the last call; `step` steps are finished now."""
+        """The pace since the last call; `step` steps are finished now. All ranks ask together."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         rate = (step - self._step) * self._images / seconds
         per_device = rate / distributed.world_size()
+        own = torch.tensor([min(self._waited / seconds, 1.0), self._memory()], dtype=torch.float64)
+        waiting, memory = distributed.all_reduce(own, torch.distributed.ReduceOp.MAX).tolist()
         pace = Pace(
             images_per_s=rate,
             images_per_s_per_device=per_device,
-            waiting=min(self._waited / seconds, 1.0),
-            memory_gib=self._memory() / (1 << 30),
+            waiting=waiting,
+            memory_gib=memory / (1 << 30),
             utilisation=per_device * self._flops / self._peak if self._peak else None,
         )
         self._step, self._since, self._waited = step, now, 0.0

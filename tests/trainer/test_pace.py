@@ -1,11 +1,19 @@
-"""Rates are those of the interval, waiting is a share of it."""
+"""Rates are those of the interval, waiting is a share of it; the log hears of the worst rank."""
 
+import json
+import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.gradients import tiny_config
+from tests.trainer.running import command, free_port, make_run
+from trainer import loop
 from trainer.pace import Clock
 
 
@@ -43,3 +51,35 @@ def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch)
     now = 2.0
     utilisation = clock.lap(step=1).utilisation
     assert utilisation == pytest.approx(8 * clock._flops / 2.0 / 1e9)
+
+
+def logged(run: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (run / "train" / "metrics.jsonl").open()]
+
+
+def _rank(rank: int, port: int, run: str) -> None:
+    """Rank 1 starves, and needs more memory."""
+    stream = loop.rank_batches
+
+    def slow(*arguments: Any) -> Iterator[Any]:
+        for batch in stream(*arguments):
+            time.sleep(0.3)
+            yield batch
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(loop, "rank_batches", slow)
+        patch.setattr(Clock, "_memory", lambda _: (3 + rank) << 30)
+        assert command(Path(run), "num_threads=1", "model.drop_path=0") == 0
+
+
+@pytest.mark.slow
+def test_the_log_of_two_ranks_tells_of_both(tmp_path: Path) -> None:
+    one, two = (make_run(tmp_path / name) for name in ("one", "two"))
+    assert command(one, "model.drop_path=0") == 0
+    start_processes(_rank, (free_port(), str(two)), nprocs=2, start_method="spawn")
+    assert all(waiting > 0.4 for waiting in logged(two, "waiting"))
+    assert logged(two, "memory_gib") == [4.0] * 4
+    assert logged(two, "feature_std") == pytest.approx(logged(one, "feature_std"), rel=1e-3)
