@@ -43,7 +43,7 @@ def feature_signs(cls_tokens: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def target_signs(targets: TeacherTargets) -> dict[str, Tensor]:
-    """Of iBOT's targets, on tokens spread evenly over this rank's.
+    """Of iBOT's targets, on tokens spread evenly over this rank's (the log has the ranks' mean).
 
     Returns:
         "target_entropy": the mean entropy of a token's target over that of the uniform one: 0 is

@@ -1,4 +1,18 @@
-"""What a training says about itself: a bar, `metrics.jsonl`, and whoever else wants to hear."""
+"""What a training says about itself: a bar, `metrics.jsonl`, and whoever else wants to hear.
+
+The numbers of a line, all of the step that it names or up to it:
+
+    step                                      counted from 0
+    loss, global, local, ibot, image, text    the loss and the terms that the objective has
+    feature_std, target_entropy, prototypes_used
+                                              signs of collapse, see `trainer.collapse`
+    grad_norm                                 before it is clipped
+    replaced                                  samples so far that could not be read, of all ranks
+    learning_rate
+    images_per_s, images_per_s_per_device, mfu, waiting, memory_gib
+                                              see `trainer.pace`
+    knn                                       on real pictures, in percent, in some lines
+"""
 
 import contextlib
 import errno
