@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from trainer.checkpoint import CheckpointConfig
 from trainer.crops import CropsConfig
@@ -15,6 +15,10 @@ from trainer.photometric import PhotometricConfig
 from trainer.vit import EncoderConfig
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
+
+CHANGEABLE = ("optim.clip_norm", "optim.learning_rate", "precision", "skip_steps")
+"""Settings that change what is learned and may yet be changed on a run, from its newest checkpoint
+on, as the ways out of a loss that is not finite; see `trainer.settings`."""
 
 
 class TrainConfig(Config):
@@ -37,13 +41,17 @@ class TrainConfig(Config):
     """Pieces in which each rank takes its captions, to save memory."""
     steps: PositiveInt = 500_000
     """Optimiser steps (paper: 500k; scaling plots 300k; ablations 85k)."""
+    skip_steps: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
+    """Steps that take their batches and update nothing: ranges [first, last]. May be changed on a
+    run."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
     """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
     num_threads: PositiveInt | None = no_fingerprint(None)
     """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder
     is fastest with one: the work of a step is too little to share."""
     precision: Precision = "bf16"
-    """Of the networks' arithmetic; weights and losses are float32 always."""
+    """Of the networks' arithmetic; weights and losses are float32 always. May be changed on a
+    run."""
     log_every: PositiveInt = no_fingerprint(10)
     """Steps between two lines of metrics."""
     model: EncoderConfig = EncoderConfig()
@@ -65,6 +73,9 @@ class TrainConfig(Config):
             )
         if self.optim.warmup > self.steps:
             raise ValueError(f"optim.warmup {self.optim.warmup} is more than steps {self.steps}")
+        for first, last in self.skip_steps:
+            if first > last:
+                raise ValueError(f"skip_steps has [{first}, {last}]: expected [first, last]")
         objective = self.objective
         if self.accumulation > 1 and not (objective.teacher or objective.kind == "supervised"):
             raise ValueError("accumulation is more than 1, but that needs objective.teacher=true")
@@ -101,6 +112,11 @@ def data_folder(config: TrainConfig) -> str:
 def captions_folder(config: TrainConfig) -> str:
     """Where the caption shards are."""
     return config.captions or storage.join(config.run, "captions")
+
+
+def is_skipped(config: TrainConfig, step: int) -> bool:
+    """Whether a step updates nothing."""
+    return any(first <= step <= last for first, last in config.skip_steps)
 
 
 def images_per_step(config: TrainConfig) -> int:

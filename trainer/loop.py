@@ -9,14 +9,13 @@ import time
 from collections.abc import Iterator
 
 from trainer import distributed
-from trainer.checkpoint import CheckpointWriter, checkpoints_folder, write
+from trainer.checkpoint import CheckpointWriter, checkpoints_folder
 from trainer.config import TrainConfig, batch_images
 from trainer.monitor import Monitor
 from trainer.pace import Clock
 from trainer.probe import Probe
 from trainer.stream import Batch, CroppedSamples, batches
-from trainer.training import NotFiniteError, Training, TrainingError
-from transforms.core import storage
+from trainer.training import Training, TrainingError
 
 
 class StoppedError(TrainingError):
@@ -124,14 +123,3 @@ def _probe(training: Training) -> Probe | None:
         return None
     monitor, device = config.monitor, training.objective.device
     return Probe(monitor.knn_dataset, monitor.knn_pictures, config.model, device)
-
-
-def keep_for_replay(training: Training, folder: str, error: NotFiniteError) -> str:
-    """Save the state before a step that was not finite; returns the URL once it is written."""
-    state = {**training.state(), "step": error.step, "caption_ids": error.caption_ids}
-    state["position"] = error.step * training.config.captions_per_batch
-    url = storage.join(folder, f"replay-step-{error.step:09d}.pt")
-    if distributed.rank() == 0:
-        write(state, url)
-    distributed.wait_for_all()
-    return url

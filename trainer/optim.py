@@ -17,7 +17,7 @@ class OptimConfig(Config):
     """AdamW and its schedules."""
 
     learning_rate: PositiveFloat = 2e-3
-    """Peak, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L)."""
+    """Peak, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L). May be changed on a run."""
     warmup: NonNegativeInt = 0
     """Steps of linear warm-up (paper: 80k of 500k in the final runs; the default suits any
     length)."""
@@ -26,7 +26,8 @@ class OptimConfig(Config):
     weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)
     """Start and end of the cosine (not on biases, norms, tokens, positions, gains)."""
     clip_norm: PositiveFloat | None = None
-    """Largest norm of the whole gradient; null does not clip (paper)."""
+    """Largest norm of the whole gradient; null does not clip (paper). May be changed on a
+    run."""
     ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)
     """Start and end of the cosine of the teacher's momentum."""
 

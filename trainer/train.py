@@ -23,23 +23,30 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from trainer import distributed
-from trainer.checkpoint import checkpoints_folder, is_whole, list_steps, load_newest
+from trainer import distributed, not_finite
+from trainer.checkpoint import checkpoints_folder, list_steps
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
-from trainer.loop import StoppedError, keep_for_replay, run_steps
+from trainer.loop import StoppedError, run_steps
 from trainer.objectives import target_reader
 from trainer.order import SampleOrder
+from trainer.resume import check_folder, newest_here
+from trainer.settings import fixed, note_settings
 from trainer.signals import stop_signals
 from trainer.stream import CroppedSamples, CropSpec
 from trainer.training import NotFiniteError, Training, TrainingError
 from transforms.core import storage
-from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config
+from transforms.core.config import ConfigError, describe, load_config
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.shards import DamagedFileError
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "rank {}: the device is out of memory: expected a smaller captions_per_batch, a larger "
+    "accumulation, execution.recompute=elementwise or =blocks, or execution.sharding=shard"
+)
 
 
 class RankError(TrainingError):
@@ -64,7 +71,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
         ConfigError: Settings do not fit each other, the data, or what the folder holds.
         storage.StorageError: Data cannot be read, or results cannot be written.
         DamagedFileError: A shard is not what the index says.
-        StoppedError, NotFiniteError: A signal or a loss that is not finite stopped it.
+        StoppedError, NotFiniteError: A signal or a loss that is not finite stopped it, or would.
         RankError: One of several ranks could not read its data or write.
     """
     check_ranks(config)
@@ -72,47 +79,27 @@ def train(config: TrainConfig, device: torch.device) -> str:
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
     samples = open_samples(config)
-    fields = {**fingerprint_fields(config), "data": samples.reader.checksum}
+    fields = {**fixed(config), "data": samples.reader.checksum}
+    check_folder(checkpoints)
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
-    finished = list_steps(checkpoints).get(config.steps)
-    if finished and is_whole(finished):
-        _check_steps(config.steps, checkpoints)
-        return f"Trained already: {config.steps} steps, {finished}"
-
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     training = Training(config, device)
     with _rank_named():
-        _resume(training, checkpoints)
+        with newest_here(checkpoints) as found:
+            if found is not None:
+                training.restore(found.state)
+        if training.step == config.steps:
+            return f"Trained already: {config.steps} steps, {list_steps(checkpoints)[config.steps]}"
+        not_finite.refuse_to_repeat(config, folder, training.step)
+        if distributed.rank() == 0:
+            note_settings(config, folder, training.step)
         with stop_signals() as stop:
             try:
                 url = run_steps(training, samples, folder, stop)
             except NotFiniteError as error:
-                replay = keep_for_replay(training, folder, error)
-                raise NotFiniteError(
-                    f"{error}; look into it with `python -m trainer.replay {replay}`",
-                    error.step,
-                    error.caption_ids,
-                ) from error
+                raise not_finite.keep(training, folder, error) from error
     return f"Trained {config.steps} steps: {url}"
-
-
-def _resume(training: Training, checkpoints: str) -> None:
-    """Continue from the newest checkpoint, if there is one, at the same step on every rank."""
-    state = load_newest(checkpoints)
-    if state is not None:
-        training.restore(state)
-    _check_steps(training.step, checkpoints)
-
-
-def _check_steps(step: int, checkpoints: str) -> None:
-    steps = distributed.gather_objects(step)
-    if len(set(steps)) > 1:
-        raise ConfigError(
-            f"the ranks find checkpoints of different steps in {checkpoints} "
-            f"({', '.join(f'rank {rank}: {found}' for rank, found in enumerate(steps))}): expected "
-            "a folder that all machines share"
-        )
 
 
 @contextlib.contextmanager
@@ -238,6 +225,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = load_config(TrainConfig, parsed.config, parsed.overrides)
         line, code = train(config, start_rank(config)), OK
+        distributed.stop()
     except NoDeviceError as error:
         line, code, speaks = str(error), WRONG_CONFIG, True
     except ConfigError as error:
@@ -246,18 +234,19 @@ def main(arguments: Sequence[str]) -> int:
         line, code = str(error), UNFINISHED
     except StoppedError as error:
         line, code = unfinished.format(error), RESTART
+        distributed.stop()
     except RankError as error:
         line, code, speaks = str(error), UNFINISHED, True
     except NotFiniteError as error:
         line, code = f"Training is not finished: {error}", NOT_FINITE
+    except torch.OutOfMemoryError:
+        line, code, speaks = OUT_OF_MEMORY.format(distributed.rank()), WRONG_CONFIG, True
     except distributed.LostRankError as error:
         line, code, speaks = unfinished.format(error), RESTART, True
     except torch.distributed.DistError as error:
         line, code, speaks = unfinished.format(distributed.lost(error)), RESTART, True
     except KeyboardInterrupt:
         line, code = unfinished.format("interrupted"), RESTART
-    finally:
-        distributed.stop()
     if speaks:
         print(line, file=sys.stderr if code else sys.stdout)
     return code

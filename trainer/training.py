@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint, distributed, schedules
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, is_skipped
 from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
 from trainer.network import update_teacher
 from trainer.objectives import build_networks, build_objective
@@ -68,7 +68,14 @@ class Training:
         return self.teacher or self.student
 
     def update(self, batch: Batch) -> None:
-        """One optimiser step on this rank's share of a batch; the same on every rank."""
+        """One optimiser step on this rank's share of a batch; the same on every rank.
+
+        A step that the config skips leaves all but the number of steps as it is.
+        """
+        if is_skipped(self.config, self.step):
+            self._terms, self._rate = {}, 0.0
+            self.step += 1
+            return
         step, total = self.step, self.config.steps
         optim = self.config.optim
         self._rate = set_schedule(self.optimizer, optim, step, total)
@@ -88,6 +95,8 @@ class Training:
 
     def values(self) -> dict[str, float]:
         """Loss terms and schedules of the last step, for people; waits for the device.
+
+        Of one that was skipped there are no loss terms.
 
         All ranks must ask at the same step.
 

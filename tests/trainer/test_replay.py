@@ -1,5 +1,6 @@
 """A step that is not finite: nothing of it is kept but what is needed to look into it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 
 from tests.trainer.making import write_images
 from tests.trainer.running import command, flat, losses, make_run
-from trainer import checkpoint, replay
+from trainer import checkpoint, not_finite, replay
+from trainer.config import TrainConfig
 from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE
 from trainer.photometric import augment
-from trainer.training import Training
+from trainer.training import NotFiniteError, Training
+from transforms.core.config import load_config
 
 BAD_STEP = 2
 
@@ -60,18 +63,50 @@ def test_it_is_found_with_the_next_line_of_the_log_and_nothing_is_lost(
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"the loss or a gradient at step {BAD_STEP} is not finite" in said
     assert "data positions 8 to 11" in said
-    assert f"python -m trainer.replay {replay_file(run)}" in said
+    assert f"python -m trainer.replay {replay_file(run)}`; go on with" in said
+    assert f"'skip_steps=[[{BAD_STEP},{BAD_STEP}]]'" in said
     assert [step for step, _ in losses(run)] == ([0, 1] if log_every == 1 else [0])
     assert checkpoint.list_steps(str(run / "train" / "checkpoints")) == {}
 
     kept = checkpoint.load(str(replay_file(run)))
     assert len(kept["caption_ids"]) == 4
+    assert f"captions {', '.join(kept['caption_ids'][:3])} and 1 more" in said
     assert (kept["step"], kept["position"]) == (BAD_STEP, 8)
     reader = ShardReader(str(run / "images" / "index.parquet"))
     assert set(kept["caption_ids"]) <= {sample.caption_id for sample in reader}
     for name, value in flat(kept).items():
         if torch.is_tensor(value) and "running_" not in name:
             assert torch.equal(value, before[name]), name
+
+
+def test_the_same_again_is_refused_at_once_until_something_is_changed(
+    run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["steps=6", "checkpoint.every_steps=1"]
+    assert command(run, *settings) == NOT_FINITE
+    said = capsys.readouterr().err.splitlines()[-1]
+    before.clear()
+    assert command(run, *settings) == NOT_FINITE
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert not before, "it did not come to the step"
+    assert command(run, *settings, "optim.clip_norm=1") == NOT_FINITE
+    assert before
+    assert command(run, *settings, f"skip_steps=[[{BAD_STEP},{BAD_STEP}]]") == 0
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "loss" in row] == [0, 1, 3, 4, 5]
+
+
+def test_a_note_counts_until_it_is_left_behind_or_deleted(
+    run: Path, before: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(run, "steps=6") == NOT_FINITE
+    config, folder = load_config(TrainConfig, str(run / "train.yaml"), ["steps=6"]), run / "train"
+    with pytest.raises(NotFiniteError, match=f"at step {BAD_STEP} is not finite"):
+        not_finite.refuse_to_repeat(config, str(folder), BAD_STEP)
+    not_finite.refuse_to_repeat(config, str(folder), BAD_STEP + 1)
+    (folder / not_finite.NOTE).unlink()
+    monkeypatch.undo()
+    assert command(run, "steps=6") == 0
 
 
 def test_the_step_can_be_looked_into(

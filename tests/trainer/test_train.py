@@ -1,5 +1,6 @@
 """The command: it finishes, refuses what does not fit, and says so in one sentence."""
 
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,10 +13,10 @@ import yaml
 from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.gradients import tiny_config
 from tests.trainer.making import write_images
-from tests.trainer.running import command, final_state, losses, make_run, write_config
+from tests.trainer.running import command, final_state, flat, losses, make_run, write_config
 from trainer import replay, train
 from trainer.evaluate import __main__ as evaluate
-from trainer.exit_codes import RESTART
+from trainer.exit_codes import RESTART, WRONG_CONFIG
 from trainer.training import Training
 from transforms.core import storage
 
@@ -54,6 +55,19 @@ def test_a_damaged_last_checkpoint_is_made_again(
         assert torch.equal(value, expected["student"][name])
 
 
+def test_a_finished_checkpoint_of_another_architecture_is_no_end(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(run) == 0
+    other = tmp_path / "other"
+    write_config(other, data=str(run / "images"))
+    assert command(other, "model.width=24") == 0
+    (ours,), (theirs,) = ((r / "train").rglob("step-000000004.pt") for r in (run, other))
+    ours.write_bytes(theirs.read_bytes())
+    assert command(run) == WRONG_CONFIG
+    assert "step 4 is of another architecture" in last_line(capsys)
+
+
 def test_it_learns(run: Path) -> None:
     overrides = ["steps=60", "optim.warmup=5", "photometric.jitter=0", "photometric.grey=0"]
     assert command(run, *overrides) == 0
@@ -73,6 +87,8 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("optim.warmup=9", "optim.warmup 9 is more than steps 4"),
         ("crops.local_size=9", "not a multiple of model.patch_size 8"),
         ("accumulation=3", "expected a multiple of 3"),
+        ("skip_steps=[[3,2]]", "skip_steps has [3, 2]"),
+        ("skip_steps=[3]", "skip_steps"),
         ("images_per_caption=4", "hold 2 images per caption"),
         ("objective.teacher=false", "iBOT needs teacher=true"),
     ],
@@ -157,6 +173,20 @@ def test_other_settings_and_other_data_are_refused_by_name(
     assert command(run, "loader.num_workers=1", "accumulation=2", "log_every=3") == 0
 
 
+def test_steps_that_are_skipped_change_nothing_but_the_position(run: Path) -> None:
+    keep = ["checkpoint.every_steps=1", "checkpoint.keep=9"]
+    assert command(run, "skip_steps=[[0,1],[3,9]]", *keep) == 0
+    states = [flat(final_state(run, step)) for step in (1, 2, 3, 4)]
+    moved = [
+        any(torch.is_tensor(value) and not torch.equal(value, after[name]) for name, value in items)
+        for items, after in ((b.items(), a) for b, a in itertools.pairwise(states))
+    ]
+    assert moved == [False, True, False]
+    assert [state["position"] for state in states] == [4, 8, 12, 16]
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
+    assert ["loss" in row for row in rows] == [False, False, True, False]
+
+
 def test_undecodable_samples_are_counted_and_the_training_goes_on(tmp_path: Path) -> None:
     write_images(tmp_path / "images", broken=(0, 5))
     write_config(tmp_path)
@@ -172,7 +202,8 @@ def test_a_run_on_a_gcs_bucket_is_trained_where_it_stands(gcs_bucket: str, tmp_p
     overrides = [f"run={gcs_bucket}/run", f"loader.cache_folder={tmp_path}/cache"]
     assert command(tmp_path, *overrides) == 0
     files = storage.list_files(f"{gcs_bucket}/run/train")
-    assert {"metrics.jsonl", "run.yaml", "checkpoints/step-000000004.pt"} == set(files)
+    expected = {"metrics.jsonl", "run.yaml", "settings.yaml", "checkpoints/step-000000004.pt"}
+    assert expected == set(files)
     assert storage.read_bytes(f"{gcs_bucket}/run/train/metrics.jsonl").count(b"\n") == 4
     assert command(tmp_path, *overrides) == 0
 

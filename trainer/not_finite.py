@@ -1,0 +1,87 @@
+"""What a step that is not finite leaves behind: a file to look into it, and a refusal to repeat it.
+
+A training is a pure function of its config and data, so the same command would meet the same step
+again, hours later. Until something is changed, the step is left behind or the note is deleted, it
+ends at once.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trainer import distributed
+from trainer.checkpoint import write
+from trainer.config import CHANGEABLE, TrainConfig
+from trainer.training import NotFiniteError, Training
+from transforms.core import storage
+
+NOTE = "not-finite.json"
+SHOWN = 3
+"""Captions that the sentence names; the note and the replay file have all."""
+
+
+def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteError:
+    """Save the state before the step; all ranks must call it together.
+
+    Args:
+        training: As the step left it.
+        folder: Of the training.
+        error: Says which step.
+
+    Returns:
+        The error with a sentence that says how to go on, once all is written.
+    """
+    config, step = training.config, error.step
+    replay = storage.join(folder, f"replay-step-{step:09d}.pt")
+    note = storage.join(folder, NOTE)
+    sentence = (
+        f"{error}, captions {_few(error.caption_ids)}; look into it with `python -m trainer.replay "
+        f"{replay}`; go on with '{_skipping(config, step)}', or with another "
+        f"{' or '.join(CHANGEABLE[:-1])}; to try the same again delete {note}"
+    )
+    state: dict[str, Any] = {
+        **training.state(),
+        "step": step,
+        "position": step * config.captions_per_batch,
+        "caption_ids": error.caption_ids,
+    }
+    if distributed.rank() == 0:
+        write(state, replay)
+        content = {
+            "step": step,
+            "sentence": sentence,
+            "caption_ids": error.caption_ids,
+            "config": config.model_dump(mode="json"),
+        }
+        storage.replace_bytes(json.dumps(content, indent=1).encode("utf-8"), note)
+    distributed.wait_for_all()
+    return NotFiniteError(sentence, step, error.caption_ids)
+
+
+def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
+    """End a training that would meet the same step again.
+
+    Args:
+        config: The training.
+        folder: Of the training.
+        step: Where it would continue.
+
+    Raises:
+        NotFiniteError: With these very settings a step from there on was not finite.
+    """
+    try:
+        note = json.loads(storage.read_bytes(storage.join(folder, NOTE)))
+    except storage.MissingFileError:
+        return
+    if note["step"] >= step and note["config"] == config.model_dump(mode="json"):
+        raise NotFiniteError(note["sentence"], note["step"], note["caption_ids"])
+
+
+def _few(caption_ids: Sequence[str]) -> str:
+    more = len(caption_ids) - SHOWN
+    return ", ".join(caption_ids[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _skipping(config: TrainConfig, step: int) -> str:
+    """The override that passes a step over, beside those that are passed over already."""
+    return f"skip_steps={json.dumps([*config.skip_steps, (step, step)], separators=(',', ':'))}"
