@@ -9,6 +9,7 @@ import difflib
 import io
 import json
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -98,14 +99,11 @@ def parse_config(
     cls: type[ConfigT], text: str, path: str, overrides: Sequence[str] = ()
 ) -> ConfigT:
     """As `load_config`, from YAML that was read from `path`."""
-    for override in overrides:
-        if not override.partition("=")[0] or "=" not in override:
-            raise ConfigError(f"override {override!r} is not of the form key=value")
     try:
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"config file {path!r} must hold `key: value` lines")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        merged = reduce(_overridden, overrides, loaded)
         values = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
@@ -117,6 +115,17 @@ def parse_config(
         return cls.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_sentence(cls, error.errors(), path, loaded, values)) from error
+
+
+def _overridden(config: DictConfig, override: str) -> DictConfig:
+    if not override.partition("=")[0] or "=" not in override:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    try:
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except (yaml.YAMLError, OmegaConfBaseException, IndexError, TypeError) as error:
+        raise ConfigError(f"override {override!r} cannot be read: {_one_line(error)}") from error
+    assert isinstance(merged, DictConfig), "as both of its parts"
+    return merged
 
 
 def describe(cls: type[Config]) -> str:

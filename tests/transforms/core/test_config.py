@@ -43,8 +43,8 @@ def write(tmp_path: Path, text: str) -> str:
 
 def test_overrides_reach_into_sections(tmp_path: Path) -> None:
     path = write(tmp_path, "run: out\nsampler: {steps: 10}\n")
-    job = load_config(Job, path, ["sampler.steps=12", "seed=3"])
-    assert (job.sampler.steps, job.seed, job.run) == (12, 3, "out")
+    job = load_config(Job, path, ["sampler.steps=12", "seed=3", "seed=4"])
+    assert (job.sampler.steps, job.seed, job.run) == (12, 4, "out")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,9 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
         ("run: out\nsampler: {name: euler}\n", [], "'ddim' or 'ddpm'"),
         ("run: out\nsampler: {step: 5}\n", [], "did you mean 'sampler.steps'?"),
         ("run: out\n", ["seed"], "override 'seed' is not of the form key=value"),
+        ("run: out\n", ["datasets=[a:]"], "override 'datasets=[a:]' cannot be read: while"),
+        ("run: out\n", ["[=1"], "override '[=1' cannot be read"),
+        ("run: out\ndatasets: [a]\n", ["datasets[0]=b"], "override 'datasets[0]=b' cannot be read"),
         ("run: [\n", [], "is not valid YAML"),
         ("- 1\n", [], "must hold `key: value` lines"),
         ("5\n", [], "must hold `key: value` lines"),
