@@ -101,7 +101,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a training or run")
     parser.add_argument("out", help="the folder to write")
-    parser.add_argument("--which", choices=("teacher", "student"), default="teacher")
+    parser.add_argument(
+        "--which",
+        choices=("teacher", "student"),
+        default="teacher",
+        help="whose weights; without a teacher (StableRep, SimCLR) both are the student's",
+    )
     parsed = parser.parse_args(arguments)
     try:
         url = find(parsed.checkpoint)
@@ -112,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     except storage.StorageError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"Exported the {parsed.which} of {url} to {parsed.out}")
+    print(f"Exported the encoder of {url} to {parsed.out}")
     return 0
 
 

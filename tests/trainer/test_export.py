@@ -75,6 +75,15 @@ def test_weights_are_those_that_are_asked_for(
         assert torch.equal(value, state[which][f"encoder.{name}"]), name
 
 
+def test_nobody_is_called_the_teacher_of_a_training_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective = {"teacher": False, "ibot_weight": 0.0}
+    checkpoint.save(tiny_state(objective=objective, crops={"num_local": 0}), str(tmp_path))
+    assert main([str(tmp_path), str(tmp_path / "out")]) == 0
+    assert "teacher" not in capsys.readouterr().out
+
+
 def test_the_config_is_json_for_the_papers_models() -> None:
     large = EncoderConfig(patch_size=14, width=1024, depth=24, num_heads=16)
     text = json.dumps(timm_config(large))
