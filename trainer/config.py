@@ -27,7 +27,7 @@ class TrainConfig(Config):
     run: str = no_fingerprint()
     """Folder or URL of the run; results go to its `train` folder."""
     seed: int = 0
-    """Of everything random."""
+    """What everything random is derived from."""
     data: str | None = no_fingerprint(None)
     """Folder or URL of a complete images stage; null is `images` of the run."""
     captions: str | None = no_fingerprint(None)
@@ -50,8 +50,8 @@ class TrainConfig(Config):
     """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder
     is fastest with one: the work of a step is too little to share."""
     precision: Precision = "bf16"
-    """Of the networks' arithmetic; weights and losses are float32 always. May be changed on a
-    run."""
+    """Numbers of the networks' arithmetic; weights and losses are float32 always. May be changed on
+    a run."""
     log_every: PositiveInt = no_fingerprint(10)
     """Steps between two lines of metrics."""
     model: EncoderConfig = EncoderConfig()

@@ -17,19 +17,21 @@ class OptimConfig(Config):
     """AdamW and its schedules."""
 
     learning_rate: PositiveFloat = 2e-3
-    """Peak, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L). May be changed on a run."""
+    """Peak learning rate, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L). May be changed
+    on a run."""
     warmup: NonNegativeInt = 0
     """Steps of linear warm-up (paper: 80k of 500k in the final runs; the default suits any
     length)."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """AdamW's decay rates of its two averages."""
+    """AdamW's decay rates of its two averages (paper: 0.9, 0.999)."""
     weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)
-    """Start and end of the cosine (not on biases, norms, tokens, positions, gains)."""
+    """Weight decay at the start and the end of its cosine (paper: 0.04, 0.2); none on biases,
+    norms, tokens, positions and gains."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; null does not clip (paper). May be changed on a
     run."""
     ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)
-    """Start and end of the cosine of the teacher's momentum."""
+    """The teacher's momentum at the start and the end of its cosine (paper: 0.994, 1)."""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -87,7 +87,7 @@ def test_every_key_has_help() -> None:
     assert undescribed == []
 
 
-@pytest.mark.parametrize("section", ["model", "crops", "photometric", "objective"])
+@pytest.mark.parametrize("section", ["model", "crops", "photometric", "objective", "optim"])
 def test_every_key_of_the_method_says_whose_value_it_has(section: str) -> None:
     """The paper's, the authors' code's or CLIP's; chunks, kinds and tokens are ours."""
     ours = {"kind", "teacher", "contrastive_chunk", "ibot_chunk", "tokenizer"}
