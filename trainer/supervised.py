@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.collapse import feature_signs
-from trainer.data import Sample
+from trainer.data import Sample, read_stage_index
 from trainer.objective import Objective
 from trainer.pieces import Piece
 from trainer.stream import Batch
@@ -20,7 +20,6 @@ from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core import storage
 from transforms.core.damage import DamagedFileError, reading
 from transforms.core.seeding import derive
-from transforms.core.shards import read_index
 
 
 class Classified(NamedTuple):
@@ -80,15 +79,7 @@ def concept_labels(captions: str) -> dict[str, int]:
         storage.StorageError: It is not there or cannot be read.
         DamagedFileError: A shard is damaged, or none of captions.
     """
-    index_url = storage.join(captions, "index.parquet")
-    try:
-        index = read_index(index_url)
-    except storage.MissingFileError as error:
-        raise storage.MissingFileError(
-            error.errno,
-            f"there is no index {index_url}: the captions stage is not complete; run it (again), "
-            "or set captions to the folder of one that is",
-        ) from error
+    index = read_stage_index(storage.join(captions, "index.parquet"), "captions", "captions")
     concepts: set[str] = set()
     for path in index.table["path"].to_pylist():
         url = storage.join(index.folder, path)
