@@ -45,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         return verdict({failure.exitcode for failure in error.failures.values()})
     except SignalException:
         return RESTART
+    except ValueError as error:  # How torchrun says that an option is wrong.
+        print(f"The launcher's options do not fit: {error}", file=sys.stderr)
+        return WRONG_CONFIG
     return OK
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.running import make_run
 from trainer import checkpoint
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
-from trainer.launch import verdict
+from trainer.launch import main, verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +77,11 @@ def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
 )
 def test_what_cannot_mend_itself_outweighs_a_restart(codes: set[int], expected: int) -> None:
     assert verdict(codes) == expected
+
+
+@pytest.mark.parametrize("option", ["--nproc-per-node=many", "--nnodes=few"])
+def test_wrong_options_are_a_sentence(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([option, "-m", "trainer.train"]) == WRONG_CONFIG
+    said = capsys.readouterr().err
+    assert said.startswith("The launcher's options do not fit: ")
+    assert option.partition("=")[2] in said
