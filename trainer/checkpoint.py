@@ -4,16 +4,21 @@ One file per checkpoint, `checkpoints/step-000001234.pt`, with the student, the 
 optimiser, the step and the position in the data. All randomness is derived from (seed, step), so
 there is no generator state to keep.
 
-A checkpoint is copied to the host and written from there by a thread, while the training goes on;
-it costs the training the copy alone.
+`trainer.checkpoint_writer` writes them beside the training, `trainer.resume` goes on from them.
 """
 
+import contextlib
+import errno
 import io
 import logging
 import os
 import pickle
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, Self
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt, ValidationError
@@ -22,6 +27,8 @@ from torch import nn
 from trainer.vit import EncoderConfig, build_encoder
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.damage import DAMAGE
+from transforms.core.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +93,9 @@ def save(state: State, folder: str, config: CheckpointConfig = DEFAULT) -> str:
     Raises:
         storage.StorageError: It cannot be written; older checkpoints are still there.
     """
-    url = storage.join(folder, _name(state["step"]))
+    url, started = storage.join(folder, _name(state["step"])), time.monotonic()
     write(state, url)
+    log.info("checkpoint written in %.1f s: %s", time.monotonic() - started, url)
     try:
         _thin_out(folder, state["step"], config)
     except storage.StorageError as error:
@@ -102,112 +110,124 @@ def _thin_out(folder: str, newest: int, config: CheckpointConfig) -> None:
             storage.delete(old)
 
 
-class CheckpointWriter:
-    """Writes checkpoints beside the training, one at a time; use as a context manager.
-
-    Leaving it waits for the last one, also after an exception.
-
-    Args:
-        folder: Where they go.
-        config: Which stay.
-    """
-
-    def __init__(self, folder: str, config: CheckpointConfig) -> None:
-        self._folder = folder
-        self._config = config
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._last: Future[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._thread.shutdown(wait=True)
-
-    def save(self, state: State) -> None:
-        """Copy a state to the host and begin to write it, once the one before is written.
-
-        Raises:
-            storage.StorageError: The one before could not be written.
-        """
-        self.wait()
-        self._last = self._thread.submit(save, _on_host(state), self._folder, self._config)
-
-    def wait(self) -> str:
-        """Wait for the last checkpoint; returns its URL, "" if there was none.
-
-        Raises:
-            storage.StorageError: It could not be written; older checkpoints are still there.
-        """
-        return self._last.result() if self._last is not None else ""
-
-
-def _on_host(value: Any) -> Any:
+def on_host(value: Any) -> Any:
     """A copy of a nested state on the CPU, which the training cannot change any more."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _on_host(item) for key, item in value.items()}
+        return {key: on_host(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_on_host(item) for item in value)
+        return type(value)(on_host(item) for item in value)
     return value
 
 
-def load(url: str) -> State:
-    """Read a checkpoint onto the CPU.
+@dataclass(frozen=True)
+class Opened:
+    """A whole checkpoint on this machine's disk."""
+
+    url: str
+    path: str
+    """Of its copy, or of itself where it is local."""
+    state: State
+    """Its tensors are the file, mapped into memory: for reading, not for training on."""
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[Opened]:
+    """A checkpoint, read once to see that it is whole; a local copy is gone afterwards.
 
     Raises:
         storage.StorageError: It cannot be read.
         ConfigError: It is not one of our checkpoints, or it is damaged.
     """
-    content = storage.read_bytes(url)
-    try:
-        state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ConfigError(f"checkpoint {url} is damaged or no checkpoint at all") from error
+    with contextlib.ExitStack() as stack:
+        path = url
+        if not storage.is_local(url):
+            path = os.path.join(stack.enter_context(scratch_folder()), "checkpoint.pt")
+            storage.download(url, path)
+        _check_sums(path, url)
+        yield Opened(url, path, mapped(path, url))
+
+
+def mapped(path: str, url: str) -> State:
+    """The state in the file of a checkpoint; its tensors are read when they are used.
+
+    Raises:
+        ConfigError: It is not one of our checkpoints.
+    """
+    with _reading(url):
+        state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ConfigError(f"checkpoint {url} was not written by this trainer: expected {FORMAT}")
     return state
 
 
-def is_whole(url: str) -> bool:
-    """Whether a file is one of our checkpoints, to its end.
+def _check_sums(path: str, url: str) -> None:
+    """Compare every byte with the checksums that `torch.save` writes and `torch.load` ignores."""
+    with _reading(url), zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise EOFError
+
+
+@contextlib.contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Say in a sentence that a file cannot be read or is not what it must be."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise storage.MissingFileError(
+            error.errno, f"cannot read {url}: there is no such file"
+        ) from error
+    except (*DAMAGE, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
+        # `EINVAL`: a damaged header sent the reader to a place that no file has.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise storage.StorageError(
+                error.errno, f"cannot read {url}: {error.strerror}"
+            ) from error
+        raise ConfigError(f"checkpoint {url} is damaged or no checkpoint at all") from error
+
+
+def load(url: str) -> State:
+    """Read a checkpoint into memory.
 
     Raises:
         storage.StorageError: It cannot be read.
+        ConfigError: It is not one of our checkpoints, or it is damaged.
     """
-    try:
-        load(url)
-    except ConfigError:
-        return False
-    return True
+    with opened(url) as checkpoint:
+        state: State = on_host(checkpoint.state)
+    return state
 
 
-def load_newest(folder: str) -> State | None:
+@contextlib.contextmanager
+def newest(folder: str) -> Iterator[Opened | None]:
     """The newest checkpoint in a folder that is whole; None if there is none at all.
 
     Raises:
         ConfigError: There are checkpoints, but none is whole.
     """
-    urls = list(list_steps(folder).values())
     damage: ConfigError | None = None
-    for url in reversed(urls):
-        try:
-            return load(url)
-        except ConfigError as error:
-            log.warning("%s; trying the one before", error)
-            damage = error
+    for url in reversed(list_steps(folder).values()):
+        with contextlib.ExitStack() as stack:
+            try:
+                checkpoint = stack.enter_context(opened(url))
+            except ConfigError as error:
+                log.warning("%s; trying the one before", error)
+                damage = error
+                continue
+            yield checkpoint
+            return
     if damage is not None:
         raise damage
-    return None
+    yield None
 
 
 def find(path: str) -> str:
-    """The checkpoint that a path means: itself, or the newest in a training's or run's folder.
+    """The checkpoint that a path means: itself, or the newest whole one of a training or run.
 
     Raises:
         storage.MissingFileError: There is none.
-        ConfigError: The path is another kind of file.
+        ConfigError: There are some in the folder, but none is whole; or it is another file.
     """
     if path.endswith(".pt"):
         if not storage.exists(path):
@@ -216,9 +236,9 @@ def find(path: str) -> str:
     if storage.is_local(path) and os.path.isfile(path):
         raise ConfigError(f"{path} is no checkpoint: expected a .pt file, or a training's folder")
     for parts in ((), ("checkpoints",), ("train", "checkpoints")):
-        steps = list_steps(storage.join(path, *parts) if parts else path)
-        if steps:
-            return steps[max(steps)]
+        with newest(storage.join(path, *parts) if parts else path) as checkpoint:
+            if checkpoint is not None:
+                return checkpoint.url
     raise storage.MissingFileError(
         None,
         f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training; "

@@ -6,28 +6,42 @@ Every function works without a process group, as one process. How gradients are 
 
 import contextlib
 import datetime
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Group = dist.ProcessGroup
+T = TypeVar("T")
+
+START_TIMEOUT_S = 1800.0
+"""Patience with other ranks until `expect_answers_within`: some compile or fetch data longer."""
+HEARTBEAT_S = 10.0
+"""Seconds between two signs of life to ranks that wait for a long piece of work."""
 
 
 class LostRankError(RuntimeError):
     """Another process of the training is gone or silent; the message is a sentence."""
 
 
-def start(device: torch.device, timeout_s: float = 1800.0) -> None:
+def start(device: torch.device) -> None:
     """Join the processes that `torchrun` started (their addresses are in the environment)."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=START_TIMEOUT_S))
+
+
+def expect_answers_within(seconds: float) -> None:
+    """From now on, take a rank that does not answer for so long for lost."""
+    if is_on():
+        # Torch has no public name for it yet.
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds))
 
 
 def stop() -> None:
-    """Leave the group, if there is one."""
+    """Leave the group, if there is one; only when the others leave, too, since NCCL waits."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -45,6 +59,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 when alone."""
     return dist.get_world_size() if is_on() else 1
+
+
+def first_rank_here() -> int:
+    """The first rank of this machine, as `torchrun` numbers them; elsewhere the rank itself."""
+    return rank() - dist.get_node_local_rank(fallback_rank=0) if is_on() else 0
 
 
 def everyone() -> Group | None:
@@ -91,6 +110,31 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def together(work: Callable[[], T]) -> T:
+    """Do a piece of work that takes ranks unequally long, and return when all have done theirs.
+
+    However long that is: they tell each other meanwhile that they are there. The work itself must
+    not communicate.
+
+    Raises:
+        LostRankError: It raised an error on another rank; this one's own error is raised as it is.
+    """
+    if not is_on():
+        return work()
+    with ThreadPoolExecutor(1, "work") as thread:
+        mine = thread.submit(work)
+        while any(any_rank(not wait([mine], HEARTBEAT_S).done)):
+            pass
+    error = mine.exception()
+    failures = gather_objects(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for number, failure in enumerate(failures):
+        if failure is not None:
+            raise lost(RuntimeError(f"rank {number}: {failure}"))
+    return mine.result()
+
+
 @contextlib.contextmanager
 def _talking() -> Iterator[None]:
     """Say in a sentence that the others do not answer; gloo has no exception of its own for it."""
@@ -102,7 +146,18 @@ def _talking() -> Iterator[None]:
         raise lost(error) from error
 
 
-def lost(error: Exception) -> LostRankError:
+def is_lost(error: BaseException) -> bool:
+    """Whether torch says that the others do not answer.
+
+    NCCL's errors have a class; gloo's, where no function of ours calls it (in the backward pass),
+    are `RuntimeError`s that begin with the place in its sources.
+    """
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and "/gloo/" in str(error)
+    )
+
+
+def lost(error: BaseException) -> LostRankError:
     """What torch says when the others do not answer, as a sentence."""
     reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
     return LostRankError(

@@ -2,6 +2,9 @@
 
 No rank leaves with an error while another still writes: `torchrun` ends those who are left as soon
 as one has left that way. So after what is written last all wait for each other.
+
+Who is told to stop has little time. If a checkpoint is being written then, that one is finished and
+no other begun: the steps since are computed again, exactly.
 """
 
 import contextlib
@@ -9,7 +12,8 @@ import time
 from collections.abc import Iterator
 
 from trainer import distributed
-from trainer.checkpoint import CheckpointWriter, checkpoints_folder
+from trainer.checkpoint import checkpoints_folder
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import TrainConfig, batch_images
 from trainer.monitor import Monitor
 from trainer.pace import Clock
@@ -44,7 +48,7 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
     probe = _probe(training)
     main = distributed.rank() == 0
     clock = Clock(config, training.objective.device, first)
-    saved_at = time.monotonic()
+    saved_at, saved_step = time.monotonic(), first
     with (
         _monitor(config, folder, first) if main else contextlib.nullcontext() as monitor,
         CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
@@ -54,33 +58,38 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
                 batch = next(stream)
             training.update(batch)
             step = training.step
+            if step == first + 1:
+                distributed.expect_answers_within(config.execution.timeout_s)
             if monitor is not None:
                 monitor.advance(batch_images(config))
             due = main and config.checkpoint.is_due(step, time.monotonic() - saved_at)
-            stopped, due = distributed.any_rank(bool(stop), due)
+            stopped, due, writing = distributed.any_rank(bool(stop), due, writer.is_writing())
             done = step == config.steps
+            saves = done or (not writing if stopped else due)
             logs = done or (step - 1) % config.log_every == 0
             probes = probe is not None and (done or step % (config.monitor.knn_every or 1) == 0)
-            if logs or probes or stopped or due:
+            if logs or probes or stopped or saves:
                 values = training.values()
                 if logs or probes:
                     values |= _measured(training, clock, probe if probes else None)
                     if monitor is not None:
                         monitor.write(step - 1, values)
-            if done or stopped or due:
+            if saves:
                 with clock.paused():
+                    distributed.together(writer.wait)
                     state = training.state()
                     if monitor is not None:
                         monitor.flush()
                         writer.save(state)
                     del state  # What was spread is whole in it.
-                saved_at = time.monotonic()
+                saved_at, saved_step = time.monotonic(), step
             if stopped and not done:
-                writer.wait()
-                distributed.wait_for_all()
+                distributed.together(writer.wait)
                 who = stop[0] if stop else "a signal to another rank"
-                raise StoppedError(f"stopped by {who}, saved at step {step} of {config.steps}")
-        return writer.wait()
+                raise StoppedError(
+                    f"stopped by {who}, saved at step {saved_step} of {config.steps}"
+                )
+        return distributed.together(writer.wait)
 
 
 def _measured(training: Training, clock: Clock, probe: Probe | None) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, the newest whole one is found, encoders come out of them."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,15 @@ import torch
 
 from tests.trainer.gradients import tiny_config
 from trainer import checkpoint
-from trainer.checkpoint import CheckpointConfig, CheckpointWriter
+from trainer.checkpoint import CheckpointConfig
 from trainer.training import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError
+
+
+def newest_step(folder: str) -> int | None:
+    with checkpoint.newest(folder) as found:
+        return found.state["step"] if found else None
 
 
 def tiny_state(step: int = 0, **changes: Any) -> dict[str, Any]:
@@ -28,10 +32,11 @@ def test_saved_is_loaded_and_old_ones_go(any_storage: str) -> None:
         )
     found = checkpoint.list_steps(any_storage)
     assert list(found) == [2, 10]
-    state = checkpoint.load_newest(any_storage)
-    assert state is not None
-    assert state["step"] == 10
-    assert state["weights"].tolist() == [10, 10]
+    with checkpoint.newest(any_storage) as newest:
+        assert newest is not None
+        assert (newest.url, newest.state["step"]) == (found[10], 10)
+        assert newest.state["weights"].tolist() == [10, 10]
+    assert checkpoint.load(found[2])["weights"].tolist() == [2, 2]
 
 
 def test_checkpoints_at_multiples_stay_for_good(tmp_path: Path) -> None:
@@ -49,39 +54,10 @@ def test_one_is_due_by_time_or_by_step() -> None:
     assert CheckpointConfig(every_s=60, keep_every_steps=7).is_due(7, 0.0), "else none would stay"
 
 
-def test_the_writer_copies_at_once_and_writes_beside_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    may_write, save = threading.Event(), checkpoint.save
-
-    def slow(*arguments: Any) -> str:
-        assert may_write.wait(30)
-        return save(*arguments)
-
-    monkeypatch.setattr(checkpoint, "save", slow)
-    weights = torch.ones(3)
-    with CheckpointWriter(str(tmp_path), CheckpointConfig()) as writer:
-        assert writer.wait() == ""
-        writer.save({"step": 1, "parts": [{"weights": weights}]})
-        weights.fill_(7.0)
-        assert checkpoint.list_steps(str(tmp_path)) == {}, "the training goes on meanwhile"
-        may_write.set()
-        url = writer.wait()
-    assert checkpoint.load(url)["parts"][0]["weights"].tolist() == [1.0, 1.0, 1.0]
-
-
-def test_what_goes_wrong_in_the_writer_is_said_by_the_next_call(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with CheckpointWriter(str(tmp_path / "file"), CheckpointConfig()) as writer:
-        writer.save({"step": 1})
-        with pytest.raises(storage.StorageError, match="cannot write"):
-            writer.save({"step": 2})
-
-
 def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
-    assert checkpoint.load_newest(str(tmp_path)) is None
+    assert newest_step(str(tmp_path)) is None
     (tmp_path / "step-1.pt").write_bytes(b"not one of ours: the number has another width")
-    assert checkpoint.load_newest(str(tmp_path)) is None
+    assert newest_step(str(tmp_path)) is None
 
 
 def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> None:
@@ -89,14 +65,52 @@ def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> N
         url = checkpoint.save({"step": step}, str(tmp_path), CheckpointConfig(keep=3))
     content = Path(url).read_bytes()
     Path(url).write_bytes(content[: len(content) // 2])
-    state = checkpoint.load_newest(str(tmp_path))
-    assert state is not None
-    assert state["step"] == 1
+    assert newest_step(str(tmp_path)) == 1
     checkpoint.save({"step": 1}, str(tmp_path), CheckpointConfig(keep=3))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match="damaged"):
-        checkpoint.load_newest(str(tmp_path))
+        newest_step(str(tmp_path))
+
+
+def test_a_flipped_bit_anywhere_is_damage_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    weights = torch.arange(64.0)
+    checkpoint.write({"step": 3, "weights": weights}, str(path))
+    content = bytearray(path.read_bytes())
+    start = content.index(weights.numpy().tobytes())
+    in_weights, elsewhere = range(start, start + 256, 7), range(0, len(content), 3)
+    refused = set()
+    for place in (*in_weights, *elsewhere):
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            state = checkpoint.load(str(path))
+            assert state["step"] == 3
+            assert torch.equal(state["weights"], weights)
+        except ConfigError as error:
+            assert "damaged" in str(error)
+            refused.add(place)
+        content[place] ^= 1 << place % 8
+    assert refused >= set(in_weights)
+
+
+def test_whoever_asks_for_the_newest_gets_a_whole_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an export or an evaluation asks for it."""
+    folder = checkpoint.checkpoints_folder(str(tmp_path / "train"))
+    old, new = (checkpoint.save(tiny_state(step), folder) for step in (1, 2))
+    content = bytearray(Path(new).read_bytes())
+    token = checkpoint.load(new)["teacher"]["encoder.cls_token"].numpy().tobytes()
+    content[content.index(token)] ^= 1
+    Path(new).write_bytes(content)
+    for path in (str(tmp_path), folder):
+        assert checkpoint.find(path) == old
+        checkpoint.load_encoder(path)
+    assert "step-000000002.pt is damaged" in caplog.text
+    with pytest.raises(ConfigError, match="damaged"):
+        checkpoint.load_encoder(new)
 
 
 def test_after_a_damaged_one_the_next_stays_though_its_number_is_lower(tmp_path: Path) -> None:
@@ -105,9 +119,7 @@ def test_after_a_damaged_one_the_next_stays_though_its_number_is_lower(tmp_path:
         checkpoint.save({"step": step}, folder, CheckpointConfig(keep=2))
     (tmp_path / "step-000000010.pt").write_bytes(b"")
     checkpoint.save({"step": 7}, folder, config)
-    state = checkpoint.load_newest(folder)
-    assert state is not None
-    assert state["step"] == 7
+    assert newest_step(folder) == 7
     checkpoint.save({"step": 12}, folder, config)
     assert list(checkpoint.list_steps(folder)) == [12]
 
