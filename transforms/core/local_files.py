@@ -31,7 +31,7 @@ def link(local_path: str, final_path: str) -> bool:
     """Give a whole file its final name, synced to disk; False if the name is taken."""
     os.makedirs(os.path.dirname(final_path) or ".", exist_ok=True)
     try:
-        _sync(local_path)
+        sync(local_path)
         try:
             os.link(local_path, final_path)
         except OSError as error:
@@ -40,7 +40,7 @@ def link(local_path: str, final_path: str) -> bool:
             # Scratch is on another disk: copy next to the final name first.
             with temporary_beside(final_path) as temporary:
                 shutil.copyfile(local_path, temporary)
-                _sync(temporary)
+                sync(temporary)
                 os.link(temporary, final_path)
     except FileExistsError:
         return False
@@ -82,10 +82,11 @@ def write_synced(data: bytes, path: str) -> None:
 
 def sync_folder(path: str) -> None:
     """Wait until the disk has the name of the file at `path`."""
-    _sync(os.path.dirname(path) or ".")
+    sync(os.path.dirname(path) or ".")
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
+    """Wait until the disk has a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transforms.core import local_files, remote_files
-from transforms.core.local_files import temporary_beside, write_synced
+from transforms.core.local_files import sync, temporary_beside, write_synced
 
 _MEMORY_LOCK = threading.RLock()
 _GO_ON = "nothing committed is lost; mend the cause and run the same command again"
@@ -62,12 +62,13 @@ def read_bytes(url: str) -> bytes:
 
 
 def download(url: str, local_path: str) -> None:
-    """Copy a file to local disk; `local_path` is whole or absent, also when interrupted."""
+    """Copy a file to local disk; `local_path` is whole or absent, also after a power failure."""
     with _sentences("download", url), temporary_beside(local_path) as temporary:
         if is_local(url):
             shutil.copyfile(url, temporary)
         else:
             remote_files.download(url, temporary)
+        sync(temporary)
         os.replace(temporary, local_path)
 
 

@@ -11,10 +11,12 @@ import tarfile
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from transforms.core.records import ImageSet
 
-_END_BYTES = 2 * tarfile.BLOCKSIZE
-"""Zeros at the end of every tar."""
+_END = bytes(2 * tarfile.BLOCKSIZE)
+"""Of every tar."""
 
 
 def image_set_sample(image_set: ImageSet) -> dict[str, Any]:
@@ -56,13 +58,69 @@ def read_tar_ids(path: str) -> list[str]:
     Raises:
         tarfile.TarError: The file is damaged or cut off.
     """
-    ids: dict[str, None] = {}
     with open(path, "rb") as file:
         check_end(file)
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            ids.setdefault(member.name.partition(".")[0])
-    return list(ids)
+        members = list_members(file.fileno())
+    return list(dict.fromkeys(name.partition(".")[0] for name, _, _ in members))
+
+
+def list_members(descriptor: int) -> list[tuple[str, int, int]]:
+    """Name, offset and size of each file in a tar, from its headers alone.
+
+    `tarfile` takes ten times as long, and is left what plain tars do not have: long names, folders,
+    links, files of 8 GiB, and damage.
+
+    Args:
+        descriptor: Of the open file; where it stands does not matter.
+
+    Raises:
+        tarfile.TarError: The file is damaged.
+    """
+    headers, members, offset = [], [], 0
+    while (header := os.pread(descriptor, tarfile.BLOCKSIZE, offset)) != _END[: tarfile.BLOCKSIZE]:
+        named = _name_and_size(header)
+        if named is None:
+            return _list_any_members(descriptor)
+        name, size = named
+        headers.append(header)
+        members.append((name, offset + tarfile.BLOCKSIZE, size))
+        offset += tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
+    return members if _checksums_fit(headers) else _list_any_members(descriptor)
+
+
+def _name_and_size(header: bytes) -> tuple[str, int] | None:
+    """Of a plain file in the ustar format (POSIX.1-1988); None for all else."""
+    name, size = header[:100].partition(b"\0")[0], header[124:136].rstrip(b" \0")
+    if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE) or name.endswith(b"/"):
+        return None
+    if prefix := header[345:500].partition(b"\0")[0]:
+        name = prefix + b"/" + name
+    try:
+        return name.decode("utf-8", "surrogateescape"), int(size, 8)
+    except ValueError:
+        return None
+
+
+def _checksums_fit(headers: list[bytes]) -> bool:
+    """Whether each header has the sum of its bytes in it, the sum itself taken for spaces."""
+    fields = [header[148:156].strip(b" \0") for header in headers]
+    blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, tarfile.BLOCKSIZE)
+    sums = blocks.sum(1) - blocks[:, 148:156].sum(1) + 8 * ord(" ")
+    try:
+        return [int(field, 8) for field in fields] == sums.tolist()
+    except ValueError:
+        return False
+
+
+def _list_any_members(descriptor: int) -> list[tuple[str, int, int]]:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with (
+        os.fdopen(os.dup(descriptor), "rb") as file,
+        tarfile.open(fileobj=file, mode="r:") as archive,
+    ):
+        return [
+            (member.name, member.offset_data, member.size) for member in archive if member.isfile()
+        ]
 
 
 def check_end(file: BinaryIO) -> None:
@@ -71,8 +129,8 @@ def check_end(file: BinaryIO) -> None:
     Python reads one that was cut off between two members as if it were a shorter one.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _END_BYTES))
-    if file.read() != bytes(_END_BYTES):
+    file.seek(max(0, size - len(_END)))
+    if file.read() != _END:
         raise tarfile.ReadError("it is cut off")
 
 

@@ -1,12 +1,14 @@
 import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 import webdataset
 
 from tests.transforms.core.samples import image_set
-from transforms.core.tars import read_tar_ids, write_tar
+from transforms.core.tars import list_members, read_tar_ids, write_tar
 
 
 def test_plain_webdataset_reads_a_shard(tmp_path: Path) -> None:
@@ -39,8 +41,6 @@ def test_ids_in_order_and_damage_is_seen(tmp_path: Path) -> None:
     ids = write_tar(str(path), [image_set(number) for number in range(4)])
     assert read_tar_ids(str(path)) == ids
     path.write_bytes(b"no tar at all" * 100)
-    import tarfile
-
     with pytest.raises(tarfile.TarError):
         read_tar_ids(str(path))
 
@@ -49,3 +49,51 @@ def test_unknown_image_bytes_are_refused(tmp_path: Path) -> None:
     bad = image_set(0, images=(b"GIF89a",))
     with pytest.raises(ValueError, match="expected JPEG, PNG or WebP"):
         write_tar(str(tmp_path / "a.tar"), [bad])
+
+
+def by_tarfile(path: Path) -> list[tuple[str, int, int]]:
+    with tarfile.open(path) as archive:
+        return [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["key.0.jpg", "ä/key.txt", "f/" * 60 + "key.txt", "k" * 160])
+def test_members_are_those_that_tarfile_finds(tmp_path: Path, format: int, name: str) -> None:
+    if format == tarfile.USTAR_FORMAT and len(name) == 160:
+        pytest.skip("has no place in this format")
+    path = tmp_path / "one.tar"
+    with tarfile.open(path, "w", format=format) as archive:
+        for member, size in (("a.json", 0), (name, 513), ("b.txt", 512)):
+            info = tarfile.TarInfo(member)
+            info.size = size
+            archive.addfile(info, io.BytesIO(bytes(range(256)) * 3))
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    with open(path, "rb") as file:
+        file.seek(700)
+        members = list_members(file.fileno())
+    assert members == by_tarfile(path)
+    assert [size for _, _, size in members] == [0, 513, 512]
+
+
+def test_members_of_our_own_shards_are_read_without_tarfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.tar"
+    write_tar(str(path), [image_set(number) for number in range(3)])
+    expected = by_tarfile(path)
+    monkeypatch.delattr(tarfile, "open")
+    with open(path, "rb") as file:
+        assert list_members(file.fileno()) == expected
+
+
+@pytest.mark.parametrize("place", [0, 100, 148, 124])
+def test_a_damaged_header_is_left_to_tarfile(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "one.tar"
+    write_tar(str(path), [image_set(number) for number in range(3)])
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with open(path, "rb") as file, pytest.raises(tarfile.ReadError):
+        list_members(file.fileno())
