@@ -26,7 +26,7 @@ CHILD = """
 import sys, torch
 from trainer import train
 from trainer.config import TrainConfig
-from trainer.stream import batches
+from trainer.loader import batches
 from trainer.training import Training
 from transforms.core.config import load_config
 
@@ -73,7 +73,7 @@ def write_shard(path: Path) -> None:
     from PIL import Image
 
     generator = np.random.default_rng(0)
-    with webdataset.TarWriter(str(path)) as writer:
+    with webdataset.TarWriter(str(path), mtime=0) as writer:
         for sample in range(SAMPLES_PER_SHARD):
             images = {}
             for number in range(4):

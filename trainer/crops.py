@@ -6,6 +6,7 @@ for any number of workers and ranks, on any device, after any interruption.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -142,7 +143,7 @@ def crop_image(
     )
 
 
-def concatenate(parts: list[Crops]) -> Crops:
+def concatenate(parts: Sequence[Crops]) -> Crops:
     """The crops of several images, in order."""
     names = ("global_pixels", "global_draws", "local_pixels", "local_draws", "patch_masks")
     return Crops(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -5,10 +5,10 @@ remembered for as long as its window lasts. Shards are plain WebDataset tars, so
 writes those (and an index) will do.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import sys
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from trainer.shard_cache import ShardCache
+from trainer.shard_headers import ShardHeaders, read_headers
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, no_fingerprint
 from transforms.core.shards import DamagedFileError, Index, read_index
@@ -41,7 +42,8 @@ class DataConfig(Config):
     cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
     """Where copies of remote shards are kept; local shards are read in place."""
     cache_gib: PositiveFloat = no_fingerprint(50.0)
-    """Bound of that folder in GiB; a window of shards should fit."""
+    """Bound of that folder in GiB, for all ranks of a machine; the shards of a window, and of the
+    batches that workers prepare ahead, should fit."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,6 @@ class Sample:
 
 class BrokenSampleError(ValueError):
     """A sample's caption or metadata cannot be read, while the shard around it is whole."""
-
-
-@dataclass(frozen=True)
-class _Headers:
-    """Where the samples of a shard are, in a few bytes a member: many shards are remembered."""
-
-    keys: list[str]
-    """Of each sample."""
-    ends: NDArray[np.int64]
-    """[samples], the number of the member after the sample's last one."""
-    names: list[str]
-    """Of each member, what follows the key: "0.jpg", "txt", "json"."""
-    places: NDArray[np.int64]
-    """[members, 2], offset and size."""
 
 
 class ShardReader:
@@ -100,23 +88,25 @@ class ShardReader:
         remembered_shards: int = 200,
     ) -> None:
         self.index_path = index_path
-        self._index = read_stage_index(index_path, "images", "data")
-        held = self._index.metadata.get("images_per_caption")
+        index = read_stage_index(index_path, "images", "data")
+        held = index.metadata.get("images_per_caption")
         if images_per_caption is not None and held not in (None, str(images_per_caption)):
             raise ConfigError(
                 f"images_per_caption is {images_per_caption}, but the shards of {index_path} "
                 f"hold {held} images per caption"
             )
-        self.shard_sizes = np.asarray(self._index.table["num_samples"], dtype=np.int64)
-        self.shard_bytes = np.asarray(self._index.table["num_bytes"], dtype=np.int64)
-        self.is_remote = not storage.is_local(self._index.folder)
+        self.shard_sizes = np.asarray(index.table["num_samples"], dtype=np.int64)
+        self.shard_bytes = np.asarray(index.table["num_bytes"], dtype=np.int64)
+        self.is_remote = not storage.is_local(index.folder)
         self.cache_bytes = cache_bytes
-        self._paths: list[str] = self._index.table["path"].to_pylist()
-        self._checksums: list[str] = self._index.table["sha256"].to_pylist()
+        self._folder = index.folder
+        # Arrow's columns: lists of 600,000 strings would take each worker half a gigabyte.
+        self._paths = index.table["path"].combine_chunks()
+        self._checksums = index.table["sha256"].combine_chunks()
         self._ends = np.cumsum(self.shard_sizes)
         self._cache = ShardCache(cache_folder, cache_bytes)
         self._remembered_shards = remembered_shards
-        self._headers: OrderedDict[int, _Headers] = OrderedDict()
+        self._headers: OrderedDict[int, ShardHeaders] = OrderedDict()
         self._open: OrderedDict[int, int] = OrderedDict()
 
     @property
@@ -124,7 +114,7 @@ class ShardReader:
         """Of the content and the order of all shards, 32 hex digits."""
         digest = hashlib.blake2b(digest_size=16)
         for shard in self._checksums:
-            digest.update(shard.encode("ascii"))
+            digest.update(shard.as_buffer())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -144,29 +134,33 @@ class ShardReader:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        descriptor, headers = self._shard(shard)
         within = number - int(self._ends[shard] - self.shard_sizes[shard])
-        start, end = int(headers.ends[within - 1]) if within else 0, int(headers.ends[within])
-        places = headers.places[start:end].tolist()
-        content = {
-            name: os.pread(descriptor, size, offset)
-            for name, (offset, size) in zip(headers.names[start:end], places, strict=True)
-        }
+        with self._sentences(shard):
+            key, content = self._read(shard, within)
         images = sorted(filter(_is_image, content), key=_image_number)
         return Sample(
-            caption_id=headers.keys[within],
+            caption_id=key,
             images=[content[name] for name in images],
-            **_text_and_meta(content, headers.keys[within]),
+            **_text_and_meta(content, key),
         )
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> set[int]:
+        """The shards that hold some samples.
+
+        Args:
+            numbers: int64 [N], of the samples.
+        """
+        return set(np.searchsorted(self._ends, numbers, side="right").tolist())
 
     def fetch(self, shard: int) -> None:
         """See to it that a remote shard is in the cache.
 
         Raises:
             storage.StorageError: It cannot be downloaded.
+            DamagedFileError: It is not what the index says.
         """
-        url = storage.join(self._index.folder, self._paths[shard])
-        os.close(self._cache.open(url, self._checksums[shard]))
+        with self._sentences(shard):
+            os.close(self._open_file(shard))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_headers": OrderedDict(), "_open": OrderedDict()}
@@ -176,65 +170,82 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _shard(self, shard: int) -> tuple[int, _Headers]:
-        """The open file of a shard, and where its samples are."""
+    def _read(self, shard: int, within: int) -> tuple[str, dict[str, bytes]]:
+        """The key and the files of a sample of a shard."""
+        headers = self._shard_headers(shard)
+        content = {}
+        for name, offset, size in headers.files(within):
+            content[name] = os.pread(self._descriptor(shard), size, offset)
+            if len(content[name]) != size:
+                raise tarfile.ReadError("it was cut off while it was read")
+        return headers.keys[within], content
+
+    def _shard_headers(self, shard: int) -> ShardHeaders:
+        if shard not in self._headers:
+            self._descriptor(shard)
+            try:
+                self._headers[shard] = self._scan(shard)
+            except tarfile.TarError:
+                if not self.is_remote:
+                    raise
+                # The copy may have been damaged on this disk: fetched anew, it is checked.
+                os.close(self._open.pop(shard))
+                self._cache.discard(self._checksums[shard].as_py())
+                self._headers[shard] = self._scan(shard)
+            if len(self._headers) > self._remembered_shards:
+                self._headers.popitem(last=False)
+        self._headers.move_to_end(shard)
+        return self._headers[shard]
+
+    def _descriptor(self, shard: int) -> int:
+        """The open file of a shard."""
         if shard not in self._open:
             self._open[shard] = self._open_file(shard)
             if len(self._open) > MAX_OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)
-        if shard not in self._headers:
-            self._headers[shard] = self._scan(shard, self._open[shard])
-            if len(self._headers) > self._remembered_shards:
-                self._headers.popitem(last=False)
-        self._headers.move_to_end(shard)
-        return self._open[shard], self._headers[shard]
+        return self._open[shard]
 
     def _open_file(self, shard: int) -> int:
-        url = storage.join(self._index.folder, self._paths[shard])
+        if self.is_remote:
+            return self._cache.open(self._url(shard), self._checksums[shard].as_py())
+        return os.open(self._url(shard), os.O_RDONLY)
+
+    def _scan(self, shard: int) -> ShardHeaders:
+        headers = read_headers(self._descriptor(shard))
+        if len(headers.keys) != self.shard_sizes[shard]:
+            raise tarfile.ReadError(
+                f"it holds {len(headers.keys)} samples, but {self.index_path} says "
+                f"{self.shard_sizes[shard]}"
+            )
+        return headers
+
+    def _url(self, shard: int) -> str:
+        return storage.join(self._folder, self._paths[shard].as_py())
+
+    @contextlib.contextmanager
+    def _sentences(self, shard: int) -> Iterator[None]:
+        """Say in a sentence what is wrong with a shard."""
+        url = self._url(shard)
         try:
-            if self.is_remote:
-                return self._cache.open(url, self._checksums[shard])
-            return os.open(url, os.O_RDONLY)
+            yield
         except (FileNotFoundError, storage.MissingFileError) as error:
             raise storage.MissingFileError(
                 error.errno,
                 f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "
                 "images stage again",
             ) from error
-
-    def _scan(self, shard: int, descriptor: int) -> _Headers:
-        url = storage.join(self._index.folder, self._paths[shard])
-        num_samples = int(self.shard_sizes[shard])
-        samples: dict[str, list[tuple[str, int, int]]] = {}
-        os.lseek(descriptor, 0, os.SEEK_SET)  # It may have been read before.
-        try:
-            with (
-                os.fdopen(os.dup(descriptor), "rb") as file,
-                tarfile.open(fileobj=file, mode="r:") as archive,
-            ):
-                for member in archive:
-                    folder, slash, base = member.name.rpartition("/")
-                    key, _, name = base.partition(".")
-                    samples.setdefault(folder + slash + key, []).append(
-                        (sys.intern(name), member.offset_data, member.size)
-                    )
+        except storage.StorageError:
+            raise
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename not in (None, url) else ""
+            raise storage.StorageError(
+                error.errno, f"cannot read shard {url}: {error.strerror or error}{where}"
+            ) from error
         except tarfile.TarError as error:
             raise DamagedFileError(
                 f"shard {url} is damaged ({error}); run `verify` on the run"
             ) from error
-        if len(samples) != num_samples:
-            raise DamagedFileError(
-                f"shard {url} holds {len(samples)} samples, but {self.index_path} says "
-                f"{num_samples}; run `verify` on the run"
-            )
-        members = [member for sample in samples.values() for member in sample]
-        return _Headers(
-            keys=list(samples),
-            ends=np.cumsum([len(sample) for sample in samples.values()]),
-            names=[name for name, _, _ in members],
-            places=np.array([place for _, *place in members], dtype=np.int64),
-        )
 
 
 def read_stage_index(index_path: str, stage: str, key: str) -> Index:

@@ -6,6 +6,7 @@ Every function works without a process group, as one process. How gradients are 
 
 import contextlib
 import datetime
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -59,6 +60,12 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 when alone."""
     return dist.get_world_size() if is_on() else 1
+
+
+def ranks_on_machine() -> int:
+    """Number of processes on this machine; all ranks must ask together."""
+    host = socket.gethostname()
+    return gather_objects(host).count(host)
 
 
 def first_rank_here() -> int:

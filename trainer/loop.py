@@ -15,10 +15,11 @@ from trainer import distributed
 from trainer.checkpoint import checkpoints_folder
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import TrainConfig, batch_images
+from trainer.loader import batches
 from trainer.monitor import Monitor
 from trainer.pace import Clock
 from trainer.probe import Probe
-from trainer.stream import Batch, CroppedSamples, batches
+from trainer.stream import Batch, CroppedSamples
 from trainer.training import Training, TrainingError
 
 
@@ -111,6 +112,7 @@ def rank_batches(config: TrainConfig, samples: CroppedSamples, steps: range) -> 
         captions_per_batch=config.captions_per_batch,
         rank=distributed.rank(),
         ranks=distributed.world_size(),
+        ranks_here=distributed.ranks_on_machine(),
     )
 
 

@@ -1,17 +1,21 @@
 """Remote shards on local disk, within a bound: the least recently used go first.
 
-Several workers share the folder. Files are named by their content's checksum and are whole or
-absent; a file that is evicted while another process reads it stays readable to that process. What
-a killed process had half downloaded goes when a later one makes room.
+Several workers share the folder. Files are named by their content's checksum, which is compared
+before they get that name; they are whole or absent. A file that is evicted while another process
+reads it stays readable to that process. What a killed process had half downloaded goes when a later
+one makes room.
 """
 
 import contextlib
 import fcntl
 import os
+import tarfile
 import time
 from collections.abc import Iterator
 
 from transforms.core import storage
+from transforms.core.local_files import temporary_beside
+from transforms.core.shards import file_sha256
 
 ABANDONED_S = 3600.0
 """Age at which a download that nothing is added to any more is taken for a dead process's."""
@@ -34,8 +38,9 @@ class ShardCache:
 
         Raises:
             storage.StorageError: It cannot be downloaded.
+            tarfile.ReadError: It has another checksum.
         """
-        path = os.path.join(self.folder, f"{sha256}.tar")
+        path = self._path(sha256)
         while True:
             with contextlib.suppress(FileNotFoundError):  # Another worker may evict it meanwhile.
                 descriptor = os.open(path, os.O_RDONLY)
@@ -43,8 +48,16 @@ class ShardCache:
                 return descriptor
             with self._lock(sha256):
                 if not os.path.exists(path):
-                    storage.download(url, path)
+                    _download(url, path, sha256)
                     self._evict(keep=path)
+
+    def discard(self, sha256: str) -> None:
+        """Delete a copy that has turned out damaged."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(sha256))
+
+    def _path(self, sha256: str) -> str:
+        return os.path.join(self.folder, f"{sha256}.tar")
 
     def _evict(self, keep: str) -> None:
         copies = []
@@ -74,3 +87,14 @@ class ShardCache:
         with open(os.path.join(self.folder, f".lock-{number:02d}"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _download(url: str, path: str, sha256: str) -> None:
+    """Fetch a shard, once more if something happened to it on the way."""
+    with temporary_beside(path) as temporary:
+        for _ in range(2):
+            storage.download(url, temporary)
+            if file_sha256(temporary) == sha256:
+                os.replace(temporary, path)
+                return
+    raise tarfile.ReadError("it has another checksum than the index says")

@@ -1,41 +1,31 @@
-"""The stream of batches: the samples of each step's positions, cropped.
+"""A rank's batch: the samples of its share of a step, decoded and cropped.
 
-What is at a position is a pure function of the seed (see `trainer.order`), so the state of the
-stream is one integer. Step s takes the next `captions_per_batch` positions and the
-ranks take turns on them; the batch holds the same samples for any number of ranks and workers.
+Which samples a step has, and which of them a rank takes, is a pure function of the seed (see
+`trainer.order`), and so is how they are cropped: the batch of all ranks is the same for any number
+of ranks and workers. `trainer.loader` makes a stream of them.
 """
 
 import dataclasses
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from trainer.crops import Crops, CropsConfig, concatenate, crop_image, decode
-from trainer.data import DataConfig, Sample, ShardReader
-from trainer.order import SampleOrder
+from trainer.data import Sample, ShardReader
+from trainer.order import SampleOrder, Share
 from trainer.photometric import PhotometricConfig
-from trainer.prefetch import Prefetcher
-from transforms.core import storage
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError
 
 MAX_REPLACEMENTS = 20
-
-
-def positions_of_step(step: int, batch: int, rank: int, ranks: int) -> range:
-    """The positions that a rank takes in a step; `batch` positions over all ranks."""
-    return range(step * batch + rank, (step + 1) * batch, ranks)
+"""In a row, before the data is taken for another than the training's."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's samples of one step; images in the order of the positions."""
+    """A rank's samples of one step, sorted by shard and place in the shard."""
 
     crops: Crops
     caption_ids: Tensor
@@ -58,13 +48,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """Passed on by a worker in place of a sample: a sentence to stop the training with."""
-
-    sentence: str
-
-
-@dataclass(frozen=True)
 class CropSpec:
     """All that says how a sample is cropped."""
 
@@ -79,8 +62,8 @@ class CropSpec:
     """Take one of a sample's images, drawn anew each epoch."""
 
 
-class CroppedSamples(Dataset[Any]):
-    """The sample of each position, decoded and cropped; map-style, indexed by position.
+class CroppedSamples:
+    """Samples, decoded and cropped as their positions say.
 
     Args:
         reader: Of the shards.
@@ -104,37 +87,43 @@ class CroppedSamples(Dataset[Any]):
         self.seed = seed
         self.target = target
 
-    def __getitem__(self, position: int) -> Batch | Failed:
-        try:
-            return self._batch_of_one(position)
-        except (storage.StorageError, DamagedFileError) as error:
-            return Failed(str(error))
+    def batch(self, share: Share) -> Batch:
+        """The samples of a share.
 
-    def _batch_of_one(self, position: int) -> Batch:
-        epoch, number = self.order(position)
+        Raises:
+            storage.StorageError, DamagedFileError: A shard cannot be read.
+        """
+        found = map(self._sample, share.positions.tolist(), share.numbers.tolist())
+        samples, crops, num_replaced = zip(*found, strict=True)
+        return Batch(
+            crops=concatenate(crops),
+            caption_ids=torch.tensor([_as_int64(sample.caption_id) for sample in samples]),
+            positions=torch.from_numpy(share.positions),
+            targets=torch.stack([self._target(sample) for sample in samples]),
+            num_replaced=sum(num_replaced),
+        )
+
+    def _sample(self, position: int, number: int) -> tuple[Sample, Crops, int]:
+        """The sample of a position, its crops, and how many were tried in vain before it.
+
+        One that cannot be used is replaced by the next in its shard (after the shard's last: in the
+        next shard), which the epoch has a second time then: the same one for any number of ranks,
+        and no other shard has to be fetched for it.
+        """
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                sample = self.reader[number]
-                crops = self._crops(sample, epoch, position)
+                sample = self.reader[(number + attempt) % self.order.num_samples]
+                return sample, self._crops(sample, position), attempt
             except DamagedFileError:
                 raise  # Not this sample's fault.
             except (ValueError, RuntimeError):
-                seed = derive(self.seed, "replacement", epoch, position, attempt)
-                number = seed % self.order.num_samples
                 continue
-            return Batch(
-                crops=crops,
-                caption_ids=torch.tensor([_as_int64(sample.caption_id)]),
-                positions=torch.tensor([position]),
-                targets=self._target(sample)[None],
-                num_replaced=attempt,
-            )
         raise DamagedFileError(
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
             f"have not {self.spec.images_per_caption} images; run `verify` on the run"
         )
 
-    def _crops(self, sample: Sample, epoch: int, position: int) -> Crops:
+    def _crops(self, sample: Sample, position: int) -> Crops:
         """The crops of the sample's images.
 
         Raises:
@@ -142,6 +131,7 @@ class CroppedSamples(Dataset[Any]):
         """
         if len(sample.images) != self.spec.images_per_caption:
             raise ValueError(f"{len(sample.images)} images")
+        epoch = position // self.order.num_samples
         crops = [
             crop_image(
                 decode(sample.images[number]),
@@ -181,75 +171,3 @@ def _as_int64(caption_id: str) -> int:
     except ValueError:
         return derive(caption_id)
     return value - (1 << 64) if (1 << 63) <= value < (1 << 64) else value % (1 << 63)
-
-
-def collate(parts: list[Batch | Failed]) -> Batch | Failed:
-    """Join the samples of a step."""
-    good: list[Batch] = []
-    for part in parts:
-        if isinstance(part, Failed):
-            return part
-        good.append(part)
-    return Batch(
-        crops=concatenate([part.crops for part in good]),
-        caption_ids=torch.cat([part.caption_ids for part in good]),
-        positions=torch.cat([part.positions for part in good]),
-        targets=torch.cat([part.targets for part in good]),
-        num_replaced=sum(part.num_replaced for part in good),
-    )
-
-
-def batches(
-    samples: CroppedSamples,
-    config: DataConfig,
-    *,
-    first_step: int,
-    last_step: int,
-    captions_per_batch: int,
-    rank: int = 0,
-    ranks: int = 1,
-) -> Iterator[Batch]:
-    """A rank's batches of steps `first_step` to `last_step` - 1.
-
-    Raises:
-        storage.StorageError: A shard cannot be read.
-    """
-    steps = (
-        list(positions_of_step(step, captions_per_batch, rank, ranks))
-        for step in range(first_step, last_step)
-    )
-    workers = config.num_workers
-    # A process that has spoken to a server must not be forked.
-    context = "spawn" if samples.reader.is_remote else "fork"
-    loader: DataLoader[Any] = DataLoader(
-        samples,
-        batch_sampler=steps,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=config.prefetch if workers else None,
-        multiprocessing_context=context if workers else None,
-    )
-    ahead = Prefetcher(samples.reader, samples.order)
-    try:
-        ahead.reach(first_step * captions_per_batch)
-        for step, batch in enumerate(loader, start=first_step + 1):
-            if isinstance(batch, Failed):
-                raise storage.StorageError(None, batch.sentence)
-            ahead.reach(step * captions_per_batch)
-            yield batch
-    finally:
-        ahead.close()
-
-
-def _start_worker(_: int) -> None:
-    """Leave stop signals to the training process, which ends its workers itself, by SIGTERM.
-
-    `torchrun` signals the whole process group of a rank, so workers have one of their own. One
-    whose training process is gone notices within seconds (torch's watchdog) and leaves.
-    """
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -13,7 +13,7 @@ from trainer.data import BrokenSampleError, ShardReader
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.seeding import caption_id
-from transforms.core.shards import DamagedFileError
+from transforms.core.shards import DamagedFileError, file_sha256
 
 
 def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_headers_are_read_once_however_few_files_stay_open(
     scanned: list[int] = []
     scan = ShardReader._scan
 
-    def count(reader: ShardReader, shard: int, descriptor: int) -> object:
+    def count(reader: ShardReader, shard: int) -> object:
         scanned.append(shard)
-        return scan(reader, shard, descriptor)
+        return scan(reader, shard)
 
     monkeypatch.setattr(ShardReader, "_scan", count)
     index = write_images(tmp_path, (4, 4, 4)).index_url
@@ -113,6 +113,23 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, kept: int) -> None:
         reader[0]
 
 
+def test_a_folder_in_a_shards_place_is_named(tmp_path: Path) -> None:
+    folder = write_images(tmp_path)
+    os.unlink(folder.shard_url(0))
+    os.mkdir(folder.shard_url(0))
+    with pytest.raises(storage.StorageError, match=r"cannot read .*000000\.tar: Is a directory"):
+        ShardReader(folder.index_url)[0]
+
+
+def test_a_shard_that_is_cut_off_while_it_is_read_is_named(tmp_path: Path) -> None:
+    folder = write_images(tmp_path)
+    reader = ShardReader(folder.index_url)
+    assert reader[0].text == text_of(0)
+    os.truncate(folder.shard_url(0), 2048)
+    with pytest.raises(DamagedFileError, match=r"images-000000\.tar is damaged \(it was cut off"):
+        reader[2]
+
+
 def upload(local: str, remote: str) -> None:
     for name in storage.list_files(local):
         storage.publish_file(f"{local}/{name}", f"{remote}/{name}")
@@ -151,3 +168,37 @@ def test_an_evicted_copy_is_fetched_again(tmp_path: Path) -> None:
     for number in (0, 4, 9, 2):
         assert first[number].text == text_of(number)
         assert second[11 - number].text == text_of(11 - number)
+
+
+def test_a_copy_that_is_damaged_on_disk_is_fetched_again(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "made")
+    upload(folder.url, "memory://damaged-copy")
+    cache = tmp_path / "cache"
+    reader = ShardReader("memory://damaged-copy/index.parquet", cache_folder=str(cache))
+    assert reader[0].text == text_of(0)
+    (copy,) = cache.glob("*.tar")
+    os.truncate(copy, 2048)
+    again = ShardReader("memory://damaged-copy/index.parquet", cache_folder=str(cache))
+    assert again[2].text == text_of(2)
+    assert file_sha256(str(copy)) == copy.stem
+
+
+def test_a_shard_of_another_checksum_is_named_and_not_kept(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "made")
+    shutil.copyfile(folder.shard_url(2), folder.shard_url(0))
+    upload(folder.url, "memory://other-content")
+    cache = tmp_path / "cache"
+    reader = ShardReader("memory://other-content/index.parquet", cache_folder=str(cache))
+    with pytest.raises(DamagedFileError, match=r"000000\.tar is damaged \(it has another checksum"):
+        reader[0]
+    assert list(cache.glob("*.tar")) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    upload(write_images(tmp_path / "made").url, "memory://no-cache")
+    (tmp_path / "cache").write_bytes(b"a file")
+    reader = ShardReader(
+        "memory://no-cache/index.parquet", cache_folder=str(tmp_path / "cache" / "shards")
+    )
+    with pytest.raises(storage.StorageError, match=r"cannot read .*: Not a directory \(.*cache"):
+        reader[0]

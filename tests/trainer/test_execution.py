@@ -16,9 +16,9 @@ from tests.trainer.making import write_images
 from tests.trainer.running import flat
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.loader import batches
 from trainer.loop import rank_batches
 from trainer.probe import Probe
-from trainer.stream import batches
 from trainer.train import open_samples
 from trainer.training import Training
 
