@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,24 +65,29 @@ def write_run(run: Path, shard: Path, num_shards: int) -> None:
     pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), str(folder / "index.parquet"))
 
 
-def write_shard(path: Path) -> None:
-    """A shard of 250 samples of four pictures."""
+def write_shard(path: Path, images: Iterator[bytes]) -> None:
+    """A shard of 250 samples of the next four of some images."""
+    import webdataset
+
+    with webdataset.TarWriter(str(path), mtime=0) as writer:
+        for sample in range(SAMPLES_PER_SHARD):
+            four = {f"{number}.jpg": next(images) for number in range(4)}
+            writer.write({"__key__": f"{sample:016x}", **four, "txt": "a thing", "json": {}})
+
+
+def noise() -> Iterator[bytes]:
+    """Small pictures."""
     import io
 
     import numpy as np
-    import webdataset
     from PIL import Image
 
     generator = np.random.default_rng(0)
-    with webdataset.TarWriter(str(path), mtime=0) as writer:
-        for sample in range(SAMPLES_PER_SHARD):
-            images = {}
-            for number in range(4):
-                buffer = io.BytesIO()
-                pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(buffer, "JPEG")
-                images[f"{number}.jpg"] = buffer.getvalue()
-            writer.write({"__key__": f"{sample:016x}", **images, "txt": "a thing", "json": {}})
+    while True:
+        buffer = io.BytesIO()
+        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        yield buffer.getvalue()
 
 
 def seconds(run: Path, position: int) -> float:
@@ -97,7 +103,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "one.tar"
-        write_shard(shard)
+        write_shard(shard, noise())
         for num_shards in (1, 40_000):
             run = Path(folder) / str(num_shards)
             write_run(run, shard, num_shards)

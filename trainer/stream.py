@@ -96,14 +96,14 @@ class CroppedSamples:
         found = map(self._sample, share.positions.tolist(), share.numbers.tolist())
         samples, crops, num_replaced = zip(*found, strict=True)
         return Batch(
-            crops=concatenate(crops),
+            crops=concatenate([crop for of_sample in crops for crop in of_sample]),
             caption_ids=torch.tensor([_as_int64(sample.caption_id) for sample in samples]),
             positions=torch.from_numpy(share.positions),
             targets=torch.stack([self._target(sample) for sample in samples]),
             num_replaced=sum(num_replaced),
         )
 
-    def _sample(self, position: int, number: int) -> tuple[Sample, Crops, int]:
+    def _sample(self, position: int, number: int) -> tuple[Sample, list[Crops], int]:
         """The sample of a position, its crops, and how many were tried in vain before it.
 
         One that cannot be used is replaced by the next in its shard (after the shard's last: in the
@@ -123,8 +123,8 @@ class CroppedSamples:
             f"have not {self.spec.images_per_caption} images; run `verify` on the run"
         )
 
-    def _crops(self, sample: Sample, position: int) -> Crops:
-        """The crops of the sample's images.
+    def _crops(self, sample: Sample, position: int) -> list[Crops]:
+        """The crops of each of the sample's images.
 
         Raises:
             ValueError, RuntimeError: It is not a sample that can be used.
@@ -132,7 +132,7 @@ class CroppedSamples:
         if len(sample.images) != self.spec.images_per_caption:
             raise ValueError(f"{len(sample.images)} images")
         epoch = position // self.order.num_samples
-        crops = [
+        return [
             crop_image(
                 decode(sample.images[number]),
                 self.spec.crops,
@@ -144,7 +144,6 @@ class CroppedSamples:
             )
             for number in self._images(epoch, position)
         ]
-        return concatenate(crops)
 
     def _images(self, epoch: int, position: int) -> list[int]:
         """Numbers of the images that are taken."""
