@@ -42,9 +42,16 @@ def expect_answers_within(seconds: float) -> None:
 
 
 def stop() -> None:
-    """Leave the group, if there is one; only when the others leave, too, since NCCL waits."""
+    """Leave the group, if there is one; the others must leave, too, since NCCL may wait for them."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def abort() -> None:
+    """Leave the group, if there is one, whatever the others do."""
+    if dist.is_initialized():
+        # Torch has no public name for it yet.
+        dist.distributed_c10d._abort_process_group()
 
 
 def is_on() -> bool:

@@ -124,13 +124,14 @@ def main(arguments: Sequence[str]) -> int:
         text = yaml.safe_dump(state["config"])
         config = parse_config(TrainConfig, text, parsed.file, parsed.overrides)
         print("\n".join(replay(state, config, start_rank(config))))
+        distributed.stop()
         return 0
     except ConfigError as error:
         line, code = str(error), 2
     except (storage.StorageError, DamagedFileError) as error:
         line, code = str(error), 1
     finally:
-        distributed.stop()
+        distributed.abort()
     print(line, file=sys.stderr)
     return code
 

@@ -247,6 +247,8 @@ def main(arguments: Sequence[str]) -> int:
         line, code, speaks = unfinished.format(distributed.lost(error)), RESTART, True
     except KeyboardInterrupt:
         line, code = unfinished.format("interrupted"), RESTART
+    finally:
+        distributed.abort()  # Unless all have left together: the others may be stuck.
     if speaks:
         print(line, file=sys.stderr if code else sys.stdout)
     return code

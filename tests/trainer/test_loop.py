@@ -14,7 +14,8 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.running import command, free_port, make_run
-from trainer import checkpoint, photometric, train
+from trainer import checkpoint, distributed, photometric, train
+from trainer.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.training import Training
 from transforms.core import storage
 
@@ -48,15 +49,26 @@ def bad_data_on_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
         patch.setattr(Training, "update", fail)
 
 
+def out_of_memory_on_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
+    def fail(self: Training, batch: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    if rank == 1:
+        patch.setattr(Training, "update", fail)
+
+
 def another_folder_on_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
     if rank == 1:
-        patch.setattr(train, "load_newest", lambda folder: None)
+        patch.setattr(
+            train, "train_folder", lambda config: f"{config.run}/train-of-another-machine"
+        )
 
 
 CASES: dict[str, Break] = {
     "not finite": not_finite,
     "signal": signal_to_rank_1,
     "bad data": bad_data_on_rank_1,
+    "out of memory": out_of_memory_on_rank_1,
     "two folders": another_folder_on_rank_1,
 }
 
@@ -79,6 +91,7 @@ def _rank(rank: int, ports: list[int], folder: str) -> None:
             patch.setattr(storage, "replace_bytes", slow)
             spoil(patch, rank)
             code = command(Path(folder, name), "num_threads=1")
+            distributed.stop()
         lines = said.getvalue().splitlines()
         results[name] = (code, lines[-1] if lines else "", done[0], time.monotonic())
     torch.save(results, Path(folder, f"rank-{rank}.pt"))
@@ -88,16 +101,11 @@ def _rank(rank: int, ports: list[int], folder: str) -> None:
 def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -> None:
     for name in CASES:
         make_run(tmp_path / name)
-    two_folders = tmp_path / "two folders"
-    assert command(two_folders, "checkpoint.every_steps=2", "checkpoint.keep=9") == 0
-    checkpoints = two_folders / "train" / "checkpoints"
-    (checkpoints / "step-000000004.pt").unlink()
-
     ports = [free_port() for _ in CASES]
     start_processes(_rank, (ports, str(tmp_path)), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
 
-    for name, exit_code in (("not finite", train.UNFINISHED), ("signal", train.RESTART)):
+    for name, exit_code in (("not finite", NOT_FINITE), ("signal", RESTART)):
         assert (first[name][0], second[name][0]) == (exit_code, exit_code)
         written, left = first[name][2], second[name][3]
         assert left >= written, f"{name}: rank 1 waits for what rank 0 writes"
@@ -105,9 +113,13 @@ def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -
     assert len(replay["caption_ids"]) == 4
     assert list(checkpoint.list_steps(str(tmp_path / "signal/train/checkpoints"))) == [2]
 
-    assert second["bad data"][:2] == (train.UNFINISHED, "rank 1: cannot read shard: gone")
-    assert first["bad data"][0] == train.UNFINISHED
-    assert "rank 0 lost the others" in first["bad data"][1]
+    assert second["bad data"][:2] == (UNFINISHED, "rank 1: cannot read shard: gone")
+    said = second["out of memory"][1]
+    assert second["out of memory"][0] == WRONG_CONFIG
+    assert said.startswith("rank 1: the device is out of memory: expected a smaller captions_per")
+    for name in ("bad data", "out of memory"):
+        assert first[name][0] == RESTART
+        assert "rank 0 lost the others" in first[name][1]
 
-    assert first["two folders"][0] == second["two folders"][0] == train.WRONG_CONFIG
-    assert "(rank 0: 2, rank 1: 0): expected a folder that all" in first["two folders"][1]
+    assert first["two folders"][0] == second["two folders"][0] == WRONG_CONFIG
+    assert "but ranks 1 do not see it: expected a folder that all" in first["two folders"][1]
