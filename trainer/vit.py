@@ -5,11 +5,13 @@ Crops of any size that the patch size divides are taken; the position embedding 
 their grid, which is how one encoder sees both global and local crops.
 """
 
+from functools import partial
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.drop_path import use_drop_path
 from transforms.core.config import Config
@@ -70,6 +72,15 @@ def architecture(config: EncoderConfig) -> dict[str, object]:
     }
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in the precision of its input, whatever that of its weights."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalise; tokens: [..., D]."""
+        weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
+        return functional.layer_norm(tokens, self.normalized_shape, weight, bias, self.eps)
+
+
 def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -> nn.Module:
     """A freshly initialised timm `VisionTransformer` on the CPU, in float32 and training mode.
 
@@ -85,7 +96,9 @@ def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder: nn.Module = VisionTransformer(**architecture(config))
+        encoder: nn.Module = VisionTransformer(
+            **architecture(config), norm_layer=partial(LayerNorm, eps=1e-6)
+        )
     if drop_path:
         use_drop_path(encoder, drop_path)
     return encoder

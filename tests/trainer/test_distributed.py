@@ -41,7 +41,7 @@ def cases(run: Path) -> tuple[list[Case], list[Case]]:
     simclr = tiny_config(run, **exact, objective=own_keys, crops={"num_local": 0, "num_global": 2})
     whole = tiny_config(run, **exact, objective=layer_norm, captions_per_batch=16)
     pieces = whole.model_copy(update={"accumulation": 2})
-    sharded = whole.model_copy(update={"execution": ExecutionConfig(sharding="shard")})
+    sharded = pieces.model_copy(update={"execution": ExecutionConfig(sharding="shard")})
     unequal = first_step(plain, [3, 1])
     none_masked = first_step(plain, [4, 0])
     shared = [(plain, unequal), (chunked, none_masked), (simclr, 0)]
