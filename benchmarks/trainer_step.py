@@ -5,8 +5,8 @@
 The straightforward step is what one writes first: all logits, masks and targets whole in float32,
 Sinkhorn-Knopp on a matrix of exponentials, each local crop passed by itself, AdamW and the
 teacher's average parameter by parameter, `.item()` in every step. Networks, batch, losses and
-precision (TF32 included) are the same in both; colours are left out of both. On a GPU the peak memory is compared,
-too.
+precision (TF32 included) are the same in both; colours are left out of both. On a GPU the peak
+memory is compared, too.
 
 On a CPU: one thread, by CPU time, so that other work on the machine does not count.
 """
@@ -233,7 +233,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    torch.set_float32_matmul_precision("high")  # As ours does on a GPU: TF32 for both.
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # As ours does there: TF32 for both.
     torch.set_num_threads(1)  # CPU time is then the time of a step on a core of one's own.
     base = 0.0
     for name, compiled in (("straightforward", False), ("ours", False), ("ours, compiled", True)):
