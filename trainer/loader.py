@@ -158,6 +158,6 @@ def _lost(exit_code: int | None) -> LostWorkerError:
     if exit_code is not None and exit_code < 0:
         how = signal.Signals(-exit_code).name
     return LostWorkerError(
-        f"a process that loads data died ({how}); if the machine is out of memory, lower "
-        "loader.num_workers or loader.prefetch"
+        f"a process that loads data died ({how}); if the machine is out of memory, or of shared "
+        "memory (/dev/shm), lower loader.num_workers or loader.prefetch"
     )

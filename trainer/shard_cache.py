@@ -19,6 +19,8 @@ from transforms.core.shards import file_sha256
 
 ABANDONED_S = 3600.0
 """Age at which a download that nothing is added to any more is taken for a dead process's."""
+NUM_LOCKS = 1024
+"""Files that keep two processes from fetching the same shard; two shards rarely share one."""
 
 
 class ShardCache:
@@ -81,10 +83,10 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """One download of a shard at a time; 64 lock files in all."""
+        """One download of a shard at a time."""
         os.makedirs(self.folder, exist_ok=True)
-        number = int(name[:8], 16) % 64
-        with open(os.path.join(self.folder, f".lock-{number:02d}"), "w") as file:
+        number = int(name[:8], 16) % NUM_LOCKS
+        with open(os.path.join(self.folder, f".lock-{number:04d}"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
