@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from tests.transforms.core.samples import image_set
-from transforms.core.tars import list_members, read_tar_ids, write_tar
+from transforms.core.tars import image_set_sample, list_members, read_tar_ids, write_tar
 
 
 def test_plain_webdataset_reads_a_shard(tmp_path: Path) -> None:
@@ -65,6 +65,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path: Path, format: int, name:
     with tarfile.open(path, "w", format=format) as archive:
         for member, size in (("a.json", 0), (name, 513), ("b.txt", 512)):
             info = tarfile.TarInfo(member)
+            info.mtime = 1.5
             info.size = size
             archive.addfile(info, io.BytesIO(bytes(range(256)) * 3))
         folder = tarfile.TarInfo("folder")
@@ -77,11 +78,18 @@ def test_members_are_those_that_tarfile_finds(tmp_path: Path, format: int, name:
     assert [size for _, _, size in members] == [0, 513, 512]
 
 
-def test_members_of_our_own_shards_are_read_without_tarfile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ours", [True, False])
+def test_plain_shards_are_read_without_tarfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
 ) -> None:
     path = tmp_path / "one.tar"
-    write_tar(str(path), [image_set(number) for number in range(3)])
+    sets = [image_set(number) for number in range(3)]
+    if ours:
+        write_tar(str(path), sets)
+    else:
+        with webdataset.TarWriter(str(path)) as writer:
+            for one in sets:
+                writer.write(image_set_sample(one))
     expected = by_tarfile(path)
     monkeypatch.delattr(tarfile, "open")
     with open(path, "rb") as file:
