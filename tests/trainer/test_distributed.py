@@ -11,6 +11,8 @@ from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.execution import ExecutionConfig
 from trainer.ibot import choose_masked_images
+from trainer.order import Shares
+from trainer.train import open_samples
 from transforms.core.seeding import derive
 
 Case = tuple[TrainConfig, int]
@@ -18,15 +20,19 @@ Case = tuple[TrainConfig, int]
 
 
 def masked_per_rank(config: TrainConfig, step: int) -> list[int]:
-    """Masked crops of two ranks, who take turns on the captions."""
-    crops = config.captions_per_batch * config.images_per_caption
-    chosen = choose_masked_images(crops, 0.5, derive(config.seed, "masked images", step))
-    by_caption = chosen.reshape(config.captions_per_batch, -1)
-    return [int(by_caption[rank::2].sum()) for rank in range(2)]
+    """Masked crops of two ranks."""
+    captions = config.captions_per_batch
+    chosen = choose_masked_images(
+        captions * config.images_per_caption, 0.5, derive(config.seed, "masked images", step)
+    )
+    by_caption = chosen.reshape(captions, -1)
+    order = open_samples(config).order
+    shares = [Shares(order, captions, rank, ranks=2)(step) for rank in range(2)]
+    return [int(by_caption[share.positions - step * captions].sum()) for share in shares]
 
 
 def first_step(config: TrainConfig, wanted: list[int]) -> int:
-    return next(step for step in range(10_000) if masked_per_rank(config, step) == wanted)
+    return next(step for step in range(1000) if masked_per_rank(config, step) == wanted)
 
 
 def cases(run: Path) -> tuple[list[Case], list[Case]]:
