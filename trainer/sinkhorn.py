@@ -76,14 +76,18 @@ def prototype_potentials(
         sums = _column_sums_of_softmax if iteration else _column_sums
         columns = torch.full_like(potentials, -torch.inf)
         for logits in shifted_logits(potentials):
-            columns = torch.logaddexp(columns, fused.run(sums, (logits,), compiled=compiled))
+            if len(logits):
+                columns = torch.logaddexp(columns, fused.run(sums, (logits,), compiled=compiled))
         potentials = potentials + _logsumexp_over_ranks(columns, group)
     return potentials
 
 
 def _column_sums(logits: Tensor) -> Tensor:
-    """Logarithms [K] of the sums over tokens of exp(logits [t, K]); -inf of no tokens."""
-    return logits.logsumexp(dim=0)
+    """Logarithms [K] of the sums over tokens of exp(logits [t, K])."""
+    # `logsumexp` in the form that a compiler knows to take in one reading.
+    highest = logits.amax(dim=0, keepdim=True)
+    sums = (logits - highest).exp_().sum(dim=0, keepdim=True)
+    return (highest + sums.log()).squeeze(0)
 
 
 def _column_sums_of_softmax(logits: Tensor) -> Tensor:
