@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from trainer import distributed
 from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
+from trainer.loader import LostWorkerError
 from trainer.loop import rank_batches
 from trainer.stream import Batch, hex_ids
 from trainer.train import check_ranks, open_samples, start_rank
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except ConfigError as error:
         line, code = str(error), 2
-    except (storage.StorageError, DamagedFileError) as error:
+    except (storage.StorageError, DamagedFileError, LostWorkerError) as error:
         line, code = str(error), 1
     finally:
         distributed.abort()

@@ -73,6 +73,12 @@ def test_alone_communication_changes_nothing() -> None:
     assert distributed.any_rank(True, False) == [True, False]
 
 
+def test_ranks_of_this_machine_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.ranks_on_machine() == 1
+    monkeypatch.setattr(distributed, "gather_objects", lambda host: [host, "another", host])
+    assert distributed.ranks_on_machine() == 2
+
+
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [

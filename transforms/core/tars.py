@@ -70,8 +70,8 @@ def read_tar_ids(path: str) -> list[str]:
 def list_members(descriptor: int) -> list[tuple[str, int, int]]:
     """Name, offset and size of each file in a tar, from its headers alone.
 
-    `tarfile` takes seven times as long, and is left what plain tars do not have: long names,
-    folders, links, files of 8 GiB, and damage.
+    `tarfile` takes six times as long, and is left what plain tars do not have: long names, folders,
+    links, files of 8 GiB, and damage.
 
     Args:
         descriptor: Of the open file; where it stands does not matter.
