@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import time
@@ -102,6 +103,13 @@ def test_modules_say_what_they_are() -> None:
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent
+
+
+@pytest.mark.parametrize("folder", ["transforms/core", "transforms", "trainer"])
+def test_the_readme_lists_the_modules(folder: str) -> None:
+    listed = set(re.findall(r"\w+\.py", (ROOT / "README.md").read_text(encoding="utf-8")))
+    modules = {path.name for path in (ROOT / folder).glob("*.py")}
+    assert not modules - listed - {"__init__.py"}
 
 
 def test_help_imports_nothing_heavy_and_answers_in_a_second() -> None:
