@@ -28,6 +28,7 @@ from trainer.checkpoint import checkpoints_folder, list_steps
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from trainer.loader import LostWorkerError
 from trainer.loop import StoppedError, run_steps
 from trainer.objectives import target_reader
 from trainer.order import SampleOrder
@@ -43,11 +44,6 @@ from transforms.core.shards import DamagedFileError
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = (
-    "rank {}: the device is out of memory: expected a smaller captions_per_batch, a larger "
-    "accumulation, execution.recompute=elementwise or =blocks, or execution.sharding=shard"
-)
-
 
 class RankError(TrainingError):
     """Storage or data failed on one rank of several; the sentence names it."""
@@ -55,6 +51,30 @@ class RankError(TrainingError):
 
 class NoDeviceError(ConfigError):
     """This process has no device, though others may; the sentence is for it to say."""
+
+
+GO_ON = "Training is not finished: {}; run the same command to go on."
+ENDINGS: Sequence[tuple[type[BaseException], int, str, bool]] = (
+    (NoDeviceError, WRONG_CONFIG, "{}", True),
+    (ConfigError, WRONG_CONFIG, "{}", False),
+    (storage.StorageError, UNFINISHED, "{}", False),
+    (DamagedFileError, UNFINISHED, "{}", False),
+    (RankError, UNFINISHED, "{}", True),
+    (StoppedError, RESTART, GO_ON, False),
+    (NotFiniteError, NOT_FINITE, "Training is not finished: {}", False),
+    (LostWorkerError, RESTART, GO_ON, True),
+    (distributed.LostRankError, RESTART, GO_ON, True),
+    (
+        torch.OutOfMemoryError,
+        WRONG_CONFIG,
+        "rank {rank}: the device is out of memory: expected a smaller captions_per_batch, a larger "
+        "accumulation, execution.recompute=elementwise or =blocks, or execution.sharding=shard",
+        True,
+    ),
+    (KeyboardInterrupt, RESTART, GO_ON.format("interrupted"), False),
+)
+"""How a training ends without having finished: the error, the exit code, the last line, and whether
+other ranks than the first say it, too. The first that fits counts."""
 
 
 def train(config: TrainConfig, device: torch.device) -> str:
@@ -221,37 +241,37 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     speaks = os.environ.get("RANK", "0") == "0"
-    unfinished = "Training is not finished: {}; run the same command to go on."
     try:
         config = load_config(TrainConfig, parsed.config, parsed.overrides)
         line, code = train(config, start_rank(config)), OK
         distributed.stop()
-    except NoDeviceError as error:
-        line, code, speaks = str(error), WRONG_CONFIG, True
-    except ConfigError as error:
-        line, code = str(error), WRONG_CONFIG
-    except (storage.StorageError, DamagedFileError) as error:
-        line, code = str(error), UNFINISHED
-    except StoppedError as error:
-        line, code = unfinished.format(error), RESTART
-        distributed.stop()
-    except RankError as error:
-        line, code, speaks = str(error), UNFINISHED, True
-    except NotFiniteError as error:
-        line, code = f"Training is not finished: {error}", NOT_FINITE
-    except torch.OutOfMemoryError:
-        line, code, speaks = OUT_OF_MEMORY.format(distributed.rank()), WRONG_CONFIG, True
-    except distributed.LostRankError as error:
-        line, code, speaks = unfinished.format(error), RESTART, True
-    except torch.distributed.DistError as error:
-        line, code, speaks = unfinished.format(distributed.lost(error)), RESTART, True
-    except KeyboardInterrupt:
-        line, code = unfinished.format("interrupted"), RESTART
+    except (Exception, KeyboardInterrupt) as error:
+        code, line, any_rank = ending(error)
+        speaks = speaks or any_rank
+        if isinstance(error, StoppedError):
+            distributed.stop()
     finally:
         distributed.abort()  # Unless all have left together: the others may be stuck.
     if speaks:
         print(line, file=sys.stderr if code else sys.stdout)
     return code
+
+
+def ending(error: BaseException) -> tuple[int, str, bool]:
+    """What an error means for the person who started it.
+
+    Returns:
+        The exit code, the last line, and whether other ranks than the first say it.
+
+    Raises:
+        BaseException: The error itself, where it is nobody's but a programmer's.
+    """
+    if distributed.is_lost(error):
+        error = distributed.lost(error)
+    for kind, code, line, any_rank in ENDINGS:
+        if isinstance(error, kind):
+            return code, line.format(error, rank=distributed.rank()), any_rank
+    raise error
 
 
 if __name__ == "__main__":

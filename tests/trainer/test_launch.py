@@ -62,6 +62,23 @@ def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
     assert f"saved at step {max(checkpoint.list_steps(folder))} of 100000" in errors
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
+    """Wherever it finds them, in torch's own collectives, too."""
+    process = launch(run, "steps=100000", "checkpoint.every_s=0")
+    folder = str(run / "train" / "checkpoints")
+    while max(checkpoint.list_steps(folder), default=0) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == UNFINISHED, errors
+    assert "rank 0 lost the others" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [

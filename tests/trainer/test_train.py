@@ -147,19 +147,38 @@ def test_data_that_is_not_there_is_exit_1(run: Path, capsys: pytest.CaptureFixtu
     assert "images-000001.tar is gone" in last_line(capsys)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistBackendError("NCCL error\nremote process exited"),
+        RuntimeError("[/a/gloo/transport/tcp/pair.cc:1] remote process exited"),
+    ],
+)
 def test_collectives_inside_torch_that_fail_are_a_sentence(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
 ) -> None:
-    """As NCCL's in the backward pass."""
+    """As in the backward pass."""
 
     def fail(*_: object) -> None:
-        raise torch.distributed.DistBackendError("NCCL error\nremote process exited")
+        raise error
 
     monkeypatch.setattr(Training, "update", fail)
     assert command(run) == RESTART
     said = last_line(capsys)
-    assert "rank 0 lost the others (remote process exited)" in said
+    assert "rank 0 lost the others (" in said and "remote process exited)" in said
     assert "run the same command to go on" in said
+
+
+def test_a_mistake_of_ours_is_no_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Training, "update", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        command(run)
 
 
 def test_other_settings_and_other_data_are_refused_by_name(
