@@ -106,14 +106,6 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in all_reduce(packed, dist.ReduceOp.MAX).tolist()]
 
 
-def wait_for_all() -> None:
-    """Return once every rank has called it: none leaves while another still writes.
-
-    `torchrun` ends those who are left as soon as one has left with an error.
-    """
-    any_rank(False)
-
-
 def gather_objects(value: Any) -> list[Any]:
     """A small value of every rank, in rank order, on every rank."""
     if not is_on():

@@ -45,16 +45,19 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
         "position": step * config.captions_per_batch,
         "caption_ids": error.caption_ids,
     }
-    if distributed.rank() == 0:
-        write(state, replay)
-        content = {
-            "step": step,
-            "sentence": sentence,
-            "caption_ids": error.caption_ids,
-            "config": config.model_dump(mode="json"),
-        }
-        storage.replace_bytes(json.dumps(content, indent=1).encode("utf-8"), note)
-    distributed.wait_for_all()
+    content = {
+        "step": step,
+        "sentence": sentence,
+        "caption_ids": error.caption_ids,
+        "config": config.model_dump(mode="json"),
+    }
+
+    def write_down() -> None:
+        if distributed.rank() == 0:
+            write(state, replay)
+            storage.replace_bytes(json.dumps(content, indent=1).encode("utf-8"), note)
+
+    distributed.together(write_down)
     return NotFiniteError(sentence, step, error.caption_ids)
 
 
