@@ -134,12 +134,9 @@ def augment(
     _blur(images, draws[:, SIGMA], reach=math.ceil(3 * config.sigma[1]))
     solarised = _rows(draws[:, SOLARISE] > 0, images)
     images[solarised] = _solarise(images[solarised])
-    return (images - _channels(mean, images)) / _channels(std, images)
-
-
-def _channels(values: tuple[float, float, float], images: Tensor) -> Tensor:
-    """[1, 3, 1, 1] on the images' device."""
-    return to_device(torch.tensor(values).view(1, 3, 1, 1), images.device)
+    for channel, its_mean, its_std in zip(images.unbind(dim=1), mean, std, strict=True):
+        channel.sub_(its_mean).div_(its_std)
+    return images
 
 
 def _rows(chosen: Tensor, images: Tensor) -> Tensor:
@@ -180,7 +177,8 @@ def _jitter(images: Tensor, draws: Tensor) -> None:
 
 def _grey(images: Tensor) -> Tensor:
     """[N, 1, H, W]."""
-    return (images * _channels(LUMA, images)).sum(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:

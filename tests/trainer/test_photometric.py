@@ -112,6 +112,22 @@ def test_downsample_goes_to_the_size_and_back() -> None:
     torch.testing.assert_close(result[2], whole[2], msg="a larger size changes nothing")
 
 
+def test_only_what_was_drawn_goes_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of each constant in every call would be a kernel's wait each."""
+    copied: list[torch.Size] = []
+
+    def record(tensor: Tensor, _: torch.device) -> Tensor:
+        copied.append(tensor.shape)
+        return tensor
+
+    monkeypatch.setattr(p, "to_device", record)
+    draws = no_draws(6)
+    draws[:, [p.JITTER, p.GREY]] = 1.0
+    run(pictures(), draws)
+    assert copied
+    assert all(shape[0] in (0, 6) for shape in copied)
+
+
 def test_an_image_does_not_depend_on_its_batch() -> None:
     generator = np.random.default_rng(0)
     config = PhotometricConfig(downsample=0.5, downsample_sizes=(8, 16))
