@@ -41,12 +41,13 @@ def test_only_weights_of_layers_decay() -> None:
 
 def test_the_schedule_reaches_both_groups() -> None:
     module = torch.nn.Linear(2, 2)
-    config = OptimConfig(learning_rate=1e-3, warmup=10)
+    config = OptimConfig(learning_rate=1e-3, warmup=10, weight_decay=(0.1, 0.3), betas=(0.8, 0.95))
     optimizer = build_optimizer(module, config)
     assert set_schedule(optimizer, config, 55, 100) == pytest.approx(5e-4)
     decayed, kept = optimizer.param_groups
     assert decayed["lr"] == kept["lr"] == pytest.approx(5e-4)
-    assert 0.12 < decayed["weight_decay"] < 0.14
+    assert decayed["betas"] == kept["betas"] == (0.8, 0.95)
+    assert decayed["weight_decay"] == pytest.approx(0.2156, abs=1e-4), "past the half"
     assert kept["weight_decay"] == 0.0
 
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.gradients import exact_networks, step_batch, step_gradients, tiny_config
+from tests.trainer.gradients import exact_networks, step_batch, tiny_config
 from tests.trainer.making import write_captions, write_images
 from tests.trainer.test_contrastive import slow_loss
 from tests.trainer.test_sinkhorn import textbook
 from trainer.config import TrainConfig
 from trainer.ibot import ibot_loss
-from trainer.objectives import build_objective
+from trainer.objectives import build_networks, build_objective
 from trainer.photometric import augment
 from trainer.pieces import step_masks
 from trainer.stream import Batch
+from trainer.training import Training
 from transforms.core.seeding import derive
 
 STEP = 3
@@ -117,17 +118,37 @@ def test_a_step_is_its_definition(run: Path) -> None:
     assert found == pytest.approx({"loss": sum(expected.values()), **expected}, rel=1e-6)
 
 
+def other_objective(kind: str) -> dict[str, Any]:
+    """Settings of an objective with as little as there can be beside it."""
+    text = {"width": 8, "depth": 1, "num_heads": 2, "out": 6}
+    teacher = kind == "contrastive"
+    return {"kind": kind, "teacher": teacher, "ibot_weight": 0.0, "text": text}
+
+
 @pytest.mark.parametrize("kind", ["contrastive", "supervised", "clip"])
-def test_drop_path_is_at_work(run: Path, kind: str) -> None:
-    objective: dict[str, Any] = {"text": {"width": 8, "depth": 1, "num_heads": 2, "out": 6}}
-    if kind != "contrastive":
-        objective |= {"kind": kind, "teacher": False, "ibot_weight": 0.0}
+def test_drop_path_is_at_work_and_another_in_each_step(run: Path, kind: str) -> None:
     losses = []
-    for rate in (0.0, 0.5):
+    for rate, step in ((0.0, 0), (0.0, 1), (0.5, 0), (0.5, 0), (0.5, 1)):
         model, crops = {"drop_path": rate}, {"num_local": 0}
-        config = tiny_config(run, model=model, crops=crops, objective=objective)
-        losses.append(step_gradients(config, 0)[0]["loss"])
-    assert losses[0] != losses[1]
+        config = tiny_config(run, model=model, crops=crops, objective=other_objective(kind))
+        objective = build_objective(config, *exact_networks(config))
+        losses.append(float(objective.backward(step_batch(config, 0), step)["loss"]))
+    without, without_too, dropped, again, other = losses
+    assert without == without_too
+    assert dropped == again
+    assert len({without, dropped, other}) == 3
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "supervised", "clip"])
+def test_the_seed_decides_all_weights(run: Path, kind: str) -> None:
+    settings = {"objective": other_objective(kind), "crops": {"num_local": 0}}
+    first, same, other = (
+        build_networks(tiny_config(run, seed=seed, **settings))[0].state_dict()
+        for seed in (1, 1, 2)
+    )
+    for name, value in first.items():
+        assert torch.equal(value, same[name]), name
+        assert value.ndim < 2 or not torch.equal(value, other[name]), name
 
 
 def test_the_teacher_drops_nothing() -> None:
@@ -135,3 +156,18 @@ def test_the_teacher_drops_nothing() -> None:
     assert teacher is not None
     images = torch.randn(8, 3, 16, 16, dtype=torch.float64)
     assert torch.equal(teacher.forward_features(images), teacher.forward_features(images))
+
+
+def test_the_gradient_is_clipped_as_a_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(run, optim={"clip_norm": 0.01})
+    training = Training(config, torch.device("cpu"))
+    norms = []
+
+    def record() -> None:
+        gradients = [p.grad for p in training.student.parameters() if p.grad is not None]
+        norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+
+    monkeypatch.setattr(training.optimizer, "step", record)
+    training.update(step_batch(config, 0))
+    assert norms == pytest.approx([0.01], rel=1e-3)
+    assert training.values()["grad_norm"] > 0.1, "before"
