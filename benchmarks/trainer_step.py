@@ -91,6 +91,9 @@ def made_up_batch(config: TrainConfig) -> Batch:
 Prepared = tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]
 """Global crops, each slot's local crops, masks, masked patches, ids of the captions."""
 
+Factors = tuple[Tensor, Tensor]
+"""Features [T, bottleneck] and prototypes [K, bottleneck], whose products are logits."""
+
 
 class Straightforward:
     """The step as one writes it first."""
@@ -138,7 +141,6 @@ class Straightforward:
         """One optimiser step; returns the loss, on the device."""
         images, locals_, mask, patches, ids = prepared
         num_local = len(locals_)
-        objective = self.config.objective
         with torch.autocast(self.device.type, torch.bfloat16):
             with torch.no_grad():
                 taught: Outputs = self.teacher(images, None, None, patches)
@@ -147,11 +149,10 @@ class Straightforward:
         loss = self.contrast(said.embeddings, ids, taught.embeddings, ids, leave_out_own=True)
         anchors = torch.cat(local_embeddings)
         loss = loss + self.contrast(anchors, ids.repeat(num_local), taught.embeddings, ids)
-        targets = self.sinkhorn(taught)
         assert said.features is not None and said.prototypes is not None
-        logits = said.features @ said.prototypes.T / objective.student_temperature
-        cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
-        loss = loss + cross_entropy.mean()  # All images have equally many masked patches.
+        assert taught.features is not None and taught.prototypes is not None
+        student, teacher = (said.features, said.prototypes), (taught.features, taught.prototypes)
+        loss = loss + ibot_loss(student, teacher, self.config.objective.student_temperature)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -181,17 +182,25 @@ class Straightforward:
         shares = positives / positives.sum(dim=1, keepdim=True)
         return -(shares * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
-    @torch.no_grad()
-    def sinkhorn(self, taught: Outputs) -> Tensor:
-        """Targets [T, K] of the masked patches."""
-        assert taught.features is not None and taught.prototypes is not None
-        # The real temperature overflows here; this costs the same.
-        matrix = torch.exp(taught.features @ taught.prototypes.T).T
-        matrix /= matrix.sum()
-        for _ in range(3):
-            matrix /= matrix.sum(dim=1, keepdim=True) * matrix.shape[0]
-            matrix /= matrix.sum(dim=0, keepdim=True) * matrix.shape[1]
-        return (matrix * matrix.shape[1]).T
+
+def ibot_loss(student: Factors, teacher: Factors, temperature: float) -> Tensor:
+    """The mean over all masked patches: all images have equally many."""
+    targets = sinkhorn(*teacher)
+    features, prototypes = student
+    logits = features @ prototypes.T / temperature
+    return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+@torch.no_grad()
+def sinkhorn(features: Tensor, prototypes: Tensor) -> Tensor:
+    """Targets [T, K] of the masked patches."""
+    # The real temperature overflows here; this costs the same.
+    matrix = torch.exp(features @ prototypes.T).T
+    matrix /= matrix.sum()
+    for _ in range(3):
+        matrix /= matrix.sum(dim=1, keepdim=True) * matrix.shape[0]
+        matrix /= matrix.sum(dim=0, keepdim=True) * matrix.shape[1]
+    return (matrix * matrix.shape[1]).T
 
 
 def ours(config: TrainConfig, device: torch.device) -> Callable[[Batch], object]:

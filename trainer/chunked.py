@@ -56,6 +56,7 @@ class _SumInChunks(torch.autograd.Function):
                 of_rows[chunk] = weight * (slopes @ shared)
             if of_shared is not None:
                 of_shared.addmm_(slopes.T, weight * rows[chunk])
+            del slopes  # The next chunk needs the memory.
         ctx.save_for_backward(of_rows, of_shared)
         return total
 
