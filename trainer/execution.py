@@ -43,8 +43,8 @@ class ExecutionConfig(Config):
     """Over several ranks: `replicate` all weights (DDP), or `shard` weights, gradients, optimiser
     and teacher (FSDP2), for encoders that do not fit."""
     compile: bool = no_fingerprint(False)
-    """Compile each block of the encoder, and the losses; the first steps take minutes longer. Drop
-    path draws other noise."""
+    """Compile each block of the encoder, losses and colours; the first steps take minutes longer.
+    Drop path draws other noise."""
     recompute: Literal["nothing", "elementwise", "blocks"] = no_fingerprint("nothing")
     """What of the student's blocks is not kept but computed again in the backward pass:
     `elementwise` all but matrix products and attention (saves a third of the memory for little

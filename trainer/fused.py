@@ -1,8 +1,8 @@
-"""Chains of elementwise work and reductions over matrices of logits, compiled on request.
+"""Chains of elementwise work and reductions over large tensors, compiled on request.
 
-Run as they are, each link of a chain reads the whole matrix from the device's memory, and most
-write it there again: several times what the matrix products around them take. Compiled, a chain
-is a kernel or two. Products stay outside, with the libraries that do them best.
+Run as they are, each link of a chain reads all of a tensor (logits, images) from the device's
+memory, and most write it there again: several times what the matrix products around them take.
+Compiled, a chain is a kernel or two. Products stay outside, with the libraries that do them best.
 """
 
 import functools
@@ -23,7 +23,8 @@ def run(
     Args:
         chain: A function of a module, which takes and gives tensors alone: a number would make a
             program for each of its values. It may overwrite what it has made itself.
-        rows: Tensors with a first dimension of the same size, that of a chunk.
+        rows: Tensors with a first dimension of the same size. Each other size that one of their
+            further dimensions takes makes another program.
         others: Tensors whose shapes are the same in every call.
         compiled: Or run by torch's own kernels, one after the other.
     """
@@ -37,4 +38,6 @@ def run(
 
 @functools.cache
 def _compiled(chain: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(chain, fullgraph=True)
+    # Not `dynamic`: else a second size of anything would make programs for all sizes, and which of
+    # those that fit is run would depend on what was run before.
+    return torch.compile(chain, fullgraph=True, dynamic=False)

@@ -104,7 +104,7 @@ class StepSettings:
     precision: Precision
     """`bf16` runs the networks under autocast; losses are in float32 always."""
     compiled: bool
-    """Whether losses are compiled, as blocks are."""
+    """Whether losses and colours are compiled, as blocks are."""
     seed: int
     """Of the training."""
 
@@ -184,6 +184,7 @@ class Objective(ABC):
             self.settings.photometric,
             mean=self.settings.model.mean,
             std=self.settings.model.std,
+            compiled=self.settings.compiled,
         )
         return images.to(self.dtype)
 

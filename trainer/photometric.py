@@ -19,6 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from trainer import fused
 from trainer.transfer import to_device
 from transforms.core.config import Config, Probability
 
@@ -113,6 +114,7 @@ def augment(
     *,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    compiled: bool = False,
 ) -> Tensor:
     """Carry out the draws and normalise.
 
@@ -122,18 +124,19 @@ def augment(
         config: The settings that the draws were made with.
         mean: Per channel, in [0, 1].
         std: Per channel.
+        compiled: Compile the operations of colour jitter, grey and solarise.
 
     Returns:
         float32 [N, 3, H, W] on the device of the pixels.
     """
     images = pixels.float() / 255.0
     _downsample(images, draws[:, DOWNSAMPLE])
-    _jitter(images, draws)
+    _jitter(images, draws, compiled)
     grey = _rows(draws[:, GREY] > 0, images)
-    images[grey] = _grey(images[grey]).expand(-1, 3, -1, -1)
+    images[grey] = fused.run(_grey, (images[grey],), compiled=compiled).expand(-1, 3, -1, -1)
     _blur(images, draws[:, SIGMA], reach=math.ceil(3 * config.sigma[1]))
     solarised = _rows(draws[:, SOLARISE] > 0, images)
-    images[solarised] = _solarise(images[solarised])
+    images[solarised] = fused.run(_solarise, (images[solarised],), compiled=compiled)
     for channel, its_mean, its_std in zip(images.unbind(dim=1), mean, std, strict=True):
         channel.sub_(its_mean).div_(its_std)
     return images
@@ -158,7 +161,7 @@ def _resize(images: Tensor, side: int) -> Tensor:
     return functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
 
 
-def _jitter(images: Tensor, draws: Tensor) -> None:
+def _jitter(images: Tensor, draws: Tensor, compiled: bool) -> None:
     """In place: the four operations of colour jitter, in each image's own order."""
     jittered = draws[:, JITTER] > 0
     operations = (
@@ -172,7 +175,7 @@ def _jitter(images: Tensor, draws: Tensor) -> None:
             chosen = jittered & (draws[:, ORDER + turn] == number)
             rows = _rows(chosen, images)
             factors = to_device(draws[chosen, column].view(-1, 1, 1, 1), images.device)
-            images[rows] = operation(images[rows], factors)
+            images[rows] = fused.run(operation, (images[rows], factors), compiled=compiled)
 
 
 def _grey(images: Tensor) -> Tensor:

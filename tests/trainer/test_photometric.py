@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as v2f
 from trainer import photometric as p
 from trainer.photometric import PhotometricConfig, augment, draw_global, draw_local
 
-IDENTITY: dict[str, tuple[float, float, float]] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+IDENTITY: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def pictures(number: int = 6, side: int = 24) -> Tensor:
@@ -110,6 +110,23 @@ def test_downsample_goes_to_the_size_and_back() -> None:
     torch.testing.assert_close(result[0], whole[0])
     torch.testing.assert_close(result[1], back.clamp(0, 1), atol=1e-5, rtol=0)
     torch.testing.assert_close(result[2], whole[2], msg="a larger size changes nothing")
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same_pictures() -> None:
+    """Two sizes of crops, any number of them in an operation: two programs for each."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    generator = np.random.default_rng(0)
+    config = PhotometricConfig(downsample_sizes=(8,))
+    for number, side in ((40, 24), (60, 16), (70, 24), (55, 16)):
+        draws = torch.from_numpy(np.stack([draw_global(config, generator) for _ in range(number)]))
+        pixels = pictures(number, side)
+        expected = augment(pixels, draws, config, **IDENTITY)
+        compiled = augment(pixels, draws, config, **IDENTITY, compiled=True)
+        torch.testing.assert_close(compiled, expected, atol=1e-6, rtol=0)
+    assert counters["unique_graphs"] == 2 * 6
 
 
 def test_only_what_was_drawn_goes_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
