@@ -77,12 +77,14 @@ def test_a_box_that_never_fits_is_the_centre() -> None:
 
 
 def test_the_whole_image_resized_is_torchvisions_resize() -> None:
-    pixels = decode(picture(3, side=40))
-    whole = crop(0, pixels, global_scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0).global_pixels[0]
-    resize = v2.Resize([32, 32], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    assert torch.equal(whole, resize(pixels))
-    mirrored = crop(0, pixels, global_scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
-    assert torch.equal(mirrored.global_pixels[0], whole.flip(-1))
+    pixels = decode(picture(3, side=40))[:, :20]  # Twice as wide as high.
+    whole = {"global_scale": (1.0, 1.0), "local_scale": (1.0, 1.0), "ratio": (2.0, 2.0)}
+    crops, mirrored = (crop(0, pixels, flip=flip, **whole) for flip in (0.0, 1.0))
+    bicubic = v2.InterpolationMode.BICUBIC
+    for side, found in ((32, crops.global_pixels), (16, crops.local_pixels)):
+        expected = v2.Resize([side, side], interpolation=bicubic, antialias=True)(pixels)
+        assert all(torch.equal(pixels, expected) for pixels in found)
+    assert torch.equal(mirrored.global_pixels, crops.global_pixels.flip(-1))
 
 
 def test_the_default_scale_follows_multi_crop() -> None:

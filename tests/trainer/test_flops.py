@@ -98,7 +98,7 @@ def test_a_step_of_every_objective(name: str, tmp_path: Path) -> None:
     # patch embedding's missing backward pass, logits of iBOT that are computed again.
     config = tiny_config(
         tmp_path,
-        model={"patch_size": 4, "width": 48},
+        model={"patch_size": 4, "width": 48, "mlp_ratio": 3.0},
         photometric=UNCHANGED,  # Blur is a matrix product, too.
         crops={"num_local": 3, **OBJECTIVES[name].get("crops", {})},
         objective={

@@ -186,6 +186,36 @@ def test_draws_have_the_papers_probabilities() -> None:
     assert blurred.mean() == pytest.approx(1.05, abs=0.02)
 
 
+def test_draws_follow_the_settings() -> None:
+    generator = np.random.default_rng(0)
+    config = PhotometricConfig(
+        jitter=0.3,
+        brightness=0.1,
+        contrast=0.2,
+        saturation=0.3,
+        hue=0.4,
+        grey=0.7,
+        sigma=(3.0, 4.0),
+        global_blur_only=0.2,
+        global_blur=0.5,
+        global_solarise=0.25,
+        local_blur=0.9,
+        downsample=0.8,
+        downsample_sizes=(32,),
+    )
+    draws = np.stack([draw_global(config, generator) for _ in range(4000)])
+    often = {p.JITTER: 0.3, p.GREY: 0.7, p.DOWNSAMPLE: 0.8, p.SIGMA: 0.6, p.SOLARISE: 0.2}
+    for column, share in often.items():
+        assert (draws[:, column] > 0).mean() == pytest.approx(share, abs=0.03)
+    reach = {p.BRIGHTNESS: 0.1, p.CONTRAST: 0.2, p.SATURATION: 0.3, p.HUE: 0.4}
+    for column, half in reach.items():
+        assert np.ptp(draws[:, column]) == pytest.approx(2 * half, rel=0.01)
+    sigmas = np.stack([draw_local(config, generator) for _ in range(4000)])[:, p.SIGMA]
+    assert (sigmas > 0).mean() == pytest.approx(0.9, abs=0.03)
+    assert 3.0 <= sigmas[sigmas > 0].min() < 3.01
+    assert 3.99 < sigmas.max() <= 4.0
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [({"jitter": 1.2}, "less than or equal to 1"), ({"sigma": (2.0, 1.0)}, "expected low <= high")],

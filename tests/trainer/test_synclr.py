@@ -164,12 +164,12 @@ def test_the_teacher_moves_once_per_optimiser_step(
 
     monkeypatch.setattr("trainer.training.update_teacher", record)
     momentum = {"ema_momentum": [0.5, 0.9]}
-    config = tiny_config(run, accumulation=accumulation, optim=momentum, steps=4)
+    config = tiny_config(run, accumulation=accumulation, optim=momentum, steps=8)
     training = Training(config, torch.device("cpu"))
-    for batch in rank_batches(config, open_samples(config), range(3)):
+    for batch in rank_batches(config, open_samples(config), range(5)):
         training.update(batch)
-    assert len(shares) == 3
-    assert (shares[0], shares[2]) == pytest.approx((0.5, 0.3)), "the start, and half of the way"
+    assert len(shares) == 5
+    assert (shares[0], shares[4]) == pytest.approx((0.5, 0.3)), "the start, and half of the way"
 
 
 def test_ibot_without_a_teacher_is_refused() -> None:
