@@ -6,7 +6,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from trainer.checkpoint import CheckpointConfig
 from trainer.crops import CropsConfig
-from trainer.data import DataConfig
+from trainer.data import LoaderConfig
 from trainer.execution import ExecutionConfig, Precision
 from trainer.monitor import MonitorConfig
 from trainer.objective import ObjectiveConfig
@@ -60,7 +60,7 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     execution: ExecutionConfig = ExecutionConfig()
-    loader: DataConfig = DataConfig()
+    loader: LoaderConfig = LoaderConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
 

@@ -30,8 +30,8 @@ DEFAULT_CACHE_FOLDER = ".cache/shards"
 DEFAULT_CACHE_BYTES = 50 << 30
 
 
-class DataConfig(Config):
-    """How the shards are read."""
+class LoaderConfig(Config):
+    """How shards become batches: their order, the processes that read them, local copies."""
 
     shuffle_shards: PositiveInt = 100
     """Samples are shuffled inside a window of this many shards, which are shuffled themselves."""
@@ -42,7 +42,7 @@ class DataConfig(Config):
     cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
     """Where copies of remote shards are kept; local shards are read in place."""
     cache_gib: PositiveFloat = no_fingerprint(50.0)
-    """Bound of that folder in GiB, for all ranks of a machine; the shards of a window, and of the
+    """Bound of `cache_folder` in GiB, for all ranks of a machine; the shards of a window, and of the
     batches that workers prepare ahead, should fit."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data import DataConfig
+from trainer.data import LoaderConfig
 from trainer.order import Shares
 from trainer.prefetch import Prefetcher
 from trainer.signals import held
@@ -56,7 +56,7 @@ class _Steps(Dataset[Any]):
 
 def batches(
     samples: CroppedSamples,
-    config: DataConfig,
+    config: LoaderConfig,
     *,
     first_step: int,
     last_step: int,
@@ -104,7 +104,7 @@ def batches(
                 context = "spawn"  # By now threads of the training may hold locks.
 
 
-def _load(steps: _Steps, config: DataConfig, which: range, context: str) -> Iterator[Batch]:
+def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> Iterator[Batch]:
     """The batches of some steps.
 
     Raises:

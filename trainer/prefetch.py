@@ -10,7 +10,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from trainer.data import DataConfig, ShardReader
+from trainer.data import LoaderConfig, ShardReader
 from trainer.order import Shares
 from transforms.core import storage
 from transforms.core.shards import DamagedFileError
@@ -37,7 +37,7 @@ class Prefetcher:
         reader: ShardReader,
         shares: Shares,
         steps: range,
-        config: DataConfig,
+        config: LoaderConfig,
         ranks_here: int = 1,
     ) -> None:
         self._reader = reader

@@ -11,7 +11,7 @@ import pytest
 from tests.trainer.making import write_images
 from tests.trainer.test_stream import cropped, read, same
 from trainer import loader
-from trainer.data import DataConfig
+from trainer.data import LoaderConfig
 from trainer.loader import LostWorkerError, batches
 from trainer.stream import Batch, CroppedSamples
 
@@ -28,7 +28,7 @@ def test_workers_that_are_killed_are_started_again_where_they_were(
     expected = read(tmp_path, 0, 8)
     stream = batches(
         cropped(tmp_path),
-        DataConfig(num_workers=1, prefetch=1),
+        LoaderConfig(num_workers=1, prefetch=1),
         first_step=0,
         last_step=8,
         captions_per_batch=4,
@@ -57,7 +57,7 @@ def test_workers_that_always_die_end_the_stream_with_a_sentence(
     whole = cropped(tmp_path)
     stream = batches(
         _Deadly(whole.reader, whole.order, whole.spec, whole.seed),
-        DataConfig(num_workers=1),
+        LoaderConfig(num_workers=1),
         first_step=0,
         last_step=2,
         captions_per_batch=4,

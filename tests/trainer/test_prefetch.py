@@ -9,14 +9,14 @@ import pytest
 from tests.trainer.making import write_images
 from tests.trainer.test_data import upload
 from tests.trainer.test_stream import cropped, same
-from trainer.data import DataConfig, ShardReader
+from trainer.data import LoaderConfig, ShardReader
 from trainer.loader import batches
 from trainer.order import SampleOrder, Shares
 from trainer.prefetch import Prefetcher
 from transforms.core import storage
 
 SIZES = (3,) * 8
-ALONE = DataConfig(num_workers=0)
+ALONE = LoaderConfig(num_workers=0)
 STEPS = {"first_step": 0, "last_step": 12, "captions_per_batch": 2}
 
 
@@ -71,7 +71,7 @@ def test_what_workers_have_asked_for_already_is_left_to_them(made: str, tmp_path
     reader = reader_of("memory://prefetch-workers", tmp_path / "cache")
     shares = shares_of(reader)
     # Two workers are at steps 3 and 4 when the training is at 3, then two more batches ahead.
-    with Prefetcher(reader, shares, range(3, 12), DataConfig(num_workers=2, prefetch=2)) as ahead:
+    with Prefetcher(reader, shares, range(3, 12), LoaderConfig(num_workers=2, prefetch=2)) as ahead:
         ahead.reach(3)
         expected = checksums(reader, shares, range(5, 10)) - checksums(reader, shares, [3, 4])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
@@ -99,7 +99,7 @@ def test_spawned_workers_read_a_bucket_through_the_cache(
     upload(made, f"{gcs_bucket}/images")
     local = batches(cropped(made), ALONE, **STEPS)
     samples = cropped(f"{gcs_bucket}/images", cache=tmp_path / "cache")
-    remote = batches(samples, DataConfig(num_workers=2), **STEPS)
+    remote = batches(samples, LoaderConfig(num_workers=2), **STEPS)
     assert all(same(a, b) for a, b in zip(remote, local, strict=True))
     assert len(copies(tmp_path / "cache")) == len(SIZES)
 

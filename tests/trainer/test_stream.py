@@ -9,7 +9,7 @@ import torch
 from tests.trainer.making import text_of, write_images
 from trainer import stream
 from trainer.crops import CropsConfig, crop_image
-from trainer.data import DataConfig, ShardReader
+from trainer.data import LoaderConfig, ShardReader
 from trainer.loader import batches
 from trainer.order import SampleOrder
 from trainer.photometric import PhotometricConfig
@@ -34,7 +34,7 @@ def cropped(
 
 
 def read(folder: Path, first: int, last: int, workers: int = 0, **ranks: int) -> list[Batch]:
-    config = DataConfig(num_workers=workers)
+    config = LoaderConfig(num_workers=workers)
     found = batches(
         cropped(folder),
         config,
