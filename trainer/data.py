@@ -42,8 +42,8 @@ class LoaderConfig(Config):
     cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
     """Where copies of remote shards are kept; local shards are read in place."""
     cache_gib: PositiveFloat = no_fingerprint(50.0)
-    """Bound of `cache_folder` in GiB, for all ranks of a machine; the shards of a window, and of the
-    batches that workers prepare ahead, should fit."""
+    """Bound of `cache_folder` in GiB, for all ranks of a machine; the shards of a window, and of
+    the batches that workers prepare ahead, should fit."""
 
 
 @dataclass(frozen=True)

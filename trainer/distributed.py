@@ -42,7 +42,7 @@ def expect_answers_within(seconds: float) -> None:
 
 
 def stop() -> None:
-    """Leave the group, if there is one; the others must leave, too, since NCCL may wait for them."""
+    """Leave the group, if there is one; the others must leave, too: NCCL may wait for them."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
