@@ -1,6 +1,7 @@
 """The launcher says what the ranks said; real `torchrun` underneath, two ranks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,3 +103,9 @@ def test_wrong_options_are_a_sentence(option: str, capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     assert said.startswith("The launcher's options do not fit: ")
     assert option.partition("=")[2] in said
+
+
+def test_the_table_of_exit_codes_is_whole() -> None:
+    text = (ROOT / "trainer" / "configs" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|", text.partition("## Exit codes")[2], re.MULTILINE)
+    assert [int(row) for row in rows] == [OK, UNFINISHED, WRONG_CONFIG, NOT_FINITE, RESTART]
