@@ -202,13 +202,13 @@ def _saturation(images: Tensor, factors: Tensor) -> Tensor:
 
 def _hue(images: Tensor, factors: Tensor) -> Tensor:
     """Turn the hue of HSV by a share of the circle."""
-    value, largest = images.max(dim=1)
+    value = images.amax(dim=1)
     chroma = value - images.amin(dim=1)
     red, green, blue = images.unbind(dim=1)
-    # The hue in sixths of the circle, counted from the largest channel's own colour.
-    sixths = torch.stack([green - blue, blue - red, red - green], dim=1)
-    offset = sixths.gather(1, largest[:, None]).squeeze(1) / chroma.clamp(min=1e-12)
-    hue = 2.0 * largest + offset + 6.0 * factors.squeeze(1)
+    # The hue in sixths of the circle, counted from the largest channel's own colour; times chroma.
+    others = torch.where(green == value, blue - red + 2.0 * chroma, red - green + 4.0 * chroma)
+    sixths = torch.where(red == value, green - blue, others)
+    hue = sixths / chroma.clamp(min=1e-12) + 6.0 * factors.squeeze(1)
     channels = []
     for start in (5.0, 3.0, 1.0):
         position = (start + hue).remainder(6.0)

@@ -125,7 +125,7 @@ def test_compiled_it_gives_the_same_pictures() -> None:
         pixels = pictures(number, side)
         expected = augment(pixels, draws, config, **IDENTITY)
         compiled = augment(pixels, draws, config, **IDENTITY, compiled=True)
-        torch.testing.assert_close(compiled, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=0)
     assert counters["unique_graphs"] == 2 * 6
 
 
