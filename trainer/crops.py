@@ -65,7 +65,7 @@ def global_scale(config: CropsConfig) -> Range:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of one or more images, image by image; the draws are rows for `photometric.apply`."""
+    """Crops of one or more images, image by image; the draws are rows for `photometric.augment`."""
 
     global_pixels: Tensor
     """uint8 [I * G, 3, S, S]."""
