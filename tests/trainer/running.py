@@ -1,7 +1,12 @@
 """Runs of the training command on the tiny data, and what they leave behind."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,8 @@ import yaml
 
 from tests.trainer.making import TINY_TRAINING, write_images
 from trainer import checkpoint, train
+
+ROOT = Path(__file__).parents[2]
 
 
 def write_config(run: Path, **changes: Any) -> str:
@@ -32,6 +39,35 @@ def command(run: Path, *overrides: str) -> int:
     return train.main([str(run / "train.yaml"), *overrides])
 
 
+def start(
+    run: Path, *overrides: str, ranks: int = 1, module: Sequence[str] = ("trainer.train",)
+) -> "subprocess.Popen[str]":
+    """Start the command, or another module and its arguments, in processes of its own."""
+    launcher = []
+    if ranks > 1:
+        launcher = ["-m", "trainer.launch", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", *module, str(run / "train.yaml"), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
+    """Return once a training has written a checkpoint of this step or a later one."""
+    while max(checkpoint.list_steps(checkpoints(run)), default=0) < step:
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[1]
+
+
+def checkpoints(run: Path) -> str:
+    """The folder of a run's checkpoints."""
+    return str(run / "train" / "checkpoints")
+
+
 def free_port() -> int:
     """A port at which ranks can meet."""
     with socket.socket() as listener:
@@ -41,7 +77,7 @@ def free_port() -> int:
 
 def final_state(run: Path, step: int = 4) -> dict[str, Any]:
     """The checkpoint of a step."""
-    return checkpoint.load(checkpoint.list_steps(str(run / "train" / "checkpoints"))[step])
+    return checkpoint.load(checkpoint.list_steps(checkpoints(run))[step])
 
 
 def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
