@@ -23,7 +23,14 @@ from trainer import checkpoint
 from trainer.exit_codes import RESTART, UNFINISHED
 
 STEPS, STOP = 40, 6
-EXACT = (f"steps={STEPS}", "optim.warmup=5", "model.drop_path=0", "num_threads=1")
+EXACT = (
+    f"steps={STEPS}",
+    "optim.warmup=5",
+    "model.drop_path=0",
+    "num_threads=1",
+    # With so few images a batch norm makes a difference in rounding a hundred times larger.
+    "objective.contrastive_head.norm=ln",
+)
 
 
 def record(
@@ -74,10 +81,7 @@ def test_stopped_it_continues_exactly_with_as_many_ranks_or_others(
     assert {**first, **second} == expected
     ours, theirs = losses(run), losses(undisturbed[after])
     assert [step for step, _ in ours] == list(range(STEPS))
-    # Rounding differs between one rank and two, and grows from step to step.
-    near = STOP + 3
-    expected_losses = [loss for _, loss in theirs[:near]]
-    assert [loss for _, loss in ours[:near]] == pytest.approx(expected_losses, 1e-3)
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], 1e-4)
     if before == after:
         assert ours == theirs
         assert_bitwise_equal(run, undisturbed[after], STEPS)
@@ -96,6 +100,15 @@ def ranks_of(launcher: int) -> dict[int, int]:
         names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         ranks |= {int(name[5:]): pid for name in names if name.startswith(b"RANK=")}
     return ranks
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Processes leave within seconds, also those of a dead rank."""
+    deadline = time.monotonic() + 20
+    while pids and time.monotonic() < deadline:
+        pids = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        time.sleep(0.1)
+    assert not pids
 
 
 in_proc = pytest.mark.skipif(
@@ -122,7 +135,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing_and_leaves_nobody(
     said = re.search(rf"stopped by .*, saved at step (\d+) of {STEPS}", errors)
     assert said, errors
     assert max(checkpoint.list_steps(checkpoints(run))) == int(said[1])
-    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders), "nobody is left"
+    assert_gone(loaders)
     assert record(run, "captions", 2)[0] == 0
     assert_bitwise_equal(run, undisturbed[2], STEPS)
 
@@ -140,11 +153,7 @@ def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
     assert re.search(r"rank\s*: 1 ", errors), "the launcher names it"
     assert "SIGKILL" in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "nobody is left"
-    deadline = time.monotonic() + 20
-    while loaders and time.monotonic() < deadline:
-        loaders = [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
-        time.sleep(0.1)
-    assert not loaders, "those of the dead rank notice"
+    assert_gone(loaders)
     with checkpoint.newest(checkpoints(run)) as newest:
         assert newest is not None
         assert newest.state["step"] >= 3
