@@ -27,13 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import trainer_step
-from trainer import execution, objectives
-from trainer import training as training_module
+from trainer import build, execution
+from trainer import step as step_module
 from trainer.config import TrainConfig
 from trainer.execution import ExecutionConfig
 from trainer.pieces import Piece, image_ids, split, step_masks
+from trainer.step import Training
 from trainer.stream import Batch
-from trainer.training import Training
 from transforms.core.config import load_config
 
 CPU = torch.device("cpu")
@@ -81,14 +81,14 @@ def counted_step() -> Iterator[StorageCount]:
 
     def faked(config: TrainConfig) -> tuple[nn.Module | None, ...]:
         with _disable_current_modes():
-            networks = objectives.build_networks(config)
+            networks = build.build_networks(config)
         for network in filter(None, networks):
             _fake_parameters(network)
         return networks
 
     count = StorageCount()
     with (
-        mock.patch.object(training_module, "build_networks", faked),
+        mock.patch.object(step_module, "build_networks", faked),
         mock.patch.object(trainer_step, "build_networks", faked),
         mock.patch.object(execution, "use_plain_attention"),
         mock.patch.object(trainer_step, "use_plain_attention"),

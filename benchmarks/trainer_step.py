@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer import ibot
+from trainer.build import build_networks
 from trainer.config import TrainConfig
 from trainer.crops import Crops, CropsConfig
 from trainer.execution import ExecutionConfig
@@ -28,11 +29,10 @@ from trainer.flops import image_flops, peak_flops
 from trainer.heads import ContrastiveHeadConfig, PrototypeHeadConfig
 from trainer.network import Network, Outputs
 from trainer.objective import ObjectiveConfig
-from trainer.objectives import build_networks
 from trainer.optim import is_decayed
 from trainer.photometric import NUM_DRAWS
+from trainer.step import Training
 from trainer.stream import Batch
-from trainer.training import Training
 from trainer.vit import EncoderConfig, use_plain_attention
 
 MODELS = {

@@ -19,8 +19,8 @@ from trainer.loader import batches
 from trainer.monitor import Monitor
 from trainer.pace import Clock
 from trainer.probe import Probe
+from trainer.step import Training, TrainingError
 from trainer.stream import Batch, CroppedSamples
-from trainer.training import Training, TrainingError
 
 
 class StoppedError(TrainingError):

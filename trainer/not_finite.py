@@ -12,7 +12,7 @@ from typing import Any
 from trainer import distributed
 from trainer.checkpoint import write
 from trainer.config import CHANGEABLE, TrainConfig
-from trainer.training import NotFiniteError, Training
+from trainer.step import NotFiniteError, Training
 from transforms.core import storage
 
 NOTE = "not-finite.json"

@@ -26,9 +26,9 @@ from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
 from trainer.loader import LostWorkerError
 from trainer.loop import rank_batches
+from trainer.step import Training
 from trainer.stream import Batch, hex_ids
 from trainer.train import check_ranks, open_samples, start_rank
-from trainer.training import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError, parse_config
 from transforms.core.shards import DamagedFileError

@@ -24,19 +24,19 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from trainer import distributed, not_finite
+from trainer.build import target_reader
 from trainer.checkpoint import checkpoints_folder, list_steps
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.loader import LostWorkerError
 from trainer.loop import StoppedError, run_steps
-from trainer.objectives import target_reader
 from trainer.order import SampleOrder
 from trainer.resume import check_folder, newest_here
 from trainer.settings import fixed, note_settings
 from trainer.signals import stop_signals
+from trainer.step import NotFiniteError, Training, TrainingError
 from trainer.stream import CroppedSamples, CropSpec
-from trainer.training import NotFiniteError, Training, TrainingError
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe, load_config
 from transforms.core.fingerprint import Fingerprint, claim

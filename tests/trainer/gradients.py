@@ -10,10 +10,10 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.making import TINY_TRAINING
 from trainer import distributed
+from trainer.build import build_networks, build_objective
 from trainer.config import TrainConfig
 from trainer.execution import prepare, whole
 from trainer.loop import rank_batches
-from trainer.objectives import build_networks, build_objective
 from trainer.stream import Batch
 from trainer.train import open_samples
 from trainer.vit import EncoderNetwork

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import distributed, train
+from trainer.step import Training
 from trainer.stream import Batch, hex_ids
-from trainer.training import Training
 
 
 def captions_of_steps(folder: Path) -> dict[int, list[str]]:

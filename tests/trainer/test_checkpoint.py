@@ -9,7 +9,7 @@ import torch
 from tests.trainer.gradients import tiny_config
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointConfig
-from trainer.training import Training
+from trainer.step import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError
 

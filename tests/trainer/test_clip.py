@@ -16,8 +16,8 @@ from trainer.clip import LOWEST_TEMPERATURE, ImageText
 from trainer.config import TrainConfig
 from trainer.execution import whole
 from trainer.loop import rank_batches
+from trainer.step import Training
 from trainer.train import open_samples
-from trainer.training import Training
 
 BOUND = -math.log(LOWEST_TEMPERATURE)
 CLIP: dict[str, Any] = {

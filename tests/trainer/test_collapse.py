@@ -14,10 +14,10 @@ from torch.nn import functional
 from tests.trainer.gradients import tiny_config
 from tests.trainer.making import TINY_TRAINING, write_captions, write_images
 from tests.trainer.running import command, write_config
+from trainer.build import build_networks, build_objective
 from trainer.collapse import NUM_TOKENS, feature_signs, target_signs
 from trainer.ibot import teacher_targets
 from trainer.loop import rank_batches
-from trainer.objectives import build_networks, build_objective
 from trainer.train import open_samples
 
 

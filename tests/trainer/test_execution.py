@@ -19,8 +19,8 @@ from trainer.config import TrainConfig
 from trainer.loader import batches
 from trainer.loop import rank_batches
 from trainer.probe import Probe
+from trainer.step import Training
 from trainer.train import open_samples
-from trainer.training import Training
 
 NO_COLOURS = {"jitter": 0.0, "grey": 0.0, "global_solarise": 0.0}
 """They are in float32 always, and are compiled, too."""

@@ -13,7 +13,7 @@ from tests.trainer.making import UNCHANGED, write_captions, write_images
 from trainer import flops
 from trainer.config import batch_images
 from trainer.network import Network
-from trainer.training import Training
+from trainer.step import Training
 from trainer.vit import EncoderConfig, build_encoder, use_plain_attention
 
 

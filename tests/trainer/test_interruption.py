@@ -26,7 +26,7 @@ from tests.trainer.running import (
 )
 from trainer import checkpoint, resume
 from trainer.exit_codes import RESTART
-from trainer.training import Training
+from trainer.step import Training
 from transforms.core import storage
 
 

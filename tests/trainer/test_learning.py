@@ -13,7 +13,7 @@ from PIL import Image
 from tests.trainer.gradients import step_batch, tiny_config
 from tests.trainer.making import TINY_TRAINING, UNCHANGED, write_images
 from tests.trainer.running import command, write_config
-from trainer.objectives import build_networks, build_objective
+from trainer.build import build_networks, build_objective
 
 
 def logged(run: Path, name: str) -> list[float]:

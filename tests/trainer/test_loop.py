@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import start_processes
 from tests.trainer.running import command, free_port, make_run
 from trainer import checkpoint, distributed, photometric, train
 from trainer.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
-from trainer.training import Training
+from trainer.step import Training
 from transforms.core import storage
 
 WRITING_S = 1.0

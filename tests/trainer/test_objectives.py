@@ -18,8 +18,8 @@ from tests.trainer.gradients import (
 )
 from tests.trainer.making import concept_of, text_of, write_captions, write_images
 from trainer import distributed
+from trainer.build import build_networks, build_objective, target_reader
 from trainer.clip import ImageText
-from trainer.objectives import build_networks, build_objective, target_reader
 from trainer.stream import Batch
 from trainer.supervised import Classifier, concept_labels
 from trainer.text import tokenize

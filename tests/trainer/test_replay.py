@@ -14,7 +14,7 @@ from trainer.config import TrainConfig
 from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE
 from trainer.photometric import augment
-from trainer.training import NotFiniteError, Training
+from trainer.step import NotFiniteError, Training
 from transforms.core.config import load_config
 
 BAD_STEP = 2

@@ -11,7 +11,7 @@ import yaml
 from tests.trainer.running import command, make_run
 from trainer.config import CHANGEABLE
 from trainer.exit_codes import RESTART
-from trainer.training import Training
+from trainer.step import Training
 
 
 def stop_at(step: int, run: Path, *overrides: str) -> None:

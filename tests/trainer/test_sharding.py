@@ -14,8 +14,8 @@ from tests.trainer.making import write_images
 from trainer import distributed
 from trainer.execution import gradients_wait, whole
 from trainer.loop import rank_batches
+from trainer.step import Training
 from trainer.train import open_samples
-from trainer.training import Training
 
 CPU = torch.device("cpu")
 

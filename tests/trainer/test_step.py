@@ -14,13 +14,13 @@ from tests.trainer.gradients import exact_networks, step_batch, tiny_config
 from tests.trainer.making import write_captions, write_images
 from tests.trainer.test_contrastive import slow_loss
 from tests.trainer.test_sinkhorn import textbook
+from trainer.build import build_networks, build_objective
 from trainer.config import TrainConfig
 from trainer.ibot import ibot_loss
-from trainer.objectives import build_networks, build_objective
 from trainer.photometric import augment
 from trainer.pieces import step_masks
+from trainer.step import Training
 from trainer.stream import Batch
-from trainer.training import Training
 from transforms.core.seeding import derive
 
 STEP = 3

@@ -15,9 +15,9 @@ from trainer.contrastive import multi_positive_loss
 from trainer.loop import rank_batches
 from trainer.network import update_teacher
 from trainer.objective import ObjectiveConfig
+from trainer.step import Training
 from trainer.synclr import build_networks
 from trainer.train import open_samples
-from trainer.training import Training
 
 STABLEREP: dict[str, Any] = {
     "objective": {"teacher": False, "ibot_weight": 0.0},
@@ -162,7 +162,7 @@ def test_the_teacher_moves_once_per_optimiser_step(
         shares.append(float(share))
         update_teacher(teacher, student, share)
 
-    monkeypatch.setattr("trainer.training.update_teacher", record)
+    monkeypatch.setattr("trainer.step.update_teacher", record)
     momentum = {"ema_momentum": [0.5, 0.9]}
     config = tiny_config(run, accumulation=accumulation, optim=momentum, steps=8)
     training = Training(config, torch.device("cpu"))

@@ -18,7 +18,7 @@ from trainer import replay, train
 from trainer.config import TrainConfig
 from trainer.evaluate import __main__ as evaluate
 from trainer.exit_codes import RESTART, WRONG_CONFIG
-from trainer.training import Training
+from trainer.step import Training
 from transforms.core import storage
 from transforms.core.config import describe
 

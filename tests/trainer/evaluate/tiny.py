@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainer import checkpoint
 from trainer.config import TrainConfig
-from trainer.training import Training
+from trainer.step import Training
 from trainer.vit import EncoderConfig
 
 MODEL = EncoderConfig(image_size=16, patch_size=8, width=16, depth=1, num_heads=2)

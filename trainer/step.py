@@ -1,4 +1,4 @@
-"""One training: networks, optimiser and step, and how they make a step together.
+"""What a training is at a step (networks, optimiser, teacher), and how one step changes it.
 
 A step never waits for the device. Losses stay there until they are asked for, and so does the
 verdict whether they are finite: from the first step on whose loss or gradient is not, the device
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint, distributed, schedules
+from trainer.build import build_networks, build_objective
 from trainer.config import TrainConfig, is_skipped
 from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
 from trainer.network import update_teacher
-from trainer.objectives import build_networks, build_objective
 from trainer.optim import build_optimizer, set_schedule
 from trainer.stream import Batch, hex_ids
 from trainer.vit import EncoderNetwork
