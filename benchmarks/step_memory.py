@@ -7,7 +7,7 @@ captions. Networks, losses, optimiser and step are the real ones, on torch's fak
 have a shape and no content; each storage counts from the moment it is made to its end. Reading a
 value back from the device is an error there, so a step that can be counted waits for no device.
 
-Not counted: colour work on the crops (the activations are not there yet), blocks' compilation,
+Not counted: colour work on the crops (the activations are not there yet), compilation,
 what the allocator wastes, and the libraries' own memory (a CUDA context and NCCL take some 2 GiB).
 """
 
@@ -201,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if parsed.config is None:
         compare()
         return
-    config = load_config(TrainConfig, parsed.config, [*parsed.overrides, "device=cpu"])
+    as_counted = ["device=cpu", "execution.compile=false"]
+    config = load_config(TrainConfig, parsed.config, [*parsed.overrides, *as_counted])
     if config.execution.sharding == "shard":
         parser.error("execution.sharding is 'shard', which is not counted: expected 'replicate'")
     print(f"{peak_gib(config, parsed.ranks):.1f} GiB at one of {parsed.ranks} ranks")
