@@ -64,7 +64,23 @@ def test_compiled_blocks_and_losses_have_the_same_gradient(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(run: Path) -> None:
+def test_compiled_blocks_drop_again_what_they_dropped(run: Path) -> None:
+    changes: dict[str, Any] = {"model": {"drop_path": 0.5}, "photometric": NO_COLOURS}
+    first, *others = (
+        step_gradients(
+            tiny_config(run, **changes, execution={"compile": True, "recompute": recompute}), 0
+        )
+        for recompute in ("nothing", "elementwise", "blocks")
+    )
+    for other in others:
+        assert_same(first, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "blocks"])
+def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(
+    run: Path, recompute: str
+) -> None:
     """However deep the encoder, large the last chunk and warm the teacher."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
@@ -74,7 +90,7 @@ def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(run:
         model={"depth": 4, "drop_path": 0.3},
         photometric=NO_COLOURS,
         objective={"ibot_chunk": 5, "contrastive_chunk": 3},
-        execution={"compile": True},
+        execution={"compile": True, "recompute": recompute},
     )
     training = Training(config, torch.device("cpu"))
     for batch in rank_batches(config, open_samples(config), range(3)):
