@@ -13,6 +13,8 @@ from tests.trainer.test_stream import cropped, read, same
 from trainer import loader
 from trainer.data import LoaderConfig
 from trainer.loader import LostWorkerError, batches
+from trainer.order import Share
+from trainer.signals import STOP_SIGNALS
 from trainer.stream import Batch, CroppedSamples
 
 
@@ -41,6 +43,38 @@ def test_workers_that_are_killed_are_started_again_where_they_were(
             time.sleep(0.5)  # Torch's own handler would raise here, in the middle of a step.
     assert all(same(a, b) for a, b in zip(got, expected, strict=True))
     assert "died (SIGKILL); if the machine is out of memory, " in caplog.text
+
+
+def test_stop_signals_do_not_reach_workers_and_one_that_is_stuck_leaves_with_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+    write_images(tmp_path)
+    whole = cropped(tmp_path)
+    stream = batches(
+        _Stuck(whole.reader, whole.order, whole.spec, whole.seed),
+        LoaderConfig(num_workers=1, prefetch=1),
+        first_step=0,
+        last_step=8,
+        captions_per_batch=4,
+    )
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    for number in STOP_SIGNALS:
+        os.kill(worker.pid or 0, number)
+    next(stream)
+    time.sleep(0.5)  # Now it is at the next one.
+    del stream
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
+    assert caplog.text == ""
+
+
+class _Stuck(CroppedSamples):
+    def batch(self, share: Share) -> Batch:
+        if share.positions.min() >= 2 * 4:
+            time.sleep(600)
+        return super().batch(share)
 
 
 class _Deadly(CroppedSamples):
