@@ -69,9 +69,12 @@ class StorageCount(TorchDispatchMode):
 
 
 class Unwrapped:
-    """In place of DDP, which keeps nothing of its own: gradients are views into its buckets."""
+    """In place of DDP, which keeps buckets for all gradients; these are views into them."""
 
     def __new__(cls, network: nn.Module, **_: Any) -> nn.Module:  # type: ignore[misc]  # noqa: D102
+        for parameter in network.parameters():
+            bucket = torch.empty_like(parameter)
+            parameter.register_hook(bucket.copy_)
         return network
 
 

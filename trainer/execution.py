@@ -71,6 +71,9 @@ def prepare(
     """
     if device.type == "cuda" and precision == "bf16":
         torch.set_float32_matmul_precision("high")
+    if config.compile:
+        # DDP averages gradients block by block in any case: parts of a block only fuse less.
+        torch._dynamo.config.optimize_ddp = False
     for network in filter(None, (student, teacher)):
         network.to(device)
         encoder: Any = network.encoder

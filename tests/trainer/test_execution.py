@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from torch._dynamo.backends.distributed import DDPOptimizer
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.step_memory import peak_gib
@@ -99,6 +100,32 @@ def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(
         # iBOT's and the contrastive one.
         assert counters["unique_graphs"] == 3 + 4
     assert training.values()["loss"] > 0
+
+
+@pytest.mark.slow
+def test_several_ranks_compile_blocks_whole(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits: list[object] = []
+    split = DDPOptimizer.compile_fn
+
+    def noted(optimizer: DDPOptimizer, *arguments: Any) -> Any:
+        splits.append(optimizer)
+        return split(optimizer, *arguments)
+
+    monkeypatch.setattr(DDPOptimizer, "compile_fn", noted)
+    torch._dynamo.reset()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        config = tiny_config(run, photometric=NO_COLOURS, execution={"compile": True})
+        training = Training(config, torch.device("cpu"))
+        training.update(next(rank_batches(config, open_samples(config), range(1))))
+        assert training.values()["loss"] > 0
+    finally:
+        distributed.stop()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0 and not splits
 
 
 def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -120,4 +120,5 @@ def test_peaks_are_found_by_a_part_of_the_name() -> None:
     assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
     assert flops.peak_flops("NVIDIA H100 NVL") == 835e12
     assert flops.peak_flops("NVIDIA L4") == 121e12
+    assert flops.peak_flops("NVIDIA L40") == 181e12
     assert flops.peak_flops("a card of next year") is None
