@@ -9,10 +9,10 @@ same in both, for any number of ranks.
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -49,9 +49,10 @@ class ExecutionConfig(Config):
     """What of the student's blocks is not kept but computed again in the backward pass:
     `elementwise` all but matrix products and attention (saves a third of the memory for little
     time), `blocks` all but a block's input (three quarters for a third more arithmetic)."""
-    timeout_s: PositiveFloat = no_fingerprint(300.0)
+    timeout_s: Annotated[float, Field(ge=3 * distributed.HEARTBEAT_S)] = no_fingerprint(300.0)
     """A rank that does not answer for so many seconds is taken for lost, and the job ends; 30
-    minutes until the first step is done, since some ranks compile or fetch data longer."""
+    minutes until the first step is done, since some ranks compile or fetch data longer. At least
+    30: a rank that is busy with a checkpoint gives a sign of life every 10."""
 
 
 def prepare(

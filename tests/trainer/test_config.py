@@ -43,6 +43,7 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
         ("objective", "masked_images", 1.5),
         ("objective", "temperature", 0),
         ("checkpoint", "every_s", -1),
+        ("execution", "timeout_s", 29),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_name(section: str, key: str, value: object) -> None:
