@@ -1,8 +1,8 @@
 """What a step that is not finite leaves behind: a file to look into it, and a refusal to repeat it.
 
 A training is a pure function of its config and data, so the same command would meet the same step
-again, hours later. Until something is changed, the step is left behind or the note is deleted, it
-ends at once.
+again, hours later. Until a setting is changed that numbers depend on, the step is left behind or
+the note is deleted, it ends at once.
 """
 
 import json
@@ -14,10 +14,20 @@ from trainer.checkpoint import write
 from trainer.config import CHANGEABLE, TrainConfig
 from trainer.step import NotFiniteError, Training
 from transforms.core import storage
+from transforms.core.config import fingerprint_fields
+from transforms.core.damage import reading
 
 NOTE = "not-finite.json"
 SHOWN = 3
 """Captions that the sentence names; the note and the replay file have all."""
+ROUNDING: dict[str, Any] = {
+    "accumulation": True,
+    "device": True,
+    "execution": {"sharding", "compile", "recompute"},
+    "num_threads": True,
+    "objective": {"contrastive_chunk", "ibot_chunk"},
+}
+"""Settings outside the fingerprint that may yet decide whether a number is finite."""
 
 
 def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteError:
@@ -49,7 +59,7 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
         "step": step,
         "sentence": sentence,
         "caption_ids": error.caption_ids,
-        "config": config.model_dump(mode="json"),
+        "settings": _settings(config),
     }
 
     def write_down() -> None:
@@ -70,14 +80,25 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
         step: Where it would continue.
 
     Raises:
-        NotFiniteError: With these very settings a step from there on was not finite.
+        NotFiniteError: With the same arithmetic a step from there on was not finite.
+        DamagedFileError: The note cannot be understood.
     """
+    url = storage.join(folder, NOTE)
     try:
-        note = json.loads(storage.read_bytes(storage.join(folder, NOTE)))
+        content = storage.read_bytes(url)
     except storage.MissingFileError:
         return
-    if note["step"] >= step and note["config"] == config.model_dump(mode="json"):
-        raise NotFiniteError(note["sentence"], note["step"], note["caption_ids"])
+    with reading(f"{url} (delete it to train on)"):
+        note = json.loads(content)
+        error = NotFiniteError(str(note["sentence"]), int(note["step"]), list(note["caption_ids"]))
+        same = note["settings"] == _settings(config)
+    if same and error.step >= step:
+        raise error
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What the numbers of a step depend on, as JSON has it."""
+    return {**fingerprint_fields(config), **config.model_dump(mode="json", include=ROUNDING)}
 
 
 def _few(caption_ids: Sequence[str]) -> str:

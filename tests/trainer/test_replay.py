@@ -12,7 +12,7 @@ from tests.trainer.running import command, flat, losses, make_run
 from trainer import checkpoint, not_finite, replay
 from trainer.config import TrainConfig
 from trainer.data import ShardReader
-from trainer.exit_codes import NOT_FINITE
+from trainer.exit_codes import NOT_FINITE, UNFINISHED
 from trainer.photometric import augment
 from trainer.step import NotFiniteError, Training
 from transforms.core.config import load_config
@@ -88,7 +88,11 @@ def test_the_same_again_is_refused_at_once_until_something_is_changed(
     before.clear()
     assert command(run, *settings) == NOT_FINITE
     assert capsys.readouterr().err.splitlines()[-1] == said
+    assert command(run, *settings, "log_every=1", "checkpoint.keep=9") == NOT_FINITE
     assert not before, "it did not come to the step"
+    assert command(run, *settings, "accumulation=2") == NOT_FINITE
+    assert before.pop("step") == BAD_STEP, "other rounding is worth a try"
+    before.clear()
     assert command(run, *settings, "optim.clip_norm=1") == NOT_FINITE
     assert before
     assert command(run, *settings, f"skip_steps=[[{BAD_STEP},{BAD_STEP}]]") == 0
@@ -97,13 +101,20 @@ def test_the_same_again_is_refused_at_once_until_something_is_changed(
 
 
 def test_a_note_counts_until_it_is_left_behind_or_deleted(
-    run: Path, before: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    before: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(run, "steps=6") == NOT_FINITE
     config, folder = load_config(TrainConfig, str(run / "train.yaml"), ["steps=6"]), run / "train"
     with pytest.raises(NotFiniteError, match=f"at step {BAD_STEP} is not finite"):
         not_finite.refuse_to_repeat(config, str(folder), BAD_STEP)
     not_finite.refuse_to_repeat(config, str(folder), BAD_STEP + 1)
+    (folder / not_finite.NOTE).write_bytes(b'{"step"')
+    capsys.readouterr()
+    assert command(run, "steps=6") == UNFINISHED
+    assert "not-finite.json (delete it to train on) is damaged: " in capsys.readouterr().err
     (folder / not_finite.NOTE).unlink()
     monkeypatch.undo()
     assert command(run, "steps=6") == 0
