@@ -7,7 +7,7 @@ no loss: new workers begin at the first step that has not arrived.
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -64,8 +64,11 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
     ranks_here: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """A rank's batches of steps `first_step` to `last_step` - 1.
+
+    Whoever does not take them all must close it: its processes hear no signal, so that a process
+    that ends with an error would wait for them for ever.
 
     Args:
         samples: Of the data.
@@ -133,10 +136,12 @@ def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> It
         while (batch := _next(iterator, processes)) is not None:
             yield batch
     finally:
-        if workers:
-            iterator._shutdown_workers()
-        for process in processes:
-            process.kill()  # Where one is stuck, torch relies on a signal that is held back.
+        try:
+            if workers:
+                iterator._shutdown_workers()
+        finally:
+            for process in processes:
+                process.kill()  # Where one is stuck, torch relies on a signal that is held back.
 
 
 def _next(iterator: Iterator[Any], processes: Iterable[BaseProcess]) -> Batch | None:

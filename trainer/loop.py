@@ -9,7 +9,7 @@ no other begun: the steps since are computed again, exactly.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from trainer import distributed
 from trainer.checkpoint import checkpoints_folder
@@ -51,6 +51,7 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
     clock = Clock(config, training.objective.device, first)
     saved_at, saved_step = time.monotonic(), first
     with (
+        contextlib.closing(stream),
         _monitor(config, folder, first) if main else contextlib.nullcontext() as monitor,
         CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
     ):
@@ -102,8 +103,10 @@ def _measured(training: Training, clock: Clock, probe: Probe | None) -> dict[str
     return {**score, **clock.lap(training.step).values()}
 
 
-def rank_batches(config: TrainConfig, samples: CroppedSamples, steps: range) -> Iterator[Batch]:
-    """This rank's batches of consecutive steps."""
+def rank_batches(
+    config: TrainConfig, samples: CroppedSamples, steps: range
+) -> Generator[Batch, None, None]:
+    """This rank's batches of consecutive steps; close it, or its processes outlive an error."""
     return batches(
         samples,
         config.loader,

@@ -13,6 +13,7 @@ cannot be read.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,8 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
     training = Training(config, device)
     training.restore(state)
     steps = range(training.step, training.step + 1)
-    batch = next(rank_batches(config, open_samples(config), steps))
+    with contextlib.closing(rank_batches(config, open_samples(config), steps)) as batches:
+        batch = next(batches)
     _check_captions(batch, state["caption_ids"])
     broken: list[str] = []
     _watch(training.student, "student", broken)

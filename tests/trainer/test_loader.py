@@ -1,14 +1,18 @@
-"""The processes that load data: one that dies is no loss, and none is missed in silence."""
+"""The processes that load data: one that dies is no loss, and none is missed or left behind."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.making import write_images
+from tests.trainer.running import ROOT, make_run
 from tests.trainer.test_stream import cropped, read, same
 from trainer import loader
 from trainer.data import LoaderConfig
@@ -98,3 +102,35 @@ def test_workers_that_always_die_end_the_stream_with_a_sentence(
     )
     with pytest.raises(LostWorkerError, match=r"died \(SIGKILL\)"):
         next(stream)
+
+
+BROKEN = """
+import sys
+from trainer import train
+from trainer.step import Training
+
+def update(self, batch):
+    raise RuntimeError("a bug")
+
+Training.update = update
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_an_error_that_nobody_expects_ends_the_training_and_its_workers(tmp_path: Path) -> None:
+    config = str(make_run(tmp_path / "run") / "train.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-c", BROKEN, config, "loader.num_workers=1"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        errors = process.communicate(timeout=60)[1]  # Until no child has it open either.
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "RuntimeError: a bug"
