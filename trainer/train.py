@@ -34,7 +34,7 @@ from trainer.loop import StoppedError, run_steps
 from trainer.order import SampleOrder
 from trainer.resume import check_folder, newest_here
 from trainer.settings import fixed, note_settings
-from trainer.signals import stop_signals
+from trainer.signals import ignore_stops, stop_signals
 from trainer.step import NotFiniteError, Training, TrainingError
 from trainer.stream import CroppedSamples, CropSpec
 from transforms.core import storage
@@ -246,6 +246,7 @@ def main(arguments: Sequence[str]) -> int:
         line, code = train(config, start_rank(config)), OK
         distributed.stop()
     except (Exception, KeyboardInterrupt) as error:
+        ignore_stops()  # Else the launcher's, once another rank has left, would hide this code.
         code, line, any_rank = ending(error)
         speaks = speaks or any_rank
         if isinstance(error, StoppedError):
