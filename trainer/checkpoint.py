@@ -222,23 +222,28 @@ def newest(folder: str) -> Iterator[Opened | None]:
     yield None
 
 
-def find(path: str) -> str:
+@contextlib.contextmanager
+def found(path: str) -> Iterator[Opened]:
     """The checkpoint that a path means: itself, or the newest whole one of a training or run.
 
     Raises:
-        storage.MissingFileError: There is none.
-        ConfigError: There are some in the folder, but none is whole; or it is another file.
+        storage.StorageError: There is none, or it cannot be read.
+        ConfigError: It is damaged, or there are some in the folder, but none is whole; or it is
+            another file.
     """
     if path.endswith(".pt"):
         if not storage.exists(path):
             raise storage.MissingFileError(None, f"there is no checkpoint {path}: {_GO_ON}")
-        return path
+        with opened(path) as checkpoint:
+            yield checkpoint
+        return
     if storage.is_local(path) and os.path.isfile(path):
         raise ConfigError(f"{path} is no checkpoint: expected a .pt file, or a training's folder")
     for parts in ((), ("checkpoints",), ("train", "checkpoints")):
-        with newest(storage.join(path, *parts) if parts else path) as checkpoint:
-            if checkpoint is not None:
-                return checkpoint.url
+        with newest(storage.join(path, *parts) if parts else path) as whole:
+            if whole is not None:
+                yield whole
+                return
     raise storage.MissingFileError(
         None,
         f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training; "
@@ -247,12 +252,12 @@ def find(path: str) -> str:
 
 
 def load_encoder(
-    path: str, which: Literal["teacher", "student"] = "teacher"
+    checkpoint: Opened, which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[nn.Module, EncoderConfig]:
     """The encoder of a checkpoint, without heads, in evaluation mode on the CPU.
 
     Args:
-        path: A checkpoint, or the folder of a training or run (its newest checkpoint).
+        checkpoint: Opened; the encoder is a copy of what it holds.
         which: A training without teacher (StableRep, SimCLR) has a student only; its "teacher" is
             the student.
 
@@ -260,11 +265,9 @@ def load_encoder(
         The encoder, and its shape and input normalisation.
 
     Raises:
-        storage.StorageError: There is no checkpoint, or it cannot be read.
-        ConfigError: It is damaged, or not ours.
+        ConfigError: It holds no encoder of ours.
     """
-    url = find(path)
-    state = load(url)
+    state = checkpoint.state
     weights = state["teacher"] if which == "teacher" and state["teacher"] else state["student"]
     try:
         config = EncoderConfig.model_validate(state["config"]["model"])
@@ -278,7 +281,7 @@ def load_encoder(
         )
     except (KeyError, ValidationError, RuntimeError) as error:
         raise ConfigError(
-            f"checkpoint {url} does not hold the encoder that its own config describes"
+            f"checkpoint {checkpoint.url} does not hold the encoder that its own config describes"
         ) from error
     return encoder.eval(), config
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trainer.checkpoint import find, load_encoder
+from trainer.checkpoint import found, load_encoder
 from trainer.vit import EncoderConfig, architecture
 from transforms.core import storage
 from transforms.core.config import ConfigError
@@ -28,13 +28,16 @@ BASE = "vit_base_patch16_224"
 """timm's name of the class; `model_args` turn it into any other size."""
 
 
-def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher") -> None:
+def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher") -> str:
     """Write the encoder of a checkpoint as a timm model.
 
     Args:
         path: A checkpoint, or the folder of a training or run.
         out: Folder or URL; what stands there under the same names is replaced.
         which: Whose weights.
+
+    Returns:
+        URL of the checkpoint.
 
     Raises:
         storage.StorageError: A file cannot be read or written.
@@ -43,7 +46,8 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
     """
     from safetensors.torch import save
 
-    encoder, config = load_encoder(path, which)
+    with found(path) as checkpoint:
+        encoder, config = load_encoder(checkpoint, which)
     weights = {name: value.contiguous() for name, value in encoder.state_dict().items()}
     text = json.dumps(timm_config(config), indent=2, sort_keys=True)
     files = {
@@ -56,6 +60,7 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
         _check_features(encoder, config, scratch)
     for name, content in files.items():
         storage.replace_bytes(content, storage.join(out, name))
+    return checkpoint.url
 
 
 def timm_config(config: EncoderConfig) -> dict[str, Any]:
@@ -109,8 +114,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parsed = parser.parse_args(arguments)
     try:
-        url = find(parsed.checkpoint)
-        export(url, parsed.out, parsed.which)
+        url = export(parsed.checkpoint, parsed.out, parsed.which)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

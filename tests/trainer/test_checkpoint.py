@@ -1,7 +1,7 @@
 """Checkpoints: whole or absent, the newest whole one is found, encoders come out of them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from tests.trainer.gradients import tiny_config
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointConfig
 from trainer.step import Training
+from trainer.vit import EncoderConfig
 from transforms.core import storage
 from transforms.core.config import ConfigError
 
@@ -17,6 +18,37 @@ from transforms.core.config import ConfigError
 def newest_step(folder: str) -> int | None:
     with checkpoint.newest(folder) as found:
         return found.state["step"] if found else None
+
+
+def url_of(path: str) -> str:
+    with checkpoint.found(path) as found:
+        return found.url
+
+
+def encoder_of(
+    path: str, which: Literal["teacher", "student"] = "teacher"
+) -> tuple[torch.nn.Module, EncoderConfig]:
+    with checkpoint.found(path) as found:
+        return checkpoint.load_encoder(found, which)
+
+
+def note_readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done from now on that goes over all of a checkpoint, for those are large."""
+    noted: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def watched(*arguments: str) -> Any:
+            noted.extend([name] * any(argument.endswith(".pt") for argument in arguments))
+            return work(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in ("download", "read_bytes"):
+        watch(storage, name)
+    watch(checkpoint, "_check_sums")
+    return noted
 
 
 def tiny_state(step: int = 0, **changes: Any) -> dict[str, Any]:
@@ -106,11 +138,11 @@ def test_whoever_asks_for_the_newest_gets_a_whole_one(
     content[content.index(token)] ^= 1
     Path(new).write_bytes(content)
     for path in (str(tmp_path), folder):
-        assert checkpoint.find(path) == old
-        checkpoint.load_encoder(path)
+        assert url_of(path) == old
+        encoder_of(path)
     assert "step-000000002.pt is damaged" in caplog.text
     with pytest.raises(ConfigError, match="damaged"):
-        checkpoint.load_encoder(new)
+        encoder_of(new)
 
 
 def test_after_a_damaged_one_the_next_stays_though_its_number_is_lower(tmp_path: Path) -> None:
@@ -163,10 +195,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         checkpoint.load(str(tmp_path / "none.pt"))
     for missing in ("empty", "none.pt"):
         with pytest.raises(storage.MissingFileError, match=r"no checkpoint .*run .*trainer\.train"):
-            checkpoint.find(str(tmp_path / missing))
+            url_of(str(tmp_path / missing))
     (tmp_path / "train.yaml").touch()
     with pytest.raises(ConfigError, match=r"train\.yaml is no checkpoint: expected a \.pt"):
-        checkpoint.find(str(tmp_path / "train.yaml"))
+        url_of(str(tmp_path / "train.yaml"))
 
 
 def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
@@ -176,9 +208,9 @@ def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
     folder = checkpoint.checkpoints_folder(str(tmp_path / "train"))
     url = checkpoint.save(state, folder)
     for path in (url, folder, str(tmp_path / "train"), str(tmp_path)):
-        assert checkpoint.find(path) == url
-    student, config = checkpoint.load_encoder(str(tmp_path), "student")
-    teacher, _ = checkpoint.load_encoder(str(tmp_path))
+        assert url_of(path) == url
+    student, config = encoder_of(str(tmp_path), "student")
+    teacher, _ = encoder_of(str(tmp_path))
     assert config == tiny_config("unused").model
     assert not teacher.training
     for name, value in student.state_dict().items():
@@ -189,7 +221,7 @@ def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
 def test_without_a_teacher_the_student_stands_in(tmp_path: Path) -> None:
     state = tiny_state(objective={"teacher": False, "ibot_weight": 0.0})
     checkpoint.save(state, str(tmp_path))
-    encoder, _ = checkpoint.load_encoder(str(tmp_path), "teacher")
+    encoder, _ = encoder_of(str(tmp_path), "teacher")
     assert torch.equal(encoder.state_dict()["cls_token"], state["student"]["encoder.cls_token"])
 
 
@@ -198,4 +230,4 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     state["config"]["model"]["width"] = 24
     checkpoint.save(state, str(tmp_path))
     with pytest.raises(ConfigError, match="does not hold the encoder"):
-        checkpoint.load_encoder(str(tmp_path))
+        encoder_of(str(tmp_path))

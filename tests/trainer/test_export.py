@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from tests.trainer.test_checkpoint import tiny_state
+from tests.trainer.test_checkpoint import note_readings, tiny_state
 from trainer import checkpoint
 from trainer.export import main, timm_config
 from trainer.vit import EncoderConfig
@@ -23,7 +23,8 @@ def test_timm_loads_it_with_equal_features(
     assert main([str(tmp_path), str(out)]) == 0
     assert "step-000000005.pt" in capsys.readouterr().out
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    encoder, config = checkpoint.load_encoder(str(tmp_path))
+    with checkpoint.found(str(tmp_path)) as found:
+        encoder, config = checkpoint.load_encoder(found)
     for side in (16, 8):
         images = torch.randn(3, 3, side, side)
         with torch.inference_mode():
@@ -49,9 +50,14 @@ def test_other_features_are_not_exported(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_goes_to_any_storage(tmp_path: Path, any_storage: str) -> None:
-    checkpoint.save(tiny_state(), str(tmp_path))
-    assert main([str(tmp_path), f"{any_storage}/exported"]) == 0
+def test_an_export_goes_from_and_to_any_storage_and_reads_once(
+    any_storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tiny_state(), any_storage)
+    readings = note_readings(monkeypatch)
+    assert main([any_storage, f"{any_storage}/exported"]) == 0
+    fetched = [] if storage.is_local(any_storage) else ["download"]
+    assert readings == [*fetched, "_check_sums"]
     assert set(storage.list_files(f"{any_storage}/exported")) == {
         "config.json",
         "model.safetensors",

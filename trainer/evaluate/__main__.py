@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.evaluate import scoresheet
 from trainer.evaluate.datasets import LabelledSet, load_dataset
@@ -25,6 +25,11 @@ from transforms.core import storage
 from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config
 from transforms.core.seeding import derive
 from transforms.core.shards import DamagedFileError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.vit import EncoderConfig
 
 ALL = "all"
 VERSION = 1
@@ -39,12 +44,12 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
         storage.StorageError: There is no checkpoint, or storage failed.
         DamagedFileError: A picture cannot be decoded.
     """
-    from trainer import checkpoint
+    from trainer.checkpoint import found, load_encoder
 
-    folder = storage.join(config.run, "scores")
-    url = checkpoint.find(config.checkpoint or config.run)
-    digest = hashlib.blake2b(storage.read_bytes(url), digest_size=16).hexdigest()
-    datasets = _datasets(config)
+    folder, datasets = storage.join(config.run, "scores"), _datasets(config)
+    with found(config.checkpoint or config.run) as checkpoint:
+        digest = _digest(checkpoint.path)
+        encoder, shape = load_encoder(checkpoint, config.which)
 
     def fingerprint(task: str, dataset: LabelledSet) -> str:
         settings = _settings(task, config)
@@ -58,7 +63,7 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
     missing = {task: unscored for task, unscored in missing.items() if unscored}
     if missing:
         storage.check_writable(folder)
-        evaluation = Evaluation(config, datasets, _subjects(config, url))
+        evaluation = Evaluation(config, datasets, _subjects(config, encoder, shape))
         for task, unscored in missing.items():
             rows = TASKS[task](replace(evaluation, datasets=unscored))
             for dataset in unscored:
@@ -67,7 +72,12 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
                 scoresheet.save(folder, TaskScores(task, dataset.name, digest, basis, own))
     rows = scoresheet.publish(folder, TASKS, digest)
     done = "Scored" if missing else "Scored already:"
-    return f"{scoresheet.plain(rows)}\n{done} {url}; {storage.join(folder, 'scores.md')}"
+    return f"{scoresheet.plain(rows)}\n{done} {checkpoint.url}; {storage.join(folder, 'scores.md')}"
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _datasets(config: EvaluateConfig) -> list[LabelledSet]:
@@ -88,16 +98,16 @@ def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
     return {k: v for k, v in fingerprint_fields(config).items() if not k.startswith(others)}
 
 
-def _subjects(config: EvaluateConfig, checkpoint_url: str) -> list[Subject]:
-    from trainer.checkpoint import load_encoder
+def _subjects(
+    config: EvaluateConfig, encoder: "nn.Module", shape: "EncoderConfig"
+) -> list[Subject]:
     from trainer.vit import build_encoder
 
     extraction = Extraction(_device(config), config.batch_size, config.num_workers)
-    trained, encoder_config = load_encoder(checkpoint_url, config.which)
-    subjects = [encoder_subject("trained", trained, encoder_config, extraction)]
+    subjects = [encoder_subject("trained", encoder, shape, extraction)]
     for number in range(config.num_untrained):
-        fresh = build_encoder(encoder_config, derive(config.seed, "untrained", number))
-        subjects.append(encoder_subject("untrained", fresh, encoder_config, extraction))
+        fresh = build_encoder(shape, derive(config.seed, "untrained", number))
+        subjects.append(encoder_subject("untrained", fresh, shape, extraction))
     return [*subjects, pixels_subject()] if config.pixels else subjects
 
 

@@ -1,5 +1,6 @@
 import json
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import torch
 import yaml
 
 from tests.trainer.evaluate.tiny import save_checkpoint, save_pictures
+from tests.trainer.test_checkpoint import note_readings
+from trainer import checkpoint
 from trainer.evaluate import tasks
 from trainer.evaluate.__main__ import main
+from transforms.core import storage
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +127,22 @@ def test_scores_are_deterministic(job: tuple[Path, Path], tmp_path: Path) -> Non
         file.unlink()
     assert main(["all", str(path), "batch_size=7"]) == 0
     assert json.loads(first) == json.loads((run / "scores" / "scores.json").read_bytes())
+
+
+def test_a_remote_checkpoint_is_fetched_and_checked_once(
+    job: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = job
+    assert main(["knn", str(path)]) == 0
+    local = json.loads((run / "scores" / "knn-colours.json").read_text())
+    there = f"memory://{uuid.uuid4().hex}"
+    (file,) = checkpoint.list_steps(checkpoint.checkpoints_folder(str(run / "train"))).values()
+    storage.replace_bytes(Path(file).read_bytes(), f"{there}/{Path(file).name}")
+    readings = note_readings(monkeypatch)
+    (run / "scores" / "knn-colours.json").unlink()
+    assert main(["knn", str(path), f"checkpoint={there}"]) == 0
+    assert readings == ["download", "_check_sums"]
+    assert json.loads((run / "scores" / "knn-colours.json").read_text()) == local
 
 
 def test_baselines_can_be_left_out(job: tuple[Path, Path]) -> None:
