@@ -14,7 +14,7 @@ from collections.abc import Generator
 from trainer import distributed
 from trainer.checkpoint import checkpoints_folder
 from trainer.checkpoint_writer import CheckpointWriter
-from trainer.config import TrainConfig, batch_images
+from trainer.config import TrainConfig, batch_images, is_skipped
 from trainer.loader import batches
 from trainer.monitor import Monitor
 from trainer.pace import Clock
@@ -45,7 +45,9 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
         storage.StorageError, ConfigError: Data cannot be read, or results cannot be written.
     """
     config, first = training.config, training.step
-    stream = rank_batches(config, samples, range(first, config.steps))
+    steps = range(first, config.steps)
+    stream = rank_batches(config, samples, steps)
+    first_update = next((step for step in steps if not is_skipped(config, step)), None)
     probe = _probe(training)
     main = distributed.rank() == 0
     clock = Clock(config, training.objective.device, first)
@@ -60,12 +62,12 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
                 batch = next(stream)
             training.update(batch)
             step = training.step
-            if step == first + 1:
-                distributed.expect_answers_within(config.execution.timeout_s)
             if monitor is not None:
                 monitor.advance(batch_images(config))
             due = main and config.checkpoint.is_due(step, time.monotonic() - saved_at)
             stopped, due, writing = distributed.any_rank(bool(stop), due, writer.is_writing())
+            if step - 1 == first_update:  # In it each rank compiles, and now all have.
+                distributed.expect_answers_within(config.execution.timeout_s)
             done = step == config.steps
             saves = done or (not writing if stopped else due)
             logs = done or (step - 1) % config.log_every == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch._C._distributed_c10d import TCPStore
 
 from tests.trainer.making import TINY_TRAINING, write_images
 from trainer import checkpoint, train
@@ -68,11 +68,15 @@ def checkpoints(run: Path) -> str:
     return str(run / "train" / "checkpoints")
 
 
-def free_port() -> int:
-    """A port at which ranks can meet."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return int(listener.getsockname()[1])
+def meeting_point() -> TCPStore:
+    """What ranks meet at, as long as it is held; by its port, see `is_rank`."""
+    return TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+
+def is_rank(rank: int, port: int) -> None:
+    """Make this process one of two ranks, as the launcher does, for the commands to come."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
 
 def final_state(run: Path, step: int = 4) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from tests.trainer.running import command, free_port, make_run
+from tests.trainer.running import command, is_rank, make_run, meeting_point
 from trainer import checkpoint, distributed, photometric, train
 from trainer.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.step import Training
@@ -83,9 +83,8 @@ def _rank(rank: int, ports: list[int], folder: str) -> None:
         done[0] = time.monotonic()
 
     results = {}
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for port, (name, spoil) in zip(ports, CASES.items(), strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+        is_rank(rank, port)
         said = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
             patch.setattr(storage, "replace_bytes", slow)
@@ -101,7 +100,8 @@ def _rank(rank: int, ports: list[int], folder: str) -> None:
 def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -> None:
     for name in CASES:
         make_run(tmp_path / name)
-    ports = [free_port() for _ in CASES]
+    points = [meeting_point() for _ in CASES]
+    ports = [point.port for point in points]
     start_processes(_rank, (ports, str(tmp_path)), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
 
@@ -123,3 +123,18 @@ def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -
 
     assert first["two folders"][0] == second["two folders"][0] == WRONG_CONFIG
     assert "but ranks 1 do not see it: expected a folder that all" in first["two folders"][1]
+
+
+def test_patience_with_other_ranks_ends_when_all_have_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    any_rank, done = distributed.any_rank, [""]
+
+    def asked(*flags: bool) -> list[bool]:
+        done.append("a step of all")
+        return any_rank(*flags)
+
+    monkeypatch.setattr(distributed, "any_rank", asked)
+    monkeypatch.setattr(distributed, "expect_answers_within", lambda _: done.append("patience"))
+    assert command(make_run(tmp_path / "run"), "skip_steps=[[0,0]]") == 0
+    assert done[1:] == [*["a step of all"] * 2, "patience", *["a step of all"] * 2]

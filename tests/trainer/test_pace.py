@@ -1,7 +1,6 @@
 """Rates are those of the interval, waiting is a share of it; the log hears of the worst rank."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.gradients import tiny_config
-from tests.trainer.running import command, free_port, make_run
+from tests.trainer.running import command, is_rank, make_run, meeting_point
 from trainer import loop
 from trainer.pace import Clock
 
@@ -66,8 +65,7 @@ def _rank(rank: int, port: int, run: str) -> None:
             time.sleep(0.5)
             yield batch
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    is_rank(rank, port)
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             patch.setattr(loop, "rank_batches", slow)
@@ -79,7 +77,8 @@ def _rank(rank: int, port: int, run: str) -> None:
 def test_the_log_of_two_ranks_tells_of_both(tmp_path: Path) -> None:
     one, two = (make_run(tmp_path / name) for name in ("one", "two"))
     assert command(one, "model.drop_path=0") == 0
-    start_processes(_rank, (free_port(), str(two)), nprocs=2, start_method="spawn")
+    point = meeting_point()
+    start_processes(_rank, (point.port, str(two)), nprocs=2, start_method="spawn")
     assert all(waiting > 0.3 for waiting in logged(two, "waiting"))
     assert logged(two, "memory_gib") == [4.0] * 4
     assert logged(two, "feature_std") == pytest.approx(logged(one, "feature_std"), rel=1e-3)
