@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from trainer.data import LoaderConfig
 from trainer.order import Shares
@@ -124,14 +125,15 @@ def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> It
         prefetch_factor=config.prefetch if workers else None,
         multiprocessing_context=context if workers else None,
     )
-    on_child = signal.getsignal(signal.SIGCHLD)
+    if workers:
+        # Torch's handler raises in the middle of a step; waiting for a batch notices as well. It is
+        # set once, with the first workers of a process: before they are there, and then taken off.
+        signal_handling._set_SIGCHLD_handler()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     others = set(multiprocessing.active_children())
     with held():
         iterator: Any = iter(loader)
     processes = set(multiprocessing.active_children()) - others
-    if signal.getsignal(signal.SIGCHLD) is not on_child:
-        # Torch's handler raises in the middle of a step; waiting for a batch notices as well.
-        signal.signal(signal.SIGCHLD, on_child)
     try:
         while (batch := _next(iterator, processes)) is not None:
             yield batch

@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.trainer.running import (
     write_config,
 )
 from trainer import checkpoint, resume
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.exit_codes import RESTART
 from trainer.step import Training
 from transforms.core import storage
@@ -84,18 +84,22 @@ def test_who_is_stopped_while_a_checkpoint_is_written_finishes_that_one(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Time is short then: to begin another would take twice as long."""
-    update, replace_bytes, stopped = Training.update, storage.replace_bytes, threading.Event()
+    update, replace_bytes, waits = Training.update, storage.replace_bytes, threading.Event()
+    wait = CheckpointWriter.wait
+
+    def waited(self: CheckpointWriter) -> str:
+        waits.set()
+        return wait(self)
 
     def interrupted(self: Training, batch: Any) -> None:
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-            stopped.set()
+            monkeypatch.setattr(CheckpointWriter, "wait", waited)
         update(self, batch)
 
     def slow(data: bytes, url: str) -> None:
         if url.endswith("step-000000002.pt"):
-            assert stopped.wait(30)
-            time.sleep(1.0)
+            assert waits.wait(30), "the stop is seen while this is written"
         replace_bytes(data, url)
 
     monkeypatch.setattr(Training, "update", interrupted)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data._utils import signal_handling
 
 from tests.trainer.making import write_images
 from tests.trainer.running import ROOT, make_run
@@ -28,8 +29,10 @@ def kill_workers() -> None:
 
 
 def test_workers_that_are_killed_are_started_again_where_they_were(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    signal_handling._set_SIGCHLD_handler()  # As another loader of this process may have.
     write_images(tmp_path)
     expected = read(tmp_path, 0, 8)
     stream = batches(
