@@ -7,6 +7,7 @@ Every function works without a process group, as one process. How gradients are 
 import contextlib
 import datetime
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -22,6 +23,10 @@ START_TIMEOUT_S = 1800.0
 """Patience with other ranks until `expect_answers_within`: some compile or fetch data longer."""
 HEARTBEAT_S = 10.0
 """Seconds between two signs of life to ranks that wait for a long piece of work."""
+
+LETTING_GO_S = 0.2
+"""Seconds in which gloo's threads give back the last tensors, for which they need Python's lock.
+DDP's reducer, freed with an error that holds it, would wait for those threads with that lock."""
 
 
 class LostRankError(RuntimeError):
@@ -45,6 +50,7 @@ def stop() -> None:
     """Leave the group, if there is one; the others must leave, too: NCCL may wait for them."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(LETTING_GO_S)
 
 
 def abort() -> None:
@@ -52,6 +58,7 @@ def abort() -> None:
     if dist.is_initialized():
         # Torch has no public name for it yet.
         dist.distributed_c10d._abort_process_group()
+        time.sleep(LETTING_GO_S)
 
 
 def is_on() -> bool:
