@@ -173,6 +173,7 @@ def is_lost(error: BaseException) -> bool:
 def lost(error: BaseException) -> LostRankError:
     """What torch says when the others do not answer, as a sentence."""
     reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    reason = reason.partition(". ")[0]  # Gloo goes on with guesses.
     return LostRankError(
         f"rank {rank()} lost the others ({reason}); the launcher's summary names the first rank "
         "that died"

@@ -7,11 +7,12 @@
 OK = 0
 """All steps are done."""
 UNFINISHED = 1
-"""Steps are left, since data, storage or a rank failed: mend it, then start again."""
+"""Steps are left, since data or storage failed, or a rank of this machine died: mend it, then start
+again."""
 WRONG_CONFIG = 2
 """A setting is wrong, and will be the next time."""
 NOT_FINITE = 3
 """A loss or a gradient is not finite, and will be the next time unless something is changed."""
 RESTART = 75
-"""A signal stopped it, or another rank is gone: start it again. `sysexits.h` calls 75 a temporary
-failure."""
+"""A signal stopped it, or a rank of another machine is gone: start it again. `sysexits.h` calls 75
+a temporary failure."""

@@ -8,6 +8,7 @@ the ranks as the training wants them: SIGUSR1, too, and with 110 s to save (`--s
 where `torchrun` kills after 30.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
@@ -18,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 
+LOCALHOST = "127.0.0.1"
 DEFAULTS = ("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout=110")
 
 
@@ -39,7 +41,17 @@ def verdict(codes: Collection[int]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     try:
-        run.run(run.parse_args([*DEFAULTS, *arguments]))
+        options = run.parse_args([*DEFAULTS, *arguments])
+        if options.nnodes not in ("1", "1:1") and not (
+            options.rdzv_endpoint or options.master_addr != LOCALHOST
+        ):
+            raise ValueError(
+                f"--nnodes={options.nnodes} needs --master-addr=HOST, the first machine, and on "
+                "each machine its --node-rank (or --rdzv-endpoint)"
+            )
+        if options.nproc_per_node != "1":
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # As torchrun does, in twelve lines.
+        run.run(options)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         return verdict({failure.exitcode for failure in error.failures.values()})

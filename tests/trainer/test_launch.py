@@ -97,7 +97,7 @@ def test_what_cannot_mend_itself_outweighs_a_restart(codes: set[int], expected: 
     assert verdict(codes) == expected
 
 
-@pytest.mark.parametrize("option", ["--nproc-per-node=many", "--nnodes=few"])
+@pytest.mark.parametrize("option", ["--nproc-per-node=many", "--nnodes=few", "--nnodes=2"])
 def test_wrong_options_are_a_sentence(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([option, "-m", "trainer.train"]) == WRONG_CONFIG
     said = capsys.readouterr().err
