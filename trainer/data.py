@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -75,7 +76,7 @@ class ShardReader:
 
     Raises:
         storage.MissingFileError: There is no index, so the stage is not complete.
-        ConfigError: The shards hold another number of images per caption.
+        ConfigError: There is no images stage, or one of another number of images per caption.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ShardReader:
         remembered_shards: int = 200,
     ) -> None:
         self.index_path = index_path
-        index = read_stage_index(index_path, "images", "data")
+        index = read_stage_index(index_path, "images", "data", ".tar")
         held = index.metadata.get("images_per_caption")
         if images_per_caption is not None and held not in (None, str(images_per_caption)):
             raise ConfigError(
@@ -248,21 +249,31 @@ class ShardReader:
             ) from error
 
 
-def read_stage_index(index_path: str, stage: str, key: str) -> Index:
+def read_stage_index(index_path: str, stage: str, key: str, suffix: str) -> Index:
     """The index of a complete stage, whose folder the config's `key` can name.
 
     Raises:
-        storage.MissingFileError: There is no index, so the stage is not complete.
+        storage.MissingFileError: The stage was begun, but is not complete.
+        ConfigError: There is no such stage, or one of shards without the `suffix`.
         DamagedFileError: The file is not an index.
     """
+    folder = index_path.rpartition("/")[0]
+    expected = f"expected the folder of a finished {stage} stage, such as RUN/{stage}"
     try:
-        return read_index(index_path)
+        index = read_index(index_path)
     except storage.MissingFileError as error:
+        if not storage.exists(storage.join(folder, "run.yaml")):
+            raise ConfigError(f"{folder} (key {key}, or run) holds no stage: {expected}") from error
         raise storage.MissingFileError(
             error.errno,
             f"there is no index {index_path}: the {stage} stage is not complete; run it (again), "
             f"or set {key} to the folder of one that is",
         ) from error
+    paths = index.table["path"]
+    strange = paths.filter(pc.invert(pc.ends_with(paths, suffix)))
+    if len(strange):
+        raise ConfigError(f"{folder} (key {key}, or run) holds {strange[0]}: {expected}")
+    return index
 
 
 def _text_and_meta(content: dict[str, bytes], key: str) -> dict[str, Any]:

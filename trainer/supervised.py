@@ -76,10 +76,12 @@ def concept_labels(captions: str) -> dict[str, int]:
         captions: Its folder or URL.
 
     Raises:
-        storage.StorageError: It is not there or cannot be read.
+        ConfigError: It is none.
+        storage.StorageError: It is not complete or cannot be read.
         DamagedFileError: A shard is damaged, or none of captions.
     """
-    index = read_stage_index(storage.join(captions, "index.parquet"), "captions", "captions")
+    url = storage.join(captions, "index.parquet")
+    index = read_stage_index(url, "captions", "captions", ".parquet")
     concepts: set[str] = set()
     for path in index.table["path"].to_pylist():
         url = storage.join(index.folder, path)

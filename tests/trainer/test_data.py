@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.making import concept_of, picture, text_of, write_images
+from tests.trainer.making import concept_of, picture, text_of, write_captions, write_images
 from trainer import data
 from trainer.data import BrokenSampleError, ShardReader
 from transforms.core import storage
@@ -85,8 +85,17 @@ def test_the_checksum_follows_the_content(tmp_path: Path) -> None:
 
 
 def test_a_missing_index_says_that_the_stage_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no stage"):
+        ShardReader(str(tmp_path / "index.parquet"))
+    (tmp_path / "run.yaml").write_text("config: {}")
     with pytest.raises(storage.MissingFileError, match="images stage is not complete"):
         ShardReader(str(tmp_path / "index.parquet"))
+
+
+def test_another_stage_is_refused_before_a_shard_is_read(tmp_path: Path) -> None:
+    held = r"captions \(key data, or run\) holds shards/000/captions-000000.parquet: expected"
+    with pytest.raises(ConfigError, match=held):
+        ShardReader(write_captions(tmp_path / "captions").index_url)
 
 
 def test_another_image_count_is_refused(tmp_path: Path) -> None:
