@@ -99,6 +99,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
     samples = open_samples(config)
+    _check_batch(config, samples.order.num_samples)
     fields = {**fixed(config), "data": samples.reader.checksum}
     check_folder(checkpoints)
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
@@ -173,6 +174,15 @@ def check_ranks(config: TrainConfig) -> None:
         raise ConfigError(
             f"captions_per_batch is {config.captions_per_batch}: expected a multiple of {pieces}, "
             f"which is {distributed.world_size()} ranks times accumulation {config.accumulation}"
+        )
+
+
+def _check_batch(config: TrainConfig, num_samples: int) -> None:
+    """See that no batch has to have a caption twice."""
+    if config.captions_per_batch > num_samples:
+        raise ConfigError(
+            f"captions_per_batch is {config.captions_per_batch}, but {data_folder(config)} holds "
+            f"{num_samples} captions: expected at most that many"
         )
 
 
