@@ -19,7 +19,7 @@ from transforms.core.damage import reading
 
 NOTE = "not-finite.json"
 SHOWN = 3
-"""Captions that the sentence names; the note and the replay file have all."""
+"""Captions or modules that a sentence names; the note and the replay file have all captions."""
 ROUNDING: dict[str, Any] = {
     "accumulation": True,
     "device": True,
@@ -45,7 +45,7 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
     replay = storage.join(folder, f"replay-step-{step:09d}.pt")
     note = storage.join(folder, NOTE)
     sentence = (
-        f"{error}, captions {_few(error.caption_ids)}; look into it with `python -m trainer.replay "
+        f"{error}, captions {few(error.caption_ids)}; look into it with `python -m trainer.replay "
         f"{replay}`; go on with '{_skipping(config, step)}', or with another "
         f"{' or '.join(CHANGEABLE[:-1])}; to try the same again delete {note}"
     )
@@ -96,14 +96,15 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
         raise error
 
 
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """What the numbers of a step depend on, as JSON has it."""
     return {**fingerprint_fields(config), **config.model_dump(mode="json", include=ROUNDING)}
-
-
-def _few(caption_ids: Sequence[str]) -> str:
-    more = len(caption_ids) - SHOWN
-    return ", ".join(caption_ids[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _skipping(config: TrainConfig, step: int) -> str:

@@ -4,9 +4,10 @@
 
 A training that stops for that reason leaves such a file: the state before the step, and the caption
 ids of its batch. The step is computed again from them, on one process or as many as `torchrun`
-starts, and the report says which loss terms, which modules' outputs (in the order in which they
-were computed) and which gradients are not finite. Overrides change the config that is in the file:
-`device=cpu precision=fp32` tells a number that is out of bfloat16's reach from one that is wrong.
+starts, and the report says whether weights were ruined before, and which loss terms, which modules'
+outputs (the first in the order in which they were computed) and which gradients are not finite.
+Overrides change the config that is in the file: `device=cpu precision=fp32` tells a number that is
+out of bfloat16's reach from one that is wrong.
 
 Exit code 0: the report is printed; 2: the file is none, or an override is wrong; 1: the data
 cannot be read.
@@ -15,7 +16,7 @@ cannot be read.
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +28,16 @@ from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
 from trainer.loader import LostWorkerError
 from trainer.loop import rank_batches
+from trainer.not_finite import few
 from trainer.step import Training
 from trainer.stream import Batch, hex_ids
 from trainer.train import check_ranks, open_samples, start_rank
 from transforms.core import storage
 from transforms.core.config import ConfigError, parse_config
 from transforms.core.shards import DamagedFileError
+
+ABSURD = 1e3
+"""No weight of a sound network comes near."""
 
 
 def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]:
@@ -63,16 +68,32 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
         _watch(training.teacher, "teacher", broken)
     terms = training.objective.backward(batch, training.step)
     lines = [f"step {training.step}, {len(batch.positions)} captions on this rank"]
+    if ruined := list(_ruined_weights(state)):
+        lines.append(
+            f"weights were not finite, or above {ABSURD:g}, before this step ({few(ruined)}): the "
+            "cause lies in an earlier one"
+        )
     lines += [f"loss term {name}: {float(value):.6g}" for name, value in terms.items()]
-    lines += [f"not finite: the output of {name}" for name in broken]
-    lines += [
-        f"not finite: the gradient of {name}"
+    gradients = [
+        name
         for name, parameter in training.student.named_parameters()
         if parameter.grad is not None and not parameter.grad.isfinite().all()
     ]
-    if len(lines) == 1 + len(terms):
+    for what, names in (("output", broken), ("gradient", gradients)):
+        if names:
+            lines.append(f"not finite: the {what} of {few(names)}")
+    if not broken and not gradients:
         lines.append("everything is finite this time")
     return lines
+
+
+def _ruined_weights(state: State) -> Iterator[str]:
+    """Those that are not finite or absurd; a step that fails may spoil running estimates itself."""
+    for owner in ("student", "teacher"):
+        for name, value in (state[owner] or {}).items():
+            estimate = "running_" in name or not value.is_floating_point()
+            if not estimate and not (value.abs() <= ABSURD).all():
+                yield f"{owner} {name}"
 
 
 def _check_captions(batch: Batch, expected: Sequence[str]) -> None:
@@ -89,8 +110,11 @@ def _watch(network: nn.Module, owner: str, broken: list[str]) -> None:
 
     def hook(name: str) -> Any:
         def note(_: nn.Module, __: Any, output: Any) -> None:
+            line = f"{owner} {name}"
+            if line in broken:  # Of another piece, or computed again.
+                return
             if any(not tensor.isfinite().all() for tensor in _tensors(output)):
-                broken.append(f"{owner} {name}")
+                broken.append(line)
 
         return note
 

@@ -1,6 +1,7 @@
 """A step that is not finite: nothing of it is kept but what is needed to look into it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,29 @@ def test_the_step_can_be_looked_into(
     assert replay.main([str(replay_file(run))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "loss term loss: nan" in lines
-    broken = [line for line in lines if line.startswith("not finite: the output of student")]
-    assert broken[0] == "not finite: the output of student encoder.patch_embed.proj"
+    outputs, gradients = (line for line in lines if line.startswith("not finite: "))
+    first = "not finite: the output of teacher encoder.patch_embed.proj, "
+    assert re.fullmatch(rf"{re.escape(first)}[^,]*, [^,]* and \d+ more", outputs)
+    assert re.match(r"not finite: the gradient of encoder\..* and \d+ more", gradients)
+    assert not any("before this step" in line for line in lines)
 
     monkeypatch.undo()
     assert replay.main([str(replay_file(run))]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "everything is finite this time"
+
+
+@pytest.mark.parametrize("weight", [torch.nan, -2e3])
+def test_weights_that_were_ruined_before_are_named_first(
+    run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], weight: float
+) -> None:
+    assert command(run, "steps=6") == NOT_FINITE
+    state = checkpoint.load(str(replay_file(run)))
+    state["student"]["encoder.cls_token"].flatten()[0] = weight
+    checkpoint.write(state, str(replay_file(run)))
+    assert replay.main([str(replay_file(run))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = "before this step (student encoder.cls_token): the cause lies in an earlier one"
+    assert lines[1].endswith(expected)
 
 
 def test_files_and_data_that_do_not_fit_are_named(
