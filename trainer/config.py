@@ -1,8 +1,15 @@
 """The config of a training job, put together from the sections that each module owns."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from trainer.checkpoint import CheckpointConfig
 from trainer.crops import CropsConfig
@@ -19,6 +26,8 @@ from transforms.core.config import Config, no_fingerprint
 CHANGEABLE = ("optim.clip_norm", "optim.learning_rate", "precision", "skip_steps")
 """Settings that change what is learned and may yet be changed on a run, from its newest checkpoint
 on, as the ways out of a loss that is not finite; see `trainer.settings`."""
+
+StepRanges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 
 
 class TrainConfig(Config):
@@ -41,7 +50,7 @@ class TrainConfig(Config):
     """Pieces in which each rank takes its captions, to save memory."""
     steps: PositiveInt = 500_000
     """Optimiser steps (paper: 500k; scaling plots 300k; ablations 85k)."""
-    skip_steps: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
+    skip_steps: StepRanges = ()
     """Steps that take their batches and update nothing: ranges [first, last]. May be changed on a
     run."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
@@ -64,6 +73,19 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
 
+    @field_validator("skip_steps", mode="wrap")
+    @classmethod
+    def _ranges(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> StepRanges:
+        """One sentence about the whole, whatever part of it is wrong."""
+        sentence = "expected ranges [[first,last],...] with 0 <= first <= last"
+        try:
+            ranges: StepRanges = handler(value)
+        except ValidationError as error:
+            raise ValueError(sentence) from error
+        if any(first > last for first, last in ranges):
+            raise ValueError(sentence)
+        return ranges
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.crops.num_local and self.crops.local_size % self.model.patch_size:
@@ -73,9 +95,6 @@ class TrainConfig(Config):
             )
         if self.optim.warmup > self.steps:
             raise ValueError(f"optim.warmup {self.optim.warmup} is more than steps {self.steps}")
-        for first, last in self.skip_steps:
-            if first > last:
-                raise ValueError(f"skip_steps has [{first}, {last}]: expected [first, last]")
         objective = self.objective
         if self.accumulation > 1 and not (objective.teacher or objective.kind == "supervised"):
             raise ValueError("accumulation is more than 1, but that needs objective.teacher=true")

@@ -47,7 +47,9 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
     sentence = (
         f"{error}, captions {few(error.caption_ids)}; look into it with `python -m trainer.replay "
         f"{replay}`; go on with '{_skipping(config, step)}', or with another "
-        f"{' or '.join(CHANGEABLE[:-1])}; to try the same again delete {note}"
+        f"{' or '.join(CHANGEABLE[:-1])}; if the next steps are not finite either, the weights "
+        "are ruined: delete the newest checkpoints, and lower optim.learning_rate or set "
+        f"optim.clip_norm; to try the same again delete {note}"
     )
     state: dict[str, Any] = {
         **training.state(),

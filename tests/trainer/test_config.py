@@ -74,6 +74,15 @@ def test_counts_are_positive(key: str) -> None:
         tiny_config("unused", **{key: 0})
 
 
+@pytest.mark.parametrize("value", [2, [2], [[2]], [[3, 2]], [[-1, 2]], [[1, 2, 3]], "2-3"])
+def test_steps_to_skip_are_ranges_and_one_sentence_says_so(value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        tiny_config("unused", skip_steps=value)
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("skip_steps",)
+    assert "expected ranges [[first,last],...]" in error["msg"]
+
+
 def test_help_gives_types_without_their_bounds() -> None:
     lines = describe(TrainConfig)
     assert "  optim.betas  (tuple[float, float], default [0.9, 0.999])\n" in lines
