@@ -3,8 +3,8 @@
 No rank leaves with an error while another still writes: `torchrun` ends those who are left as soon
 as one has left that way. So after what is written last all wait for each other.
 
-Who is told to stop has little time. If a checkpoint is being written then, that one is finished and
-no other begun: the steps since are computed again, exactly.
+Who is told to stop has little time. There is no look at real pictures then. If a checkpoint is
+being written, that one is finished and no other begun: the steps since are computed again, exactly.
 """
 
 import contextlib
@@ -71,7 +71,8 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
             done = step == config.steps
             saves = done or (not writing if stopped else due)
             logs = done or (step - 1) % config.log_every == 0
-            probes = probe is not None and (done or step % (config.monitor.knn_every or 1) == 0)
+            looks = done or step % (config.monitor.knn_every or 1) == 0
+            probes = probe is not None and looks and not stopped
             if logs or probes or stopped or saves:
                 values = training.values()
                 if logs or probes:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.gradients import tiny_config
 from tests.trainer.running import (
     assert_bitwise_equal,
@@ -26,6 +27,7 @@ from tests.trainer.running import (
 from trainer import checkpoint, resume
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.exit_codes import RESTART
+from trainer.probe import Probe
 from trainer.step import Training
 from transforms.core import storage
 
@@ -63,6 +65,30 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
     assert command(run) == 0
     assert_bitwise_equal(run, other)
     assert losses(run) == losses(other)
+
+
+def test_who_is_stopped_does_not_look_at_real_pictures_first(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look takes a while, and time is short."""
+    pictures = save_pictures(tmp_path / "colours", {"train": 4, "test": 4})
+    looks, update = [], Training.update
+
+    def interrupted(self: Training, batch: Any) -> None:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, batch)
+
+    def look(*_: object) -> float:
+        looks.append(1)
+        return 50.0
+
+    monkeypatch.setattr(Training, "update", interrupted)
+    monkeypatch.setattr(Probe, "accuracy", look)
+    watch = ["steps=5", "monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}"]
+    assert command(run, *watch) == RESTART
+    assert len(looks) == 1, "one after the second step, none after the fourth"
+    assert list(checkpoint.list_steps(checkpoints(run))) == [4]
 
 
 def test_a_continued_training_takes_over_nothing_of_the_mapped_file(run: Path) -> None:
