@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import gelu
 
 from trainer.heads import (
     BatchNorm,
@@ -33,12 +35,32 @@ def test_contrastive_heads_have_the_papers_layers(norm: Norm) -> None:
         assert last.bias is None
 
 
+@pytest.mark.parametrize("norm", ["bn", "ln"])
+def test_contrastive_heads_normalise_each_layer_and_rectify_the_inner_ones(norm: Norm) -> None:
+    config = ContrastiveHeadConfig(norm=norm, hidden=16, out=6)
+    start = torch.randn(12, 6, dtype=torch.float64)
+    for head in (build_projector(6, config).double(), build_predictor(config).double()):
+        rows = start
+        *inner, last = [weight for weight in head.parameters() if weight.ndim == 2]
+        for weight in inner:
+            rows = standardised(rows @ weight.T, norm).relu()
+        torch.testing.assert_close(head(start), standardised(rows @ last.T, norm))
+
+
+def standardised(rows: Tensor, norm: Norm) -> Tensor:
+    dim = 0 if norm == "bn" else 1
+    variance = rows.var(dim, correction=0, keepdim=True)
+    return (rows - rows.mean(dim, keepdim=True)) / (variance + 1e-5).sqrt()
+
+
 def test_prototype_head_has_the_papers_layers_and_unit_features() -> None:
     head = PrototypeHead(768, PrototypeHeadConfig())
     assert linear_shapes(head) == [(768, 2048), (2048, 2048), (2048, 256)]
     assert head.prototypes.direction.shape == (65_536, 256)
-    features = head(torch.randn(5, 768))
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
+    tokens = torch.randn(5, 768)
+    first, second, third = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
+    expected = functional.normalize(third(gelu(second(gelu(first(tokens))))), dim=1)
+    torch.testing.assert_close(head(tokens), expected)
 
 
 def test_prototypes_are_weight_normed() -> None:
