@@ -112,6 +112,19 @@ def test_downsample_goes_to_the_size_and_back() -> None:
     torch.testing.assert_close(result[2], whole[2], msg="a larger size changes nothing")
 
 
+def test_operations_follow_one_another_as_listed() -> None:
+    pixels = pictures(1, side=32)
+    draws = no_draws(1)
+    draws[:, [p.JITTER, p.GREY, p.SIGMA, p.SOLARISE]] = 1.0
+    draws[:, p.BRIGHTNESS], draws[:, p.DOWNSAMPLE] = 1.4, 16.0
+    bicubic = v2f.InterpolationMode.BICUBIC
+    image = v2f.resize(pixels / 255, [16, 16], interpolation=bicubic, antialias=True)
+    image = v2f.resize(image, [32, 32], interpolation=bicubic, antialias=True).clamp(0, 1)
+    image = v2f.rgb_to_grayscale(v2f.adjust_brightness(image, 1.4), num_output_channels=3)
+    image = v2f.solarize(v2f.gaussian_blur(image, [13, 13], [1.0, 1.0]), 128 / 255)
+    torch.testing.assert_close(run(pixels, draws), image, atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 def test_compiled_it_gives_the_same_pictures() -> None:
     """Two sizes of crops, any number of them in an operation: two programs for each."""
