@@ -171,3 +171,37 @@ def test_the_gradient_is_clipped_as_a_whole(run: Path, monkeypatch: pytest.Monke
     training.update(step_batch(config, 0))
     assert norms == pytest.approx([0.01], rel=1e-3)
     assert training.values()["grad_norm"] > 0.1, "before"
+
+
+UNDECAYED = ("bias", "gain", "cls_token", "pos_embed", "mask_token")
+
+
+def test_updates_are_adamw_and_then_the_teachers_average(run: Path) -> None:
+    """By their formulas, from the gradient of each step's batch alone."""
+    optim: dict[str, Any] = {"learning_rate": 0.04, "warmup": 4, "betas": [0.8, 0.9]}
+    constant = {"weight_decay": [0.3, 0.3], "ema_momentum": [0.6, 0.6]}
+    config = tiny_config(run, optim={**optim, **constant})
+    training, fresh = (Training(config, torch.device("cpu")) for _ in range(2))
+    assert training.teacher is not None and fresh.teacher is not None
+    first = {name: torch.zeros_like(p) for name, p in training.student.named_parameters()}
+    second = {name: torch.zeros_like(p) for name, p in training.student.named_parameters()}
+    for step in range(4):
+        batch, rate = step_batch(config, step), 0.01 * step
+        fresh.restore(training.state())
+        fresh.student.zero_grad()
+        fresh.objective.backward(batch, step)
+        training.update(batch)
+        found = training.student.state_dict()
+        for name, parameter in fresh.student.named_parameters():
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros(())
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.9 * second[name] + 0.1 * gradient.square()
+            steepness = second[name] / (1 - 0.9 ** (step + 1))
+            change = first[name] / (1 - 0.8 ** (step + 1)) / (steepness.sqrt() + 1e-8)
+            decayed = parameter.ndim > 1 and not name.endswith(UNDECAYED)
+            kept = 1 - rate * 0.3 if decayed else 1.0
+            torch.testing.assert_close(found[name], kept * parameter - rate * change, msg=name)
+        before = fresh.teacher.state_dict()
+        for name, value in training.teacher.state_dict().items():
+            expected = 0.6 * before[name] + 0.4 * found[name]
+            torch.testing.assert_close(value, expected, msg=name)
