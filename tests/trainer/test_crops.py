@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from tests.trainer.making import picture
 from trainer.crops import Crops, CropsConfig, crop_image, decode, draw_box, global_scale
-from trainer.photometric import NUM_DRAWS, PhotometricConfig
+from trainer.photometric import NUM_DRAWS, SOLARISE, PhotometricConfig
 
 
 def crop(seed: int, pixels: torch.Tensor | None = None, **settings: Any) -> Crops:
@@ -35,6 +35,7 @@ def test_shapes_and_types() -> None:
     assert crops.local_draws.shape == (3, NUM_DRAWS)
     assert crops.patch_masks.shape == (2, 16)
     assert crops.patch_masks.sum(dim=1).tolist() == [8, 8]
+    assert not torch.equal(*crops.patch_masks)
 
 
 def test_no_local_crops_are_empty_tensors() -> None:
@@ -55,6 +56,25 @@ def test_the_seed_alone_decides() -> None:
     assert not torch.equal(first.global_pixels, other.global_pixels)
 
 
+def test_global_and_local_crops_are_drawn_as_such() -> None:
+    """Red tells the column of the picture, green the row."""
+    place = torch.arange(200, dtype=torch.uint8)
+    columns = place.expand(200, 200)
+    found = [crop(seed, torch.stack([columns, columns.T, columns])) for seed in range(60)]
+    mirrored = []
+    for kind, low, high in (("global", 0.32, 1.0), ("local", 0.08, 0.32)):
+        pixels = torch.cat([getattr(crops, f"{kind}_pixels") for crops in found]).float()
+        side = pixels.shape[-1]
+        reach = pixels[:, :2].amax(dim=(2, 3)) - pixels[:, :2].amin(dim=(2, 3))
+        shares = (reach / 200 * side / (side - 1)).prod(dim=1)
+        assert low - 0.02 < shares.min() < low + 0.05
+        assert high - 0.05 < shares.max() < high + 0.02
+        mirrored += (pixels[:, 0, 0, 0] > pixels[:, 0, 0, -1]).tolist()
+    assert np.mean(mirrored) == pytest.approx(0.5, abs=0.1)
+    assert any(crops.global_draws[:, SOLARISE].any() for crops in found)
+    assert not any(crops.local_draws[:, SOLARISE].any() for crops in found)
+
+
 def test_boxes_are_distributed_as_torchvisions() -> None:
     generator = np.random.default_rng(0)
     image = torch.empty(3, 60, 90)
@@ -68,6 +88,8 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     for own, other in zip(np.array(ours).T, np.array(theirs).T, strict=True):
         assert own.mean() == pytest.approx(other.mean(), rel=0.05)
         assert own.std() == pytest.approx(other.std(), rel=0.06)
+    _, _, height, width = np.array(ours).T
+    assert np.log(width / height).mean() == pytest.approx(0.0, abs=0.01), "wide as often as high"
 
 
 def test_a_box_that_never_fits_is_the_centre() -> None:

@@ -1,6 +1,7 @@
 """Which sample is where, and who takes it: all once in an epoch, few shards at a time."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,10 +33,10 @@ def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
         assert order(range(first, last)).tolist() == together[first:last], "asked for in any order"
 
 
-def test_epochs_and_seeds_differ_in_order() -> None:
-    sizes = np.array([20, 20, 20])
+@pytest.mark.parametrize("sizes", [[60], [1] * 60], ids=["inside a shard", "of shards"])
+def test_epochs_and_seeds_differ_in_order(sizes: list[int]) -> None:
     orders = [
-        SampleOrder(sizes, seed, 2)(range(start, start + 60)).tolist()
+        SampleOrder(np.array(sizes), seed, 1)(range(start, start + 60)).tolist()
         for seed, start in ((0, 0), (0, 60), (1, 0))
     ]
     assert orders[0] != orders[1]

@@ -11,7 +11,7 @@ from trainer import stream
 from trainer.crops import CropsConfig, crop_image
 from trainer.data import LoaderConfig, ShardReader
 from trainer.loader import batches
-from trainer.order import SampleOrder
+from trainer.order import SampleOrder, Shares
 from trainer.photometric import PhotometricConfig
 from trainer.stream import Batch, CroppedSamples, CropSpec, hex_ids
 from transforms.core import storage
@@ -62,6 +62,15 @@ def test_batches_do_not_depend_on_workers_or_on_where_the_stream_starts(tmp_path
         assert all(same(a, b) for a, b in zip(alone, other, strict=True))
 
 
+def test_no_two_images_of_any_epoch_or_seed_are_cropped_alike(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    draws = []
+    for samples in (cropped(tmp_path, seed) for seed in (5, 6)):
+        shares = Shares(samples.order, captions_per_batch=12)
+        draws += [samples.batch(shares(epoch)).crops.global_draws for epoch in range(2)]
+    assert len(torch.cat(draws).unique(dim=0)) == 2 * 2 * 12 * 2
+
+
 def test_ranks_see_the_samples_of_one_process(tmp_path: Path) -> None:
     write_images(tmp_path)
     alone = read(tmp_path, 0, 3)
@@ -105,9 +114,11 @@ def test_broken_samples_are_counted_and_replaced(
 
 def test_a_broken_sample_is_replaced_by_the_next_of_its_shard(tmp_path: Path) -> None:
     write_images(tmp_path, (8, 8), broken=(2, 11, 12))
+    batches_ = read(tmp_path, 0, 4)
+    assert sum(batch.num_replaced for batch in batches_) == 1 + 2 + 1, "12 was tried twice"
     ids = {
         position: caption
-        for batch in read(tmp_path, 0, 4)
+        for batch in batches_
         for position, caption in zip(
             batch.positions.tolist(), hex_ids(batch.caption_ids), strict=True
         )
