@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, the newest whole one is found, encoders come out of them."""
 
+import errno
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +104,24 @@ def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> N
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match="damaged"):
+        newest_step(str(tmp_path))
+
+
+def test_the_one_before_is_not_taken_when_the_newest_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole: to go on from an older one would throw work away."""
+    open_zip = zipfile.ZipFile
+
+    def fail(path: str) -> zipfile.ZipFile:
+        if path == url:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return open_zip(path)
+
+    for step in (1, 2):
+        url = checkpoint.save({"step": step}, str(tmp_path))
+    monkeypatch.setattr(zipfile, "ZipFile", fail)
+    with pytest.raises(storage.StorageError, match=r"cannot read .*2\.pt: Input/output error"):
         newest_step(str(tmp_path))
 
 

@@ -1,7 +1,9 @@
 """The metrics file: whole lines, every step once, on any storage; others are told the same."""
 
 import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ def test_what_a_power_cut_damaged_is_dropped(any_storage: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
-def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(str(path), 0)
     path.unlink()
@@ -57,6 +59,14 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
         log.write(0, {"loss": 1.0})
     path.unlink()
     with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: No such file"):
+        log.flush()
+    path.touch()
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: Input/output error"):
         log.flush()
 
 
