@@ -1,15 +1,19 @@
 """An exported encoder is a timm model with the same features."""
 
+import io
 import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from tests.trainer.test_checkpoint import note_readings, tiny_state
 from trainer import checkpoint
+from trainer.evaluate.features import load_square
 from trainer.export import main, timm_config
 from trainer.vit import EncoderConfig
 from transforms.core import storage
@@ -33,6 +37,21 @@ def test_timm_loads_it_with_equal_features(
             assert torch.equal(model(images), tokens[:, 0])
     assert tuple(model.pretrained_cfg["mean"]) == config.mean
     assert tuple(model.pretrained_cfg["input_size"]) == (3, 16, 16)
+
+
+def test_timms_own_transform_is_what_features_are_computed_from(tmp_path: Path) -> None:
+    checkpoint.save(tiny_state(), str(tmp_path))
+    out = tmp_path / "exported"
+    assert main([str(tmp_path), str(out)]) == 0
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    pixels = np.random.default_rng(0).integers(0, 256, size=(32, 48, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    config = EncoderConfig()
+    square = np.asarray(load_square(buffer.getvalue(), 16)) / 255
+    expected = torch.from_numpy((square - config.mean) / config.std).permute(2, 0, 1).float()
+    torch.testing.assert_close(transform(Image.fromarray(pixels)), expected)
 
 
 def test_other_features_are_not_exported(

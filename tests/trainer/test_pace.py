@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.gradients import tiny_config
 from tests.trainer.running import command, is_rank, make_run, meeting_point
-from trainer import loop
+from trainer import distributed, loop
 from trainer.pace import Clock
 
 
@@ -42,14 +42,17 @@ def test_a_lap_measures_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each device, where there are several."""
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
     clock = Clock(config, torch.device("cpu"), step=0)
     clock._peak = 1e9
     now = 2.0
-    utilisation = clock.lap(step=1).utilisation
-    assert utilisation == pytest.approx(8 * clock._flops / 2.0 / 1e9)
+    pace = clock.lap(step=1)
+    assert (pace.images_per_s, pace.images_per_s_per_device) == (4.0, 2.0)
+    assert pace.utilisation == pytest.approx(2.0 * clock._flops / 1e9)
 
 
 def logged(run: Path, name: str) -> list[float]:

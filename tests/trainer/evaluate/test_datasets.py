@@ -117,9 +117,12 @@ def test_a_fifth_becomes_validation_whatever_the_order_on_disk(tmp_path: Path) -
 
 def test_identity_changes_with_the_pictures(tmp_path: Path) -> None:
     root = save_pictures(tmp_path / "colours", {"train": 5, "test": 1})
-    before = load_dataset(f"folder:{root}").identity
-    (root / "train" / "red" / "000.png").rename(root / "train" / "red" / "new.png")
-    assert load_dataset(f"folder:{root}").identity != before
+    found = {load_dataset(f"folder:{root}").identity}
+    picture = (root / "train" / "red" / "000.png").rename(root / "train" / "red" / "new.png")
+    found.add(load_dataset(f"folder:{root}").identity)
+    picture.write_bytes((root / "train" / "blue" / "000.png").read_bytes() + b"\0")
+    found.add(load_dataset(f"folder:{root}").identity)
+    assert len(found) == 3
 
 
 def test_metric_is_the_papers_where_the_set_is(tmp_path: Path) -> None:
