@@ -47,12 +47,14 @@ def exact_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork 
 
 
 def step_gradients(config: TrainConfig, step: int) -> Result:
-    """This rank's loss terms and gradients, averaged over the ranks."""
+    """This rank's loss terms (and a sign of collapse) and gradients, averaged over the ranks."""
     torch.set_num_threads(1)
     student, teacher = exact_networks(config)
     spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
     objective = build_objective(config, spread, teacher)
     terms = objective.backward(step_batch(config, step), step)
+    if teacher is not None:  # Without one, of the last piece.
+        terms["feature_std"] = objective.signs["feature_std"]
     for term in terms.values():
         distributed.all_reduce(term).div_(distributed.world_size())
     gradients = {

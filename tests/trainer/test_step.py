@@ -14,6 +14,7 @@ from tests.trainer.gradients import exact_networks, step_batch, tiny_config
 from tests.trainer.making import write_captions, write_images
 from tests.trainer.test_contrastive import slow_loss
 from tests.trainer.test_sinkhorn import textbook
+from trainer import distributed
 from trainer.build import build_networks, build_objective
 from trainer.config import TrainConfig
 from trainer.ibot import ibot_loss
@@ -137,6 +138,17 @@ def test_drop_path_is_at_work_and_another_in_each_step(run: Path, kind: str) -> 
     assert without == without_too
     assert dropped == again
     assert len({without, dropped, other}) == 3
+
+
+def test_ranks_do_not_drop_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervised = {"objective": other_objective("supervised"), "crops": {"num_local": 0}}
+    config = tiny_config(run, model={"drop_path": 0.5}, **supervised)
+    objective = build_objective(config, *exact_networks(config))
+    batch, losses = step_batch(config, 0), set()
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        losses.add(float(objective.backward(batch, 0)["loss"]))
+    assert len(losses) == 3
 
 
 @pytest.mark.parametrize("kind", ["contrastive", "supervised", "clip"])
