@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.trainer.making import concept_of, picture, text_of, write_captions, write_images
@@ -25,6 +26,7 @@ def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
         assert sample.caption_id == caption_id(text_of(number))
         assert sample.images == [picture(1000 * number), picture(1000 * number + 1)]
         assert sample.meta == {"ordinal": number, "concept": concept_of(number)}
+        assert reader.shards_of(np.array([number])) == {(*[0] * 3, *[1] * 5, *[2] * 4)[number]}
     assert [sample.text for sample in reader] == [text_of(n) for n in range(12)]
     with pytest.raises(IndexError):
         reader[12]
@@ -80,8 +82,8 @@ def test_a_broken_caption_or_json_is_the_samples_own_fault(tmp_path: Path) -> No
 
 def test_the_checksum_follows_the_content(tmp_path: Path) -> None:
     same = [ShardReader(write_images(tmp_path / n).index_url).checksum for n in "ab"]
-    other = ShardReader(write_images(tmp_path / "c", (3, 5, 5)).index_url).checksum
-    assert same[0] == same[1] != other
+    other = write_images(tmp_path / "c", paint=lambda sample, number: picture(number))
+    assert same[0] == same[1] != ShardReader(other.index_url).checksum
 
 
 def test_a_missing_index_says_that_the_stage_is_not_complete(tmp_path: Path) -> None:

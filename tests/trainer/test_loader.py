@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.utils.data._utils import signal_handling
@@ -17,7 +19,7 @@ from tests.trainer.running import ROOT, make_run
 from tests.trainer.test_stream import cropped, read, same
 from trainer import loader
 from trainer.data import LoaderConfig
-from trainer.loader import LostWorkerError, batches
+from trainer.loader import LostWorkerError, _Steps, batches
 from trainer.order import Share
 from trainer.signals import STOP_SIGNALS
 from trainer.stream import Batch, CroppedSamples
@@ -105,6 +107,21 @@ def test_workers_that_always_die_end_the_stream_with_a_sentence(
     )
     with pytest.raises(LostWorkerError, match=r"died \(SIGKILL\)"):
         next(stream)
+
+
+def test_deaths_with_batches_in_between_never_end_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In weeks of training there may be many."""
+    write_images(tmp_path)
+    expected = read(tmp_path, 0, 8)
+
+    def die_after_one(steps: _Steps, config: LoaderConfig, which: range, _: str) -> Iterator[Any]:
+        yield steps[which.start]
+        raise LostWorkerError("a process that loads data died")
+
+    monkeypatch.setattr(loader, "_load", die_after_one)
+    assert all(same(a, b) for a, b in zip(read(tmp_path, 0, 8), expected, strict=True))
 
 
 BROKEN = """

@@ -93,6 +93,32 @@ def test_batches_come_from_copies_that_were_fetched_ahead(
     assert all(same(a, b) for a, b in zip(stream, local, strict=True))
 
 
+def test_each_batch_says_how_far_the_training_is(
+    made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[int] = []
+    monkeypatch.setattr(Prefetcher, "reach", lambda _, step: reached.append(step))
+    for step, _ in enumerate(batches(cropped(made), ALONE, **STEPS)):
+        assert reached == list(range(step + 2))
+
+
+def test_a_small_cache_is_full_all_the_time_and_never_overfull(made: str, tmp_path: Path) -> None:
+    upload(made, "memory://full-cache")
+    size = 3 * int(reader_of("memory://full-cache", tmp_path / "cache").shard_bytes[0])
+    reader = reader_of("memory://full-cache", tmp_path / "cache", size)
+    shares = shares_of(reader)
+
+    def needed(steps: range) -> int:
+        shards = set().union(*(reader.shards_of(shares(step).numbers) for step in steps))
+        return int(reader.shard_bytes[list(shards)].sum())
+
+    with Prefetcher(reader, shares, range(12), LoaderConfig(num_workers=1, prefetch=6)) as ahead:
+        for step in range(12):
+            ahead.reach(step)
+            assert needed(range(step, ahead._next)) <= size
+            assert ahead._next in (12, step + 9) or needed(range(step, ahead._next + 1)) > size
+
+
 def test_spawned_workers_read_a_bucket_through_the_cache(
     made: str, gcs_bucket: str, tmp_path: Path
 ) -> None:

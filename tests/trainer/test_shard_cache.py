@@ -1,7 +1,9 @@
 """The cache of remote shards: what is evicted, and what a killed process left."""
 
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -51,6 +53,30 @@ def test_using_a_copy_makes_it_recent(tmp_path: Path) -> None:
     os.utime(copy, (1, 1))
     os.close(cache.open("memory://eviction/used.tar", checksum))
     assert copy.stat().st_mtime > time.time() - 60
+
+
+def test_who_wants_a_shard_that_another_fetches_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.publish_bytes(b"wanted", "memory://eviction/wanted.tar")
+    download, fetched, asked = storage.download, list[str](), threading.Barrier(3)
+
+    def slow(url: str, path: str) -> None:
+        fetched.append(url)
+        time.sleep(0.3)
+        download(url, path)
+
+    def fetch(_: int) -> bytes:
+        asked.wait(30)
+        cache = ShardCache(str(tmp_path), max_bytes=9)  # As each process has one.
+        descriptor = cache.open("memory://eviction/wanted.tar", sha256(b"wanted").hexdigest())
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+
+    monkeypatch.setattr(storage, "download", slow)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(fetch, range(3))) == [b"wanted"] * 3
+    assert len(fetched) == 1
 
 
 def test_a_download_that_was_damaged_on_the_way_is_tried_once_more(

@@ -1,5 +1,6 @@
 """Batches: a pure function of seed and step, whatever reads them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,14 @@ def test_a_broken_sample_is_replaced_by_the_next_of_its_shard(tmp_path: Path) ->
         assert ids[order.index(broken)] == ids[order.index(instead)] == caption_id(text_of(instead))
 
 
-def test_when_nothing_can_be_decoded_the_stream_ends_with_a_sentence(tmp_path: Path) -> None:
-    write_images(tmp_path, broken=tuple(range(12)))
-    with pytest.raises(storage.StorageError, match="cannot be decoded"):
+@pytest.mark.parametrize(
+    "wrong", [{"broken": range(12)}, {"images_per_caption": 1}, {"images_per_caption": 3}], ids=str
+)
+def test_when_nothing_can_be_used_the_stream_ends_with_a_sentence(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    write_images(tmp_path, **wrong)
+    with pytest.raises(storage.StorageError, match="cannot be decoded or have not 2 images"):
         read(tmp_path, 0, 1)
 
 
@@ -157,3 +163,9 @@ def test_a_vanished_shard_ends_the_stream_with_its_name(tmp_path: Path, workers:
     Path(folder.shard_url(1)).unlink()
     with pytest.raises(storage.StorageError, match=r"images-000001\.tar is gone"):
         read(tmp_path, 0, 3, workers=workers)
+
+
+def test_a_damaged_shard_ends_the_stream_and_is_not_replaced(tmp_path: Path) -> None:
+    os.truncate(write_images(tmp_path).shard_url(1), 700)
+    with pytest.raises(storage.StorageError, match=r"images-000001\.tar is damaged"):
+        read(tmp_path, 0, 3)
