@@ -33,6 +33,10 @@ def test_the_writer_copies_at_once_and_writes_beside_the_training(
         may_write.set()
         url = writer.wait()
         assert not writer.is_writing()
+        may_write.clear()
+        writer.save({"step": 2})
+        threading.Timer(0.1, may_write.set).start()
+    assert list(checkpoint.list_steps(str(tmp_path))) == [1, 2], "who leaves waits for the last"
     assert checkpoint.load(url)["parts"][0]["weights"].tolist() == [1.0, 1.0, 1.0]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.trainer.running import make_run
 from trainer import checkpoint
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.launch import main, verdict
+from trainer.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +97,16 @@ def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
 )
 def test_what_cannot_mend_itself_outweighs_a_restart(codes: set[int], expected: int) -> None:
     assert verdict(codes) == expected
+
+
+def test_ranks_have_time_to_save_after_any_stop_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Any] = []
+    monkeypatch.setattr("torch.distributed.run.run", launched.append)
+    for options in ([], ["--shutdown-timeout=7"]):
+        assert main([*options, "-m", "trainer.train", "some.yaml"]) == OK
+    assert [options.shutdown_timeout for options in launched] == [110, 7]
+    heard = launched[0].signals_to_handle.split(",")
+    assert set(heard) == {number.name for number in STOP_SIGNALS}
 
 
 @pytest.mark.parametrize("option", ["--nproc-per-node=many", "--nnodes=few", "--nnodes=2"])

@@ -5,16 +5,18 @@ import io
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from tests.trainer.running import command, is_rank, make_run, meeting_point
-from trainer import checkpoint, distributed, photometric, train
+from tests.trainer.running import checkpoints, command, is_rank, make_run, meeting_point
+from trainer import checkpoint, checkpoint_writer, distributed, loop, photometric, train
 from trainer.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.step import Training
 from transforms.core import storage
@@ -123,6 +125,38 @@ def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -
 
     assert first["two folders"][0] == second["two folders"][0] == WRONG_CONFIG
     assert "but ranks 1 do not see it: expected a folder that all" in first["two folders"][1]
+
+
+def test_checkpoints_are_as_far_apart_as_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, update = [0.0], Training.update
+
+    def ten_seconds(self: Training, batch: Any) -> None:
+        now[0] += 10.0
+        update(self, batch)
+
+    monkeypatch.setattr(Training, "update", ten_seconds)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = make_run(tmp_path / "run")
+    assert command(run, "steps=8", "checkpoint.every_s=25", "checkpoint.keep=9") == 0
+    assert list(checkpoint.list_steps(checkpoints(run))) == [3, 6, 8]
+
+
+def test_the_log_is_durable_before_a_checkpoint_that_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, there = make_run(tmp_path / "run"), f"memory://{uuid.uuid4().hex}"
+    lines, save = [], checkpoint.save
+
+    def watched(*arguments: Any) -> str:
+        lines.append(storage.read_bytes(f"{there}/train/metrics.jsonl").count(b"\n"))
+        return save(*arguments)
+
+    monkeypatch.setattr(checkpoint_writer, "save", watched)
+    every_two = "checkpoint.every_steps=2"
+    assert command(run, f"run={there}", f"data={run / 'images'}", every_two) == 0
+    assert lines == [2, 4]
 
 
 def test_patience_with_other_ranks_ends_when_all_have_compiled(

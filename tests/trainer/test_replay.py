@@ -57,10 +57,11 @@ def replay_file(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("log_every", [1, 5])
-def test_it_is_found_with_the_next_line_of_the_log_and_nothing_is_lost(
+def test_it_is_found_before_the_next_line_or_checkpoint_and_nothing_is_lost(
     run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], log_every: int
 ) -> None:
-    assert command(run, "steps=6", f"log_every={log_every}") == NOT_FINITE
+    overrides = ["steps=6", f"log_every={log_every}", "checkpoint.every_steps=4"]
+    assert command(run, *overrides) == NOT_FINITE
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"the loss or a gradient at step {BAD_STEP} is not finite" in said
     assert "data positions 8 to 11" in said

@@ -61,6 +61,31 @@ def test_replace_and_list(any_storage: str) -> None:
     assert not storage.exists(storage.join(any_storage, "other"))
 
 
+def test_the_disk_has_a_files_content_before_its_name_and_then_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut would leave empty files under final names."""
+    done: list[str] = []
+
+    def watch(name: str) -> None:
+        work = getattr(os, name)
+
+        def watched(*arguments: object) -> object:
+            done.append(name)
+            return work(*arguments)
+
+        monkeypatch.setattr(os, name, watched)
+
+    for name in ("fsync", "link", "replace"):
+        watch(name)
+    storage.replace_bytes(b"content", str(tmp_path / "replaced"))
+    assert done == ["fsync", "replace", "fsync"]
+    done.clear()
+    (tmp_path / "source").write_bytes(b"content")
+    assert storage.publish_file(str(tmp_path / "source"), str(tmp_path / "published"))
+    assert done == ["fsync", "link", "fsync"]
+
+
 @pytest.mark.parametrize("size", [1001, 6500])
 def test_a_large_file_goes_up_in_parts_and_appears_whole(
     gcs_bucket: str, monkeypatch: pytest.MonkeyPatch, size: int
