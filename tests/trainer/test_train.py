@@ -276,6 +276,14 @@ def test_warnings_are_about_what_the_objective_does(
     assert bool(warned) == bool(caplog.text)
 
 
+def test_data_are_read_as_the_config_says(run: Path) -> None:
+    one, other = (
+        train.open_samples(tiny_config(run, seed=seed, loader={"cache_gib": 2})) for seed in (3, 4)
+    )
+    assert one.reader.cache_bytes == 2 << 30
+    assert one.order(range(12)).tolist() != other.order(range(12)).tolist()
+
+
 def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         train.main(["--help"])

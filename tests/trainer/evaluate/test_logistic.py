@@ -20,6 +20,9 @@ def test_separable_classes_are_separated() -> None:
     fitted = fit_and_predict(train, val, test.values, "accuracy", FEW)
     assert (fitted.predictions == test.labels).all()
     assert fitted.validation == 100
+    # What is held out is scaled as what was fitted, whatever it holds.
+    one_class = Features(val.values[val.labels == 0], val.labels[val.labels == 0])
+    assert fit_and_predict(train, one_class, test.values, "accuracy", FEW).validation == 100
 
 
 def test_finds_the_minimum_of_the_stated_objective() -> None:
