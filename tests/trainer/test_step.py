@@ -3,6 +3,7 @@
 The terms are computed once more in float64 from the same networks, with loops and dense matrices.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,21 @@ def test_the_gradient_is_clipped_as_a_whole(run: Path, monkeypatch: pytest.Monke
     training.update(step_batch(config, 0))
     assert norms == pytest.approx([0.01], rel=1e-3)
     assert training.values()["grad_norm"] > 0.1, "before"
+
+
+def test_the_log_has_the_mean_of_all_ranks_and_the_samples_that_any_replaced(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(run)
+    training = Training(config, torch.device("cpu"))
+    training.restore({**training.state(), "num_replaced": 4})
+    batch = dataclasses.replace(step_batch(config, 0), num_replaced=2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda of_this_rank: of_this_rank + 5.0)
+    training._note({"loss": torch.tensor(2.0)}, batch)
+    values = training.values()
+    assert (values["loss"], values["replaced"]) == (3.5, 4 + 2 + 5)
+    assert not training._recent, "ids of good batches are not kept"
 
 
 UNDECAYED = ("bias", "gain", "cls_token", "pos_embed", "mask_token")
