@@ -12,11 +12,12 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.step_memory import peak_gib
 from tests.trainer.evaluate.tiny import save_pictures
-from tests.trainer.gradients import assert_same, step_gradients, tiny_config
+from tests.trainer.gradients import assert_same, exact_networks, step_gradients, tiny_config
 from tests.trainer.making import write_images
 from tests.trainer.running import flat
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.execution import ExecutionConfig, prepare
 from trainer.loader import batches
 from trainer.loop import rank_batches
 from trainer.probe import Probe
@@ -265,8 +266,17 @@ def test_a_step_waits_for_no_device(run: Path) -> None:
     assert training.values()["loss"] > 0
 
 
-@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "blocks"])
-def test_a_step_reads_nothing_back_from_the_device(run: Path, recompute: str) -> None:
+def test_a_step_reads_nothing_back_from_the_device_and_recomputing_saves_memory(run: Path) -> None:
     """On fake tensors, which have no content, as `test_a_step_waits_for_no_device` on a GPU."""
-    config = tiny_config(run, execution={"recompute": recompute})
-    assert peak_gib(config) > 0
+    nothing, elementwise, blocks = (
+        peak_gib(tiny_config(run, execution={"recompute": recompute}))
+        for recompute in ("nothing", "elementwise", "blocks")
+    )
+    assert nothing > elementwise > blocks > 0
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", False), ("meta", True)])
+def test_attention_is_torchs_fused_one_but_on_a_cpu(device: str, fused: bool) -> None:
+    student: Any = exact_networks(tiny_config("unused"))[0]
+    prepare(student, None, ExecutionConfig(), torch.device(device), "fp32")
+    assert {block.attn.fused_attn for block in student.encoder.blocks} == {fused}
