@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.trainer.gradients import assert_same, step_gradients, tiny_config
 from tests.trainer.making import write_images
-from trainer import synclr
+from trainer import fused, synclr
 from trainer.contrastive import multi_positive_loss
 from trainer.loop import rank_batches
 from trainer.network import update_teacher
@@ -128,11 +128,23 @@ def test_accumulated_pieces_have_the_gradient_of_the_whole(run: Path, accumulati
     assert_same(whole, pieces)
 
 
-def test_chunked_losses_have_the_gradient_of_the_whole(run: Path) -> None:
+def test_chunked_losses_have_the_gradient_of_the_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = {"drop_path": 0.0}
     whole = step_gradients(tiny_config(run, model=model, objective={"ibot_chunk": None}), 1)
-    chunks = {"ibot_chunk": 3, "contrastive_chunk": 3}
+    most: dict[str, int] = {}
+    run_chain = fused.run
+
+    def record(chain: Any, rows: tuple[Tensor, ...], *others: Tensor, compiled: bool) -> Any:
+        most[chain.__name__] = max(most.get(chain.__name__, 0), len(rows[0]))
+        return run_chain(chain, rows, *others, compiled=compiled)
+
+    monkeypatch.setattr(fused, "run", record)
+    chunks = {"ibot_chunk": 2, "contrastive_chunk": 3}
     assert_same(whole, step_gradients(tiny_config(run, model=model, objective=chunks), 1))
+    sinkhorn = {"_column_sums": 2, "_column_sums_of_softmax": 2}
+    assert most.items() >= {"_row_losses": 3, "_cross_entropy": 2, **sinkhorn}.items()
 
 
 def test_the_teacher_is_the_students_copy_and_then_its_average() -> None:
