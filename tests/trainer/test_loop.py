@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import time
@@ -15,8 +16,10 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
+from tests.trainer.gradients import tiny_config
 from tests.trainer.running import checkpoints, command, is_rank, make_run, meeting_point
-from trainer import checkpoint, checkpoint_writer, distributed, loop, photometric, train
+from trainer import checkpoint, checkpoint_writer, distributed, loop, pace, photometric, train
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.step import Training
 from transforms.core import storage
@@ -127,20 +130,28 @@ def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -
     assert "but ranks 1 do not see it: expected a folder that all" in first["two folders"][1]
 
 
-def test_checkpoints_are_as_far_apart_as_is_asked(
+def test_checkpoints_are_as_far_apart_as_is_asked_and_count_as_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, update = [0.0], Training.update
+    now, update, save = [0.0], Training.update, CheckpointWriter.save
 
     def ten_seconds(self: Training, batch: Any) -> None:
         now[0] += 10.0
         update(self, batch)
 
+    def twenty_seconds(self: CheckpointWriter, state: checkpoint.State) -> None:
+        now[0] += 20.0
+        save(self, state)
+
     monkeypatch.setattr(Training, "update", ten_seconds)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(CheckpointWriter, "save", twenty_seconds)
+    for module in (loop, pace):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run = make_run(tmp_path / "run")
     assert command(run, "steps=8", "checkpoint.every_s=25", "checkpoint.keep=9") == 0
     assert list(checkpoint.list_steps(checkpoints(run))) == [3, 6, 8]
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
+    assert [row["images_per_s"] for row in rows] == [0.8] * 8
 
 
 def test_the_log_is_durable_before_a_checkpoint_that_goes_on_from_there(
@@ -162,13 +173,29 @@ def test_the_log_is_durable_before_a_checkpoint_that_goes_on_from_there(
 def test_patience_with_other_ranks_ends_when_all_have_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    any_rank, done = distributed.any_rank, [""]
+    any_rank, done = distributed.any_rank, list[object]()
 
     def asked(*flags: bool) -> list[bool]:
         done.append("a step of all")
         return any_rank(*flags)
 
     monkeypatch.setattr(distributed, "any_rank", asked)
-    monkeypatch.setattr(distributed, "expect_answers_within", lambda _: done.append("patience"))
-    assert command(make_run(tmp_path / "run"), "skip_steps=[[0,0]]") == 0
-    assert done[1:] == [*["a step of all"] * 2, "patience", *["a step of all"] * 2]
+    monkeypatch.setattr(distributed, "expect_answers_within", done.append)
+    assert command(make_run(tmp_path / "run"), "skip_steps=[[0,0]]", "execution.timeout_s=70") == 0
+    assert done == [*["a step of all"] * 2, 70.0, *["a step of all"] * 2]
+
+
+def test_a_rank_reads_its_share_and_leaves_others_their_part_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four on two machines."""
+    asked: list[dict[str, Any]] = []
+    for name, number in (("rank", 1), ("world_size", 4), ("ranks_on_machine", 2)):
+        monkeypatch.setattr(distributed, name, lambda number=number: number)
+    monkeypatch.setattr(loop, "batches", lambda *_, **settings: asked.append(settings))
+    run = make_run(tmp_path / "run")
+    loop.rank_batches(tiny_config(run), train.open_samples(tiny_config(run)), range(3, 5))
+    (settings,) = asked
+    steps = [settings.pop(name) for name in ("first_step", "last_step")]
+    assert steps == [3, 5]
+    assert settings == {"captions_per_batch": 4, "rank": 1, "ranks": 4, "ranks_here": 2}

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -39,6 +40,21 @@ def test_a_lap_measures_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     with clock.paused():
         now += 60.0
     assert clock.lap(step=17).images_per_s == pytest.approx(4.0), "without what is not training"
+
+
+def test_a_look_at_real_pictures_counts_as_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def look(_: object) -> float:
+        now[0] += 60.0
+        return 50.0
+
+    config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
+    clock, training = Clock(config, torch.device("cpu"), step=0), Mock(step=1)
+    now[0] += 2.0
+    values = loop._measured(training, clock, Mock(accuracy=look))
+    assert (values["knn"], values["images_per_s"]) == (50.0, 4.0)
 
 
 def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A step that is not finite: nothing of it is kept but what is needed to look into it."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.gradients import step_batch, tiny_config
 from tests.trainer.making import write_images
 from tests.trainer.running import command, flat, losses, make_run
 from trainer import checkpoint, not_finite, replay
@@ -16,7 +18,8 @@ from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE, UNFINISHED
 from trainer.photometric import augment
 from trainer.step import NotFiniteError, Training
-from transforms.core.config import load_config
+from trainer.stream import hex_ids
+from transforms.core.config import ConfigError, load_config
 
 BAD_STEP = 2
 
@@ -158,6 +161,15 @@ def test_weights_that_were_ruined_before_are_named_first(
     lines = capsys.readouterr().out.splitlines()
     expected = "before this step (student encoder.cls_token): the cause lies in an earlier one"
     assert lines[1].endswith(expected)
+
+
+def test_a_rank_has_some_of_the_captions_that_the_file_names(run: Path) -> None:
+    batch = step_batch(tiny_config(run), 0)
+    names = hex_ids(batch.caption_ids)
+    mine = dataclasses.replace(batch, caption_ids=batch.caption_ids[:2])
+    replay._check_captions(mine, names)
+    with pytest.raises(ConfigError, match=f"other captions .*first: {min(names[:2])}"):
+        replay._check_captions(mine, names[2:])
 
 
 def test_files_and_data_that_do_not_fit_are_named(
