@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from tests.trainer.making import concept_of, picture, text_of, write_captions, write_images
 from trainer import data
 from trainer.data import BrokenSampleError, ShardReader
+from trainer.shard_headers import read_headers
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.seeding import caption_id
@@ -36,6 +38,17 @@ def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
 def test_images_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
     reader = ShardReader(write_images(tmp_path, (1,), images_per_caption=11).index_url)
     assert reader[0].images == [picture(n) for n in range(11)]
+
+
+def test_equal_names_in_two_folders_of_a_shard_are_two_samples(tmp_path: Path) -> None:
+    """As in WebDataset, where shards were packed from folders of classes."""
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for key in ("cat/1", "dog/1"):
+            writer.write({"__key__": key, "0.png": picture(0), "txt": key})
+    with (tmp_path / "a.tar").open("rb") as file:
+        headers = read_headers(file.fileno())
+    assert headers.keys == ["cat/1", "dog/1"]
+    assert [[name for name, *_ in headers.files(n)] for n in (0, 1)] == [["0.png", "txt"]] * 2
 
 
 def test_a_reader_can_be_pickled_while_open(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trainer import replay, train
 from trainer.config import TrainConfig
 from trainer.evaluate import __main__ as evaluate
 from trainer.exit_codes import RESTART, WRONG_CONFIG
+from trainer.order import Shares
 from trainer.step import Training
 from transforms.core import storage
 from transforms.core.config import describe
@@ -231,15 +232,16 @@ def test_a_run_on_a_gcs_bucket_is_trained_where_it_stands(gcs_bucket: str, tmp_p
 def test_knn_on_real_pictures_stands_in_the_log(run: Path, tmp_path: Path) -> None:
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
     watch = ["monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}", "log_every=3"]
-    assert command(run, *watch) == 0
+    assert command(run, "steps=5", *watch) == 0
     rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
-    assert {row["step"]: "knn" in row for row in rows} == {0: False, 1: True, 3: True}
+    assert {row["step"]: "knn" in row for row in rows} == {0: False, 1: True, 3: True, 4: True}
     assert all(0 <= row["knn"] <= 100 for row in rows if "knn" in row)
     other = make_run(tmp_path / "other")
-    assert command(other) == 0
-    assert final_state(other)["student"].keys() == final_state(run)["student"].keys()
-    for name, value in final_state(other)["student"].items():
-        assert torch.equal(value, final_state(run)["student"][name]), "to watch changes nothing"
+    assert command(other, "steps=5") == 0
+    ours, theirs = (final_state(folder, 5)["student"] for folder in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), "to watch changes nothing"
 
 
 def test_settings_without_effect_are_warned_about(
@@ -277,10 +279,11 @@ def test_warnings_are_about_what_the_objective_does(
 
 
 def test_data_are_read_as_the_config_says(run: Path) -> None:
-    one, other = (
-        train.open_samples(tiny_config(run, seed=seed, loader={"cache_gib": 2})) for seed in (3, 4)
-    )
+    changes: dict[str, Any] = {"loader": {"cache_gib": 2}, "objective": {"masked_patches": 0.25}}
+    one, other = (train.open_samples(tiny_config(run, seed=seed, **changes)) for seed in (3, 4))
     assert one.reader.cache_bytes == 2 << 30
+    crops = one.batch(Shares(one.order, captions_per_batch=4)(0)).crops
+    assert crops.patch_masks.sum(dim=1).tolist() == [1] * 8, "of four patches"
     assert one.order(range(12)).tolist() != other.order(range(12)).tolist()
 
 
