@@ -4,15 +4,20 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from tests.trainer.evaluate.tiny import save_checkpoint, save_pictures
+from tests.trainer.evaluate.tiny import MODEL, save_checkpoint, save_pictures
 from tests.trainer.test_checkpoint import note_readings
 from trainer import checkpoint
 from trainer.evaluate import tasks
-from trainer.evaluate.__main__ import main
+from trainer.evaluate.__main__ import _subjects, main
+from trainer.evaluate.datasets import LabelledSet, Split
+from trainer.evaluate.logistic import Features
+from trainer.evaluate.tasks import FrozenFeatures
+from trainer.vit import build_encoder
 from transforms.core import storage
 
 
@@ -97,9 +102,10 @@ def test_what_changed_is_scored_again(job: tuple[Path, Path]) -> None:
     run, path = job
     assert main(["all", str(path)]) == 0
     knn, logistic = ((run / "scores" / f"{name}-colours.json") for name in ("knn", "logistic"))
-    before = logistic.stat().st_mtime_ns
+    before = [file.stat().st_mtime_ns for file in (knn, logistic)]
     assert main(["all", str(path), "knn.num_neighbours=3"]) == 0
-    assert logistic.stat().st_mtime_ns == before, "its settings are the same"
+    assert knn.stat().st_mtime_ns > before[0]
+    assert logistic.stat().st_mtime_ns == before[1], "its settings are the same"
 
     older = knn.read_text()
     save_checkpoint(run, seed=1)
@@ -143,6 +149,39 @@ def test_a_remote_checkpoint_is_fetched_and_checked_once(
     assert main(["knn", str(path), f"checkpoint={there}"]) == 0
     assert readings == ["download", "_check_sums"]
     assert json.loads((run / "scores" / "knn-colours.json").read_text()) == local
+
+
+def test_untrained_encoders_differ_and_are_the_same_another_time() -> None:
+    config = tasks.EvaluateConfig(run="unused", num_untrained=2)
+
+    def weights() -> list[torch.Tensor]:
+        subjects = _subjects(config, build_encoder(MODEL, seed=0), MODEL)
+        found = [subject.encoder for subject in subjects if subject.kind == "untrained"]
+        return [next(encoder.parameters()) for encoder in found if encoder is not None]
+
+    (first, second), again = weights(), weights()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+
+
+def test_neighbours_are_training_and_validation_pictures() -> None:
+    kinds = np.eye(3, dtype=np.float32)
+    train, val = (Features(kinds[labels], labels) for labels in (np.array([0, 1]), np.array([2])))
+    frozen = FrozenFeatures(train, val, Features(kinds, np.arange(3)))
+    config = tasks.EvaluateConfig(run="unused")
+    assert tasks._knn(frozen, "accuracy", config, lambda: None)[0].tolist() == [0, 1, 2]
+
+
+def test_a_row_says_what_the_test_pictures_and_the_seeds_say() -> None:
+    train, val, test = (
+        Split((b"",) * len(labels), np.array(labels)) for labels in ([0, 0, 0], [0, 1], [0, 1, 1])
+    )
+    dataset = LabelledSet("own", ("cat", "dog"), "accuracy", train, val, test, "its identity")
+    row = tasks._row("untrained", "knn", dataset, [(40.0, 3.0, {}), (44.0, 5.0, {})])
+    assert (row.value, row.error) == (42.0, 4.0)
+    assert row.spread == pytest.approx(8**0.5)
+    assert row.chance == pytest.approx(200 / 3)
+    assert (row.num_classes, row.num_train, row.num_test) == (2, 5, 3)
 
 
 def test_baselines_can_be_left_out(job: tuple[Path, Path]) -> None:
