@@ -3,6 +3,7 @@
 The terms are computed once more in float64 from the same networks, with loops and dense matrices.
 """
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tests.trainer.gradients import exact_networks, step_batch, tiny_config
 from tests.trainer.making import write_captions, write_images
+from tests.trainer.running import flat
 from tests.trainer.test_contrastive import slow_loss
 from tests.trainer.test_sinkhorn import textbook
 from trainer import distributed
@@ -21,8 +23,8 @@ from trainer.config import TrainConfig
 from trainer.ibot import ibot_loss
 from trainer.photometric import augment
 from trainer.pieces import step_masks
-from trainer.step import Training
-from trainer.stream import Batch
+from trainer.step import NotFiniteError, Training
+from trainer.stream import Batch, hex_ids
 from transforms.core.seeding import derive
 
 STEP = 3
@@ -199,6 +201,27 @@ def test_the_log_has_the_mean_of_all_ranks_and_the_samples_that_any_replaced(
     values = training.values()
     assert (values["loss"], values["replaced"]) == (3.5, 4 + 2 + 5)
     assert not training._recent, "ids of good batches are not kept"
+
+
+def test_the_first_gradient_that_is_not_finite_is_named_and_nothing_moves_after_it(
+    run: Path,
+) -> None:
+    """Of finite losses, and when a later one is not finite either."""
+    training = Training(tiny_config(run), torch.device("cpu"))
+    token = training.student.get_parameter("mask_token")
+    token.register_hook(lambda gradient: gradient * (torch.inf if training.step in (1, 3) else 1))
+    batches = [step_batch(training.config, step) for step in range(4)]
+    training.update(batches[0])
+    before = flat(copy.deepcopy(training.state()))
+    for batch in batches[1:]:
+        training.update(batch)
+    assert training._terms["loss"].isfinite()
+    with pytest.raises(NotFiniteError, match="at step 1 is not finite") as raised:
+        training.values()
+    assert (raised.value.step, raised.value.caption_ids) == (1, hex_ids(batches[1].caption_ids))
+    for name, value in flat(training.state()).items():
+        if torch.is_tensor(value) and "running_" not in name:
+            assert torch.equal(value, before[name]), name
 
 
 UNDECAYED = ("bias", "gain", "cls_token", "pos_embed", "mask_token")
