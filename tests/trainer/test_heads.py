@@ -61,6 +61,9 @@ def test_prototype_head_has_the_papers_layers_and_unit_features() -> None:
     first, second, third = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
     expected = functional.normalize(third(gelu(second(gelu(first(tokens))))), dim=1)
     torch.testing.assert_close(head(tokens), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        lengths = head(tokens).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(5), msg="in float32")
 
 
 def test_prototypes_are_weight_normed() -> None:

@@ -98,5 +98,6 @@ def test_half_of_the_patches_are_hidden_uniformly() -> None:
     generator = np.random.default_rng(0)
     masks = np.stack([draw_patch_mask(196, 0.5, generator) for _ in range(500)])
     assert (masks.sum(axis=1) == 98).all()
+    assert draw_patch_mask(9, 0.3, generator).sum() == 3, "2.7, rounded"
     assert masks.mean(axis=0).min() > 0.39
     assert masks.mean(axis=0).max() < 0.61

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+import torch.distributed.fsdp as fsdp
 from torch import Tensor, nn
 
 from tests.trainer.gradients import tiny_config
@@ -42,8 +43,19 @@ def gradients(training: Training) -> dict[str, Tensor]:
     return whole({name: parameter.grad for name, parameter in named if parameter.grad is not None})
 
 
-def test_blocks_travel_in_bfloat16_and_talk_in_float32(run: Path) -> None:
+def test_blocks_travel_in_bfloat16_and_talk_in_float32(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums: set[torch.dtype | None] = set()
+    fully_shard = fsdp.fully_shard
+
+    def record(module: nn.Module, **settings: Any) -> Any:
+        sums.add(settings["mp_policy"].reduce_dtype if "mp_policy" in settings else torch.float32)
+        return fully_shard(module, **settings)
+
+    monkeypatch.setattr(fsdp, "fully_shard", record)
     training = training_of(run, "shard", precision="bf16")
+    assert sums == {torch.float32}, "gradients are added up over the ranks in it"
     seen: set[tuple[torch.dtype, torch.dtype]] = set()
 
     def look(block: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
