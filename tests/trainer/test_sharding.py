@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 import torch.distributed.fsdp as fsdp
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainer.gradients import tiny_config
 from tests.trainer.making import write_images
@@ -67,7 +68,9 @@ def test_blocks_travel_in_bfloat16_and_talk_in_float32(
     sharded = gradients(training)
     assert seen == {(torch.bfloat16, torch.float32)}
     assert {gradient.dtype for gradient in sharded.values()} == {torch.float32}
-    replicated = gradients(training_of(run, "replicate", precision="bf16"))
+    training = training_of(run, "replicate", precision="bf16")
+    assert isinstance(training.objective.student, DistributedDataParallel)
+    replicated = gradients(training)
     assert sharded.keys() == replicated.keys()
     for name, gradient in replicated.items():
         assert (sharded[name] - gradient).norm() < 0.03 * gradient.norm() + 1e-6, name

@@ -234,6 +234,7 @@ def test_updates_are_adamw_and_then_the_teachers_average(run: Path) -> None:
     config = tiny_config(run, optim={**optim, **constant})
     training, fresh = (Training(config, torch.device("cpu")) for _ in range(2))
     assert training.teacher is not None and fresh.teacher is not None
+    assert training.network is training.teacher, "it is what probes look at"
     first = {name: torch.zeros_like(p) for name, p in training.student.named_parameters()}
     second = {name: torch.zeros_like(p) for name, p in training.student.named_parameters()}
     for step in range(4):
