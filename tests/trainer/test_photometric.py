@@ -100,6 +100,7 @@ def test_blur_is_torchvisions() -> None:
 
 def test_downsample_goes_to_the_size_and_back() -> None:
     pixels = pictures(3, side=32)
+    pixels[1, :, :, 16:] = 255  # An edge, where bicubic goes beyond white.
     draws = no_draws(3)
     draws[:, p.DOWNSAMPLE] = torch.tensor([0.0, 8.0, 64.0])
     result = run(pixels, draws)
