@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.step_memory import StorageCount
 from trainer.chunked import sum_in_chunks
 from trainer.contrastive import multi_positive_loss
 from trainer.ibot import chunked_ibot_loss, teacher_targets, token_weights
@@ -65,6 +66,16 @@ def test_gradcheck_of_ibot() -> None:
 
     inputs = (random(6, 3, seed=2).requires_grad_(), random(5, 3, seed=3).requires_grad_())
     assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_ten_chunks_need_the_memory_of_one() -> None:
+    shared, peaks = random(1000, 2).requires_grad_(), []
+    for num_rows in (6, 60):
+        rows = random(num_rows, 2).requires_grad_()
+        with StorageCount() as storages:
+            sum_in_chunks(row_losses, rows, shared, rows.detach()[:, 0], chunk_size=6)
+        peaks.append(storages.peak)
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
