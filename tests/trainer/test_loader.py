@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from torch.utils.data._utils import signal_handling
@@ -115,13 +116,23 @@ def test_deaths_with_batches_in_between_never_end_the_stream(
     """In weeks of training there may be many."""
     write_images(tmp_path)
     expected = read(tmp_path, 0, 8)
+    started: list[str] = []
 
-    def die_after_one(steps: _Steps, config: LoaderConfig, which: range, _: str) -> Iterator[Any]:
+    def die_after_one(steps: _Steps, _: LoaderConfig, which: range, how: str) -> Iterator[Any]:
+        started.append(how)
         yield steps[which.start]
         raise LostWorkerError("a process that loads data died")
 
     monkeypatch.setattr(loader, "_load", die_after_one)
     assert all(same(a, b) for a, b in zip(read(tmp_path, 0, 8), expected, strict=True))
+    assert started == ["fork", *["spawn"] * 7], "later on threads may hold locks"
+    started.clear()
+    monkeypatch.setattr(loader, "Prefetcher", MagicMock())
+    samples = cropped(tmp_path, cache=tmp_path / "cache")
+    samples.reader.is_remote = True
+    steps = {"first_step": 0, "last_step": 1, "captions_per_batch": 4}
+    assert same(next(batches(samples, LoaderConfig(), **steps)), expected[0])
+    assert started == ["spawn"], "a process that has spoken to a server must not be forked"
 
 
 BROKEN = """

@@ -47,7 +47,12 @@ def _newest(rank: int, patch: pytest.MonkeyPatch, folder: str) -> tuple[Any, ...
         reads.append(url)
         check(path, url)
 
+    def late(path: str, url: str) -> checkpoint.State:
+        time.sleep(0.5)  # The machine's copy must still be there.
+        return checkpoint.mapped(path, url)
+
     patch.setattr(checkpoint, "_check_sums", watched)
+    patch.setattr(resume, "mapped", late)
     with resume.newest_here(folder) as found:
         assert found is not None
     # The machine's copy is gone, and what is mapped is still there.

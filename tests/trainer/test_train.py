@@ -14,14 +14,14 @@ from tests.trainer.evaluate.tiny import save_pictures
 from tests.trainer.gradients import tiny_config
 from tests.trainer.making import write_images
 from tests.trainer.running import command, final_state, flat, losses, make_run, write_config
-from trainer import replay, train
+from trainer import distributed, replay, train
 from trainer.config import TrainConfig
 from trainer.evaluate import __main__ as evaluate
 from trainer.exit_codes import RESTART, WRONG_CONFIG
 from trainer.order import Shares
 from trainer.step import Training
 from transforms.core import storage
-from transforms.core.config import describe
+from transforms.core.config import ConfigError, describe
 
 
 @pytest.fixture
@@ -103,6 +103,13 @@ def test_wrong_settings_are_one_sentence_and_exit_2(
     assert command(run, override) == 2
     assert sentence in last_line(capsys)
     assert not (run / "train" / "checkpoints").exists()
+
+
+def test_a_batch_is_shared_out_over_ranks_and_their_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    train.check_ranks(tiny_config("unused", accumulation=2))
+    with pytest.raises(ConfigError, match="multiple of 8, which is 2 ranks times accumulation 4"):
+        train.check_ranks(tiny_config("unused", accumulation=4))
 
 
 @pytest.mark.parametrize(
@@ -273,9 +280,21 @@ def test_settings_without_effect_are_warned_about(
 def test_warnings_are_about_what_the_objective_does(
     changes: dict[str, Any], warned: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train._warn(tiny_config("unused", **changes))
+    train._warn(tiny_config("unused", **changes), torch.device("cpu"))
     assert warned in caplog.text
     assert bool(warned) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_cpu_that_is_slow_in_bfloat16_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slow: bool
+) -> None:
+    monkeypatch.setattr(train, "bfloat16_is_slow", lambda: slow)
+    train._warn(tiny_config("unused", precision="fp32"), torch.device("cpu"))
+    train._warn(tiny_config("unused", precision="bf16"), torch.device("cuda"))
+    assert not caplog.text
+    train._warn(tiny_config("unused", precision="bf16"), torch.device("cpu"))
+    assert ("Set precision=fp32" in caplog.text) == slow
 
 
 def test_data_are_read_as_the_config_says(run: Path) -> None:
