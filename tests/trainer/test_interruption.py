@@ -67,6 +67,21 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
     assert losses(run) == losses(other)
 
 
+def test_a_signal_in_the_last_step_changes_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Training.update
+
+    def interrupted(self: Training, batch: Any) -> None:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, batch)
+
+    monkeypatch.setattr(Training, "update", interrupted)
+    assert command(run) == 0
+    assert list(checkpoint.list_steps(checkpoints(run))) == [4]
+
+
 def test_who_is_stopped_does_not_look_at_real_pictures_first(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

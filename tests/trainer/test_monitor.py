@@ -150,6 +150,19 @@ def test_tensorboard_is_told_unless_it_is_off(tmp_path: Path, wanted: bool) -> N
     assert len(list(tmp_path.glob("tensorboard/events*"))) == wanted
 
 
+def test_a_log_that_cannot_be_finished_is_an_error_but_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: MetricsLog) -> None:
+        raise storage.StorageError(None, "the disk is full")
+
+    monkeypatch.setattr(MetricsLog, "close", fail)
+    with pytest.raises(storage.StorageError, match="the disk is full"), monitor(tmp_path):
+        pass
+    with pytest.raises(RuntimeError, match="a bug"), monitor(tmp_path):
+        raise RuntimeError("a bug")
+
+
 FAKE_WANDB = """
 import json
 from pathlib import Path

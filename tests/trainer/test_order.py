@@ -19,6 +19,7 @@ def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
 ) -> None:
     order = SampleOrder(np.array(sizes), seed, window)
     total = sum(sizes)
+    assert 0 < order.window_samples <= total
     epochs = [order(range(epoch * total, (epoch + 1) * total)).tolist() for epoch in range(3)]
     ends = np.cumsum(sizes)
     for samples in epochs:

@@ -21,6 +21,8 @@ def probe(tmp_path: Path) -> Probe:
 
 def test_pictures_are_sampled_over_the_whole_split(probe: Probe) -> None:
     assert len(probe.dataset.train) == 12
+    for name, split in (("train", probe.dataset.train), ("test", probe.dataset.test)):
+        assert all(f"/{name}/" in str(picture) for picture in split.pictures)
     assert set(probe.dataset.train.labels) == set(range(len(probe.dataset.classes)))
 
 
