@@ -1,5 +1,6 @@
 """Supervised cross-entropy over the caption's concept, which the paper compares with (table 5)."""
 
+import logging
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer import distributed
 from trainer.collapse import feature_signs
 from trainer.data import Sample, read_stage_index
 from trainer.objective import Objective
@@ -18,8 +20,11 @@ from trainer.stream import Batch
 from trainer.transfer import to_device
 from trainer.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from transforms.core import storage
+from transforms.core.config import ConfigError
 from transforms.core.damage import DamagedFileError, reading
 from transforms.core.seeding import derive
+
+log = logging.getLogger(__name__)
 
 
 class Classified(NamedTuple):
@@ -76,7 +81,7 @@ def concept_labels(captions: str) -> dict[str, int]:
         captions: Its folder or URL.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is none, or has fewer than two concepts.
         storage.StorageError: It is not complete or cannot be read.
         DamagedFileError: A shard is damaged, or none of captions.
     """
@@ -89,6 +94,13 @@ def concept_labels(captions: str) -> dict[str, int]:
         with reading(f"{url}, expected to be a shard of a finished captions stage (key captions),"):
             shard = pq.read_table(pa.BufferReader(content), columns=["concept"])
             concepts.update(shard["concept"].unique().to_pylist())
+    if len(concepts) < 2:
+        raise ConfigError(
+            f"captions {captions} (key captions, or run) have the concepts {list(concepts)} alone: "
+            "expected two or more for the supervised objective to tell apart"
+        )
+    if distributed.rank() == 0:
+        log.info("%d concepts in %s", len(concepts), captions)
     return {concept: number for number, concept in enumerate(sorted(concepts))}
 
 

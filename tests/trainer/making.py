@@ -123,12 +123,14 @@ def write_images(
     return folder
 
 
-def write_captions(url: Path | str, size: int = 12) -> StageFolder:
+def write_captions(
+    url: Path | str, size: int = 12, concept: Callable[[int], str] = concept_of
+) -> StageFolder:
     """Commit the captions stage that `write_images` would have painted, one shard of it."""
     folder = StageFolder(str(url), "captions", ".parquet")
     path = Path(folder.shard_url(0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"text": text_of(n), "concept": concept_of(n)} for n in range(size)]
+    rows = [{"text": text_of(n), "concept": concept(n)} for n in range(size)]
     pq.write_table(pa.Table.from_pylist(rows), str(path))
     write_index(folder, [_record(folder, 0, size)], {})
     return folder

@@ -155,6 +155,13 @@ def test_what_is_no_captions_stage_is_a_sentence(run: Path) -> None:
         concept_labels(str(run / "captions"))
 
 
+def test_captions_of_one_concept_are_refused(tmp_path: Path) -> None:
+    """As those from a file, without concepts: the loss would be 0 from the first step on."""
+    write_captions(tmp_path / "captions", concept=lambda _: "")
+    with pytest.raises(ConfigError, match=r"captions, or run\) have the concepts \[''\] alone"):
+        concept_labels(str(tmp_path / "captions"))
+
+
 def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     write_captions(tmp_path / "captions", size=2)
