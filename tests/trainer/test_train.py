@@ -280,21 +280,9 @@ def test_settings_without_effect_are_warned_about(
 def test_warnings_are_about_what_the_objective_does(
     changes: dict[str, Any], warned: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train._warn(tiny_config("unused", **changes), torch.device("cpu"))
+    train._warn(tiny_config("unused", **changes))
     assert warned in caplog.text
     assert bool(warned) == bool(caplog.text)
-
-
-@pytest.mark.parametrize("slow", [True, False])
-def test_a_cpu_that_is_slow_in_bfloat16_is_warned_about(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slow: bool
-) -> None:
-    monkeypatch.setattr(train, "bfloat16_is_slow", lambda: slow)
-    train._warn(tiny_config("unused", precision="fp32"), torch.device("cpu"))
-    train._warn(tiny_config("unused", precision="bf16"), torch.device("cuda"))
-    assert not caplog.text
-    train._warn(tiny_config("unused", precision="bf16"), torch.device("cpu"))
-    assert ("Set precision=fp32" in caplog.text) == slow
 
 
 def test_data_are_read_as_the_config_says(run: Path) -> None:
