@@ -39,6 +39,7 @@ from trainer.step import NotFiniteError, Training, TrainingError
 from trainer.stream import CroppedSamples, CropSpec
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe, load_config
+from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.shards import DamagedFileError
 
@@ -95,7 +96,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
         RankError: One of several ranks could not read its data or write.
     """
     check_ranks(config)
-    _warn(config)
+    _warn(config, device)
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
     samples = open_samples(config)
@@ -186,8 +187,10 @@ def _check_batch(config: TrainConfig, num_samples: int) -> None:
         )
 
 
-def _warn(config: TrainConfig) -> None:
+def _warn(config: TrainConfig, device: torch.device) -> None:
     """Say which settings do not do what they seem to."""
+    if device.type == "cpu" and config.precision == "bf16" and bfloat16_is_slow():
+        log.warning(SLOW_BFLOAT16, "precision=fp32")
     if config.objective.kind != "contrastive":
         return
     same_caption = config.objective.positives == "caption"

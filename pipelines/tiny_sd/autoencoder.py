@@ -21,6 +21,7 @@ from pipelines.tiny_sd.training import (
     Clock,
     average_gradients,
     cosine_rate,
+    half_precision,
     load_checkpoint,
     rank_and_world,
     save_checkpoint,
@@ -119,7 +120,7 @@ def reconstruct(
     Returns:
         painted pictures [N, 3, H, W] and the KL divergence per latent value.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         with torch.set_grad_enabled(not encoder_frozen):
             posterior = model.encode(real).latent_dist
         painted = model.decode(posterior.sample(generator)).sample.float()

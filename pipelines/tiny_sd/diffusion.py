@@ -24,6 +24,7 @@ from pipelines.tiny_sd.text_encoder import TextConfig, tokenize
 from pipelines.tiny_sd.training import (
     Clock,
     average_gradients,
+    half_precision,
     load_checkpoint,
     rank_and_world,
     save_checkpoint,
@@ -58,7 +59,7 @@ def diffusion_loss(
     noise = torch.randn(latents.shape, generator=generator)
     alpha = alphas[times]
     signal, spread = (a.sqrt()[:, None, None, None] for a in (alpha, 1 - alpha))
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         predicted = unet(signal * latents + spread * noise, times, hidden).sample
     target = signal * noise - spread * latents
     # min(SNR, gamma) / (SNR + 1) with SNR = alpha / (1 - alpha), in a form that is 0 / 0 nowhere.
@@ -126,7 +127,7 @@ def losses(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Compute the denoising loss and the loss of the heads that read the caption."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         hidden = networks.text_encoder(tokenize(tokenizer, batch.texts)).last_hidden_state
         concepts, backgrounds = networks.reader(hidden)
     reading = F.cross_entropy(concepts.float(), batch.concepts)

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from pipelines.tiny_sd.autoencoder import to_tensor
 from pipelines.tiny_sd.composites import Composer
 from pipelines.tiny_sd.scenes import BACKGROUNDS
-from pipelines.tiny_sd.training import Clock, cosine_rate, load_checkpoint, save_checkpoint
+from pipelines.tiny_sd.training import (
+    Clock,
+    cosine_rate,
+    half_precision,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +84,7 @@ def train_judge(composer: Composer, path: Path) -> Judge:
         batch = composer.sample(BATCH_SIZE, rng)
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(step, NUM_STEPS, 50, 2e-3)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             concepts, backgrounds = judge(soften(to_tensor(batch.pictures), rng))
         loss = F.cross_entropy(concepts.float(), torch.from_numpy(batch.concepts))
         loss = loss + 0.5 * F.cross_entropy(

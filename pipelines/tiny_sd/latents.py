@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.tiny_sd.autoencoder import to_tensor
 from pipelines.tiny_sd.composites import Composer
-from pipelines.tiny_sd.training import rank_and_world
+from pipelines.tiny_sd.training import half_precision, rank_and_world
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -20,7 +20,7 @@ def encode(model: "AutoencoderKL", pictures: NDArray[np.uint8], batch_size: int 
     """Encode uint8 pictures [N, 64, 64, 3] into latent means [N, C, 8, 8], half precision."""
     latents = []
     for begin in range(0, len(pictures), batch_size):
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             means = model.encode(to_tensor(pictures[begin : begin + batch_size])).latent_dist.mean
         latents.append(means.half())
     return torch.cat(latents)

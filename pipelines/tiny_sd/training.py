@@ -19,11 +19,18 @@ from torch import distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
+from transforms.core.cpu import bfloat16_is_slow
+
 SAVE_EVERY_S = 120.0
 """Seconds between checkpoints."""
 
 LOG_EVERY_S = 15.0
 """Seconds between lines of the log."""
+
+
+def half_precision() -> torch.autocast:
+    """Products in bfloat16, where the processor has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=not bfloat16_is_slow())
 
 
 def run_processes(task: Callable[..., None], num_processes: int, *arguments: Any) -> None:

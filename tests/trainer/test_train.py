@@ -251,40 +251,6 @@ def test_knn_on_real_pictures_stands_in_the_log(run: Path, tmp_path: Path) -> No
         assert torch.equal(value, theirs[name]), "to watch changes nothing"
 
 
-def test_settings_without_effect_are_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_images(tmp_path / "images", images_per_caption=1)
-    write_config(tmp_path, images_per_caption=1)
-    assert command(tmp_path, "accumulation=2") == 0
-    assert "crops.num_global is 1, and images_per_caption is 1" in caplog.text
-    assert "Batch norms see a piece at a time" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("changes", "warned"),
-    [
-        ({"objective": {"positives": "image"}}, "and objective.positives is image"),
-        ({"objective": {"positives": "image"}, "crops": {"num_global": 2}}, ""),
-        (
-            {
-                "objective": {"kind": "supervised", "teacher": False, "ibot_weight": 0.0},
-                "crops": {"num_local": 0},
-                "images_per_caption": 1,
-                "accumulation": 2,
-            },
-            "",
-        ),
-    ],
-)
-def test_warnings_are_about_what_the_objective_does(
-    changes: dict[str, Any], warned: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    train._warn(tiny_config("unused", **changes))
-    assert warned in caplog.text
-    assert bool(warned) == bool(caplog.text)
-
-
 def test_data_are_read_as_the_config_says(run: Path) -> None:
     changes: dict[str, Any] = {"loader": {"cache_gib": 2}, "objective": {"masked_patches": 0.25}}
     one, other = (train.open_samples(tiny_config(run, seed=seed, **changes)) for seed in (3, 4))

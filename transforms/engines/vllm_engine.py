@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.engines.nucleus import nucleus_processor
 from transforms.engines.text import STOP, Completion, EngineError, SamplingConfig
 from transforms.engines.text_models import TextModel
@@ -68,6 +69,8 @@ class VllmEngine:
         self._config = config
         self._sampling = sampling
         check_device(config)
+        if config.device == "cpu" and config.dtype != "float32" and bfloat16_is_slow():
+            _LOGGER.warning(SLOW_BFLOAT16, "vllm.dtype=float32")
         self._source = model.source(config.model_cache)
         self._commit = model.commit
         self._llm: Any = self._load()

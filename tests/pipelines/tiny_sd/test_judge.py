@@ -13,7 +13,7 @@ def test_the_judge_learns_to_tell_two_concepts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(judging, "NUM_STEPS", 25)
+    monkeypatch.setattr(judging, "NUM_STEPS", 40)
     monkeypatch.setattr(judging, "BATCH_SIZE", 16)
     composer = make_composer()
     judge = judging.train_judge(composer, tmp_path / "judge.pt")
