@@ -11,6 +11,8 @@ import contextlib
 import time
 from collections.abc import Generator
 
+import torch
+
 from trainer import distributed
 from trainer.checkpoint import checkpoints_folder
 from trainer.checkpoint_writer import CheckpointWriter
@@ -27,12 +29,19 @@ class StoppedError(TrainingError):
     """A signal stopped it; everything is saved."""
 
 
-def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: list[str]) -> str:
+def run_steps(
+    training: Training,
+    samples: CroppedSamples,
+    probe: Probe | None,
+    folder: str,
+    stop: list[str],
+) -> str:
     """Step until done.
 
     Args:
         training: As it is at the start.
         samples: Its data.
+        probe: From `open_probe`.
         folder: Of the training, where results go.
         stop: Names of the stop signals that came, see `trainer.signals`; looked at in every step.
 
@@ -48,7 +57,6 @@ def run_steps(training: Training, samples: CroppedSamples, folder: str, stop: li
     steps = range(first, config.steps)
     stream = rank_batches(config, samples, steps)
     first_update = next((step for step in steps if not is_skipped(config, step)), None)
-    probe = _probe(training)
     main = distributed.rank() == 0
     clock = Clock(config, training.objective.device, first)
     saved_at, saved_step = time.monotonic(), first
@@ -134,9 +142,13 @@ def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
     )
 
 
-def _probe(training: Training) -> Probe | None:
-    config = training.config
-    if config.monitor.knn_every is None:
+def open_probe(config: TrainConfig, device: torch.device) -> Probe | None:
+    """What looks at real pictures, None if the config wants no looks.
+
+    Raises:
+        ConfigError: There is no such data set.
+    """
+    monitor = config.monitor
+    if monitor.knn_every is None:
         return None
-    monitor, device = config.monitor, training.objective.device
     return Probe(monitor.knn_dataset, monitor.knn_pictures, config.model, device)

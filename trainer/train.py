@@ -30,7 +30,7 @@ from trainer.config import TrainConfig, data_folder, images_per_step, train_fold
 from trainer.data import ShardReader
 from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from trainer.loader import LostWorkerError
-from trainer.loop import StoppedError, run_steps
+from trainer.loop import StoppedError, open_probe, run_steps
 from trainer.order import SampleOrder
 from trainer.resume import check_folder, newest_here
 from trainer.settings import fixed, note_settings
@@ -99,14 +99,17 @@ def train(config: TrainConfig, device: torch.device) -> str:
     _warn(config, device)
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
-    samples = open_samples(config)
+    samples, probe = distributed.together(
+        lambda: (open_samples(config), open_probe(config, device))
+    )
     _check_batch(config, samples.order.num_samples)
-    fields = {**fixed(config), "data": samples.reader.checksum}
-    check_folder(checkpoints)
-    claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     training = Training(config, device)
+    # Only now: settings that fail before may be changed.
+    fields = {**fixed(config), "data": samples.reader.checksum}
+    check_folder(checkpoints)
+    claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
     with _rank_named():
         with newest_here(checkpoints) as found:
             if found is not None:
@@ -118,7 +121,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
             note_settings(config, folder, training.step)
         with stop_signals() as stop:
             try:
-                url = run_steps(training, samples, folder, stop)
+                url = run_steps(training, samples, probe, folder, stop)
             except NotFiniteError as error:
                 raise not_finite.keep(training, folder, error) from error
     return f"Trained {config.steps} steps: {url}"

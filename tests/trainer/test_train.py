@@ -95,6 +95,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("data=nowhere", "nowhere (key data, or run) holds no stage: expected the folder of a"),
         ("images_per_caption=4", "hold 2 images per caption"),
         ("objective.teacher=false", "iBOT needs teacher=true"),
+        ("monitor={knn_every: 2, knn_dataset: pictures}", "unknown data set 'pictures'"),
     ],
 )
 def test_wrong_settings_are_one_sentence_and_exit_2(
@@ -102,7 +103,7 @@ def test_wrong_settings_are_one_sentence_and_exit_2(
 ) -> None:
     assert command(run, override) == 2
     assert sentence in last_line(capsys)
-    assert not (run / "train" / "checkpoints").exists()
+    assert not (run / "train").exists(), "other settings may be tried there"
 
 
 def test_a_batch_is_shared_out_over_ranks_and_their_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]
         )
         raise FingerprintMismatchError(
             f"{run_yaml_url} says that this folder was made with other settings ({changes}): "
-            "restore them, or choose another `run`"
+            "restore them, choose another `run`, or delete that folder to make it anew"
         )
 
 
