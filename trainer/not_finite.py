@@ -6,11 +6,11 @@ the note is deleted, it ends at once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer import distributed
-from trainer.checkpoint import write
+from trainer.checkpoint import State, write
 from trainer.config import CHANGEABLE, TrainConfig
 from trainer.step import NotFiniteError, Training
 from transforms.core import storage
@@ -18,6 +18,8 @@ from transforms.core.config import fingerprint_fields
 from transforms.core.damage import reading
 
 NOTE = "not-finite.json"
+ABSURD = 1e3
+"""No weight of a sound network comes near."""
 SHOWN = 3
 """Captions or modules that a sentence names; the note and the replay file have all captions."""
 ROUNDING: dict[str, Any] = {
@@ -44,19 +46,24 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
     config, step = training.config, error.step
     replay = storage.join(folder, f"replay-step-{step:09d}.pt")
     note = storage.join(folder, NOTE)
-    sentence = (
-        f"{error}, captions {few(error.caption_ids)}; look into it with `python -m trainer.replay "
-        f"{replay}`; go on with '{_skipping(config, step)}', or with another "
-        f"{' or '.join(CHANGEABLE[:-1])}; if the next steps are not finite either, the weights "
-        "are ruined: delete the newest checkpoints, and lower optim.learning_rate or set "
-        f"optim.clip_norm; to try the same again delete {note}"
-    )
-    state: dict[str, Any] = {
+    state: State = {
         **training.state(),
         "step": step,
         "position": step * config.captions_per_batch,
         "caption_ids": error.caption_ids,
     }
+    if ruined := list(ruined_weights(state)) if distributed.rank() == 0 else []:
+        sentence = (
+            f"{error}, for weights were ruined in an earlier one ({few(ruined)}): delete the "
+            "newest checkpoints, and set optim.clip_norm, a lower optim.learning_rate or "
+            "precision=fp32"
+        )
+    else:
+        sentence = (
+            f"{error}, captions {few(error.caption_ids)}; look into it with `python -m "
+            f"trainer.replay {replay}`; go on with '{_skipping(config, step)}', or with another "
+            f"{' or '.join(CHANGEABLE[:-1])}; to try the same again delete {note}"
+        )
     content = {
         "step": step,
         "sentence": sentence,
@@ -96,6 +103,15 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
         same = note["settings"] == _settings(config)
     if same and error.step >= step:
         raise error
+
+
+def ruined_weights(state: State) -> Iterator[str]:
+    """Those that are not finite or absurd; a step that fails may spoil running estimates itself."""
+    for owner in ("student", "teacher"):
+        for name, value in (state[owner] or {}).items():
+            estimate = "running_" in name or not value.is_floating_point()
+            if not estimate and not (value.abs() <= ABSURD).all():
+                yield f"{owner} {name}"
 
 
 def few(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ cannot be read.
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,16 +28,13 @@ from trainer.checkpoint import State, load
 from trainer.config import TrainConfig
 from trainer.loader import LostWorkerError
 from trainer.loop import rank_batches
-from trainer.not_finite import few
+from trainer.not_finite import ABSURD, few, ruined_weights
 from trainer.step import Training
 from trainer.stream import Batch, hex_ids
 from trainer.train import check_ranks, open_samples, start_rank
 from transforms.core import storage
 from transforms.core.config import ConfigError, parse_config
 from transforms.core.shards import DamagedFileError
-
-ABSURD = 1e3
-"""No weight of a sound network comes near."""
 
 
 def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]:
@@ -68,7 +65,7 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
         _watch(training.teacher, "teacher", broken)
     terms = training.objective.backward(batch, training.step)
     lines = [f"step {training.step}, {len(batch.positions)} captions on this rank"]
-    if ruined := list(_ruined_weights(state)):
+    if ruined := list(ruined_weights(state)):
         lines.append(
             f"weights were not finite, or above {ABSURD:g}, before this step ({few(ruined)}): the "
             "cause lies in an earlier one"
@@ -85,15 +82,6 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
     if not broken and not gradients:
         lines.append("everything is finite this time")
     return lines
-
-
-def _ruined_weights(state: State) -> Iterator[str]:
-    """Those that are not finite or absurd; a step that fails may spoil running estimates itself."""
-    for owner in ("student", "teacher"):
-        for name, value in (state[owner] or {}).items():
-            estimate = "running_" in name or not value.is_floating_point()
-            if not estimate and not (value.abs() <= ABSURD).all():
-                yield f"{owner} {name}"
 
 
 def _check_captions(batch: Batch, expected: Sequence[str]) -> None:

@@ -70,7 +70,6 @@ def test_it_is_found_before_the_next_line_or_checkpoint_and_nothing_is_lost(
     assert "data positions 8 to 11" in said
     assert f"python -m trainer.replay {replay_file(run)}`; go on with" in said
     assert f"'skip_steps=[[{BAD_STEP},{BAD_STEP}]]'" in said
-    assert "if the next steps are not finite either, the weights are ruined: delete the" in said
     assert [step for step, _ in losses(run)] == ([0, 1] if log_every == 1 else [0])
     assert checkpoint.list_steps(str(run / "train" / "checkpoints")) == {}
 
@@ -161,6 +160,17 @@ def test_weights_that_were_ruined_before_are_named_first(
     lines = capsys.readouterr().out.splitlines()
     expected = "before this step (student encoder.cls_token): the cause lies in an earlier one"
     assert lines[1].endswith(expected)
+
+
+def test_after_weights_were_ruined_the_way_on_is_back(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To skip the step would lead from one to the next."""
+    assert command(run, "optim.learning_rate=1e38") == NOT_FINITE
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "weights were ruined in an earlier one (student mask_token, " in said
+    assert "delete the newest checkpoints, and set optim.clip_norm, a lower" in said
+    assert "skip_steps" not in said
 
 
 def test_a_rank_has_some_of_the_captions_that_the_file_names(run: Path) -> None:
