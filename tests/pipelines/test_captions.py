@@ -56,7 +56,7 @@ def test_a_run_may_grow_move_and_change_speed_but_nothing_else(tmp_path: Path) -
         "filters.max_words=20",
         "prompts.shared_examples=false",
         "captions_per_shard=320",
-        "vllm.dtype=float32",
+        "vllm.dtype=bfloat16",
         "max_tries=2",
     ]:
         assert stage(config(tmp_path, override)).fingerprint.digest != digest, override
@@ -72,10 +72,10 @@ ANYHOW = ["sampling.top_p=0.5", "max_tries=2", "vllm.max_model_len=512", "use_ba
     [
         (
             ["variant=IN+h+Places"],
-            ["model=other", "engine=openai", "prompts.mix.c=1", "vllm.dtype=float32", *ANYHOW],
+            ["model=other", "engine=openai", "prompts.mix.c=1", "vllm.dtype=bfloat16", *ANYHOW],
         ),
         (["variant=file"], ["model=other", *ANYHOW]),
-        (["engine=openai"], ["vllm.dtype=float32", "vllm.max_model_len=512"]),
+        (["engine=openai"], ["vllm.dtype=bfloat16", "vllm.max_model_len=512"]),
         (["variant=IN+Places+LLM", "engine=openai"], ["use_backgrounds=run"]),
     ],
 )
