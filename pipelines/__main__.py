@@ -5,6 +5,7 @@ Installed as `synclr`. Nothing below this module reads argv or the environment.
 
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -134,9 +135,19 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _show_log() -> None:
+    """Our own events, and the warnings of others."""
+    from transforms.core.progress import LogHandler
+
+    logging.basicConfig(handlers=[LogHandler()], format="%(message)s")
+    for ours in ("pipelines", "transforms"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
 def entry() -> None:
     """The process's entry."""
     signal.signal(signal.SIGINT, _interrupted)
+    _show_log()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -149,6 +149,9 @@ def stage(config: CaptionsConfig) -> Stage:
     blocked = load_block_list(config.filters.block_list)
     engine = None if config.variant in WITHOUT_MODEL else engine_spec(config)
     num_shards = num_raw_shards(config)
+    num_records = num_shards * config.captions_per_shard
+    is_more = num_records > config.num_captions
+    oversampling = f"{config.num_captions:,} with oversampling {config.oversampling:g}"
     return Stage(
         folder=stage_folder(config.run, "captions-raw"),
         fingerprint=Fingerprint(
@@ -162,7 +165,8 @@ def stage(config: CaptionsConfig) -> Stage:
         ),
         config=config.model_dump(mode="json"),
         num_shards=num_shards,
-        num_records=num_shards * config.captions_per_shard,
+        num_records=num_records,
+        why_so_many=oversampling if is_more else "",
         unit=STAGES["captions-raw"].unit,
         producer=CaptionProducer(
             prompts, engine, config.filters, blocked, config.captions_per_shard, config.max_tries

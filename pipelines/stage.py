@@ -116,16 +116,17 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def progress(stage: StageOutput, num_pending: int) -> Iterator[None]:
-    """Show a bar of committed records while the body runs."""
+    """Say what is planned, and show a bar of committed records while the body runs."""
     done = stage.num_shards - num_pending
     per_shard = stage.num_records / stage.num_shards
-    stop = threading.Event()
-    shown = bar(
-        stage.num_records,
-        stage.unit,
-        stage.folder.url.rpartition("/")[2],
-        initial=round(done * per_shard),
+    name = stage.folder.url.rpartition("/")[2]
+    why = f" ({stage.why_so_many})" if stage.why_so_many else ""
+    say(
+        f"{name}: {stage.num_records:,} {stage.unit}{why} in {stage.num_shards:,} shards, "
+        f"{done:,} complete; the bar moves by whole shards"
     )
+    stop = threading.Event()
+    shown = bar(stage.num_records, stage.unit, name, initial=round(done * per_shard), smoothing=0)
 
     def update() -> None:
         committed = len(shards.committed_shards(stage.folder))

@@ -54,7 +54,8 @@ def check_whole(run: Path, stage: str) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished small demo, undisturbed."""
     run = tmp_path_factory.mktemp("demo") / "run"
-    run_demo(run)
+    captions, _, images, *_ = run_demo(run)
+    assert all("is ready after" in said for said in (captions, images)), "loading takes a while"
     return run
 
 

@@ -18,6 +18,7 @@ from transforms.core.counters import Count, Tally
 from transforms.core.records import Caption, Failure, Prompt
 from transforms.core.seeding import caption_id, derive
 from transforms.core.stage import Produced
+from transforms.engines.models import loading
 from transforms.engines.openai_engine import OpenAIConfig, OpenAIEngine
 from transforms.engines.text import Completion, SamplingConfig, TextEngine, complete_each
 from transforms.engines.text_models import TextModel
@@ -42,7 +43,8 @@ class EngineSpec:
         """Load the model or connect to the endpoint."""
         if self.kind == "openai":
             return OpenAIEngine(self.model.name, self.openai, self.sampling)
-        return VllmEngine(self.model, self.vllm, self.sampling)
+        with loading(self.model):
+            return VllmEngine(self.model, self.vllm, self.sampling)
 
 
 class CaptionProducer:

@@ -42,6 +42,8 @@ def test_raw_captions_are_rounded_up_to_whole_shards(
     planned = stage(config(tmp_path, f"oversampling={oversampling}"))
     assert planned.num_shards == shards
     assert planned.num_records == shards * 160
+    why = "" if shards == 4 else f"640 with oversampling {oversampling}"
+    assert planned.why_so_many == why
 
 
 def test_a_run_may_grow_move_and_change_speed_but_nothing_else(tmp_path: Path) -> None:

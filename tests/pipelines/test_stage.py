@@ -1,14 +1,17 @@
 import dataclasses
 import hashlib
+import logging
+import time
 from pathlib import Path
 
 import pytest
 
-from pipelines.stage import UnfinishedError, finish, plan, run_stage, worker_sentence
+from pipelines.stage import UnfinishedError, finish, plan, progress, run_stage, worker_sentence
 from tests.pipelines.counting import stage
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.progress import LogHandler
 from transforms.core.shards import read_index, read_success
 
 NUM_SHARDS = 5
@@ -95,3 +98,38 @@ def test_shards_of_other_settings_leave_plan_and_index_as_they_are(tmp_path: Pat
     with pytest.raises(UnfinishedError, match="another fingerprint"):
         finish(other)
     assert content(str(tmp_path)) == before
+
+
+def test_rate_and_time_left_are_those_since_this_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, committed, looks = 1000.0, {0}, 0
+
+    def look(_: object) -> set[int]:
+        nonlocal looks
+        looks += 1
+        return committed
+
+    def shown_at(moment: float, *shards: int) -> str:
+        nonlocal now, committed
+        committed = {0, *shards}
+        now = moment  # Last: what is seen before is not drawn, no time having passed.
+        enough = looks + 3  # The first may have begun before, and the last goes on.
+        while looks < enough:
+            time.sleep(0.001)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    monkeypatch.setattr("pipelines.stage.POLL_INTERVAL_S", 0.001)
+    monkeypatch.setattr("pipelines.stage.shards.committed_shards", look)
+    made = dataclasses.replace(stage(str(tmp_path / "made"), 5), why_so_many="20, and spare ones")
+    with progress(made, 4):
+        shown = shown_at(1580)
+        assert shown.startswith("made: 30 captions (20, and spare ones) in 5 shards, 1 complete;")
+        assert "6/30 [09:40<?" in shown
+        assert "12/30 [10:00<30:00, 100.00s/" in shown_at(1600, 1), "6 in ten minutes, not in 20 s"
+        assert "12/30 [10:30<31:" in shown_at(1630, 1), "it is drawn between shards"
+        logger = logging.Logger("any")
+        logger.addHandler(LogHandler())
+        logger.warning("loading fox")
+        assert "\rloading fox\n\rmade" in capsys.readouterr().err, "on a line of its own"

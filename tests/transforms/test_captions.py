@@ -133,6 +133,15 @@ def test_what_the_engine_refuses_is_not_asked_again() -> None:
     assert tally.as_dict()["engine_error"] == 1
 
 
+def test_loading_a_model_is_said_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("transforms.captions.VllmEngine", lambda *_: ScriptedEngine(good))
+    with caplog.at_level("INFO", "transforms"):
+        SPEC.open()
+    assert caplog.messages == ["loading none", "none is ready after 0 s"]
+
+
 def test_a_producer_pickles_before_and_holds_no_model() -> None:
     builder = PromptBuilder(CONCEPTS, EXAMPLES, RELATIONS, PromptConfig(), 0, SIZE)
     made = CaptionProducer(builder, SPEC, FilterConfig(), {}, SIZE, 3)

@@ -3,6 +3,7 @@
 On a terminal it is redrawn in place; in a log it prints a line every `LOG_INTERVAL_S` seconds.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -11,7 +12,17 @@ from tqdm import tqdm
 LOG_INTERVAL_S = 15.0
 
 
-def bar(total: int, unit: str, description: str, initial: int = 0) -> "tqdm[Any]":
+class LogHandler(logging.Handler):
+    """Prints log lines on standard error, above any bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def bar(
+    total: int, unit: str, description: str, initial: int = 0, smoothing: float = 0.1
+) -> "tqdm[Any]":
     """A bar on standard error.
 
     Args:
@@ -19,6 +30,8 @@ def bar(total: int, unit: str, description: str, initial: int = 0) -> "tqdm[Any]
         unit: What is counted, for instance "images".
         description: The step's name.
         initial: Units that were done before this process started; the rate leaves them out.
+        smoothing: Weight of the newest update in the rate; 0 takes the mean since the start, for
+            progress that is seen in jumps.
     """
     interactive = sys.stderr.isatty()
     return tqdm(
@@ -27,7 +40,9 @@ def bar(total: int, unit: str, description: str, initial: int = 0) -> "tqdm[Any]
         unit=f" {unit}",
         desc=f"{description:<12}",
         dynamic_ncols=True,
-        smoothing=0.1,
+        smoothing=smoothing,
         mininterval=0.2 if interactive else LOG_INTERVAL_S,
-        maxinterval=1.0 if interactive else LOG_INTERVAL_S,
+        # Else a bar that has jumped is not drawn again, its clock stands still, until it has moved
+        # as far once more.
+        miniters=0,
     )

@@ -41,6 +41,8 @@ class StageOutput:
     num_shards: int
     num_records: int
     """Over all shards; the last shard may be shorter than the others."""
+    why_so_many: str = ""
+    """What explains that number to a person, where it is not what the config asks for."""
     unit: str
     """What a record is called in progress bars, for instance "captions"."""
     metadata: Mapping[str, str] = field(default_factory=dict)

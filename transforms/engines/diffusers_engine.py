@@ -29,6 +29,7 @@ from transforms.engines.caption_encoder import EMBEDDINGS, CaptionEncoder
 from transforms.engines.diffusers_pipeline import denoiser, load_pipeline
 from transforms.engines.image import GeneratorConfig, Painted
 from transforms.engines.image_models import ImageModel
+from transforms.engines.models import loading
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,8 @@ class DiffusersSpec:
 
     def load(self) -> "DiffusersEngine":
         """Load the model on the configured device."""
-        return DiffusersEngine(self.model, self.config)
+        with loading(self.model):
+            return DiffusersEngine(self.model, self.config)
 
 
 def check_device(device: str) -> None:

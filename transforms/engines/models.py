@@ -4,10 +4,16 @@ The two kinds of model, for text and for images, differ in the file that marks t
 what else they may be called: see `text_models` and `image_models`.
 """
 
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from transforms.core.config import ConfigError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,15 @@ class Model:
     name: str
     commit: str | None
     identity: str
+
+
+@contextlib.contextmanager
+def loading(model: Model) -> Iterator[None]:
+    """Say that a model is loaded, and how long it took: nothing else is to be seen meanwhile."""
+    _LOGGER.info("loading %s", model.name)
+    started = time.monotonic()
+    yield
+    _LOGGER.info("%s is ready after %.0f s", model.name, time.monotonic() - started)
 
 
 def local_folder(name: str, marker: str, builtin: str) -> Path | None:

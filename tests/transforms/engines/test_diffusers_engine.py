@@ -1,4 +1,5 @@
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,13 @@ def test_captions_are_encoded_once(
 
 
 def test_without_guidance_the_empty_caption_does_not_matter(
-    load: Callable[..., DiffusersEngine], engine: DiffusersEngine
+    load: Callable[..., DiffusersEngine],
+    engine: DiffusersEngine,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    plain = load(guidance=1.0).paint(TEXTS[:2], SEEDS[:2]).pixels
+    with caplog.at_level("INFO", "transforms"):
+        plain = load(guidance=1.0).paint(TEXTS[:2], SEEDS[:2]).pixels
+    assert re.search(r"/random-sd is ready after \d+ s", caplog.text)
     assert not np.array_equal(plain, engine.paint(TEXTS[:2], SEEDS[:2]).pixels)
 
 
