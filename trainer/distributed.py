@@ -6,6 +6,7 @@ Every function works without a process group, as one process. How gradients are 
 
 import contextlib
 import datetime
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -173,10 +174,10 @@ def is_lost(error: BaseException) -> bool:
 def lost(error: BaseException) -> LostRankError:
     """What torch says when the others do not answer, as a sentence."""
     reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    reason = re.sub(r"\[[^]]*/gloo/[^]]*\] ?", "", reason)  # The place in its sources.
     reason = reason.partition(". ")[0]  # Gloo goes on with guesses.
     return LostRankError(
-        f"rank {rank()} lost the others ({reason}); the launcher's summary names the first rank "
-        "that died"
+        f"rank {rank()} lost the others ({reason}); the launcher says which rank died"
     )
 
 

@@ -55,6 +55,7 @@ class NoDeviceError(ConfigError):
 
 
 GO_ON = "Training is not finished: {}; run the same command to go on."
+ONCE_MENDED = GO_ON.replace("; ", "; once that is mended, ")
 ENDINGS: Sequence[tuple[type[BaseException], int, str, bool]] = (
     (NoDeviceError, WRONG_CONFIG, "{}", True),
     (ConfigError, WRONG_CONFIG, "{}", False),
@@ -64,7 +65,7 @@ ENDINGS: Sequence[tuple[type[BaseException], int, str, bool]] = (
     (StoppedError, RESTART, GO_ON, False),
     (NotFiniteError, NOT_FINITE, "Training is not finished: {}", False),
     (LostWorkerError, RESTART, GO_ON, True),
-    (distributed.LostRankError, RESTART, GO_ON, True),
+    (distributed.LostRankError, RESTART, ONCE_MENDED, True),
     (
         torch.OutOfMemoryError,
         WRONG_CONFIG,

@@ -50,6 +50,8 @@ def test_the_ranks_code_comes_out(run: Path, override: str, code: int, sentence:
     errors = process.communicate(timeout=100)[1]
     assert process.returncode == code, errors
     assert sentence in errors
+    assert ("launcher's exit code is" in errors) == bool(code)
+    assert "Root Cause" not in errors
 
 
 @pytest.mark.slow
@@ -78,7 +80,8 @@ def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
     os.kill(int(ranks[1]), signal.SIGKILL)
     errors = process.communicate(timeout=100)[1]
     assert process.returncode == UNFINISHED, errors
-    assert "rank 0 lost the others" in errors
+    assert re.search(r"rank 0 lost the others .* once that is mended, run the same", errors)
+    assert "Root Cause" in errors
     assert "Traceback" not in errors
 
 
@@ -107,6 +110,16 @@ def test_ranks_have_time_to_save_after_any_stop_signal(monkeypatch: pytest.Monke
     assert [options.shutdown_timeout for options in launched] == [110, 7]
     heard = launched[0].signals_to_handle.split(",")
     assert set(heard) == {number.name for number in STOP_SIGNALS}
+
+
+def test_help_says_what_is_not_torchruns(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert said.startswith("usage: python -m trainer.launch ")
+    assert "--shutdown-timeout=110" in said and "75, start it again" in said
+    assert "--master-addr" in said
 
 
 @pytest.mark.parametrize("option", ["--nproc-per-node=many", "--nnodes=few", "--nnodes=2"])
