@@ -28,6 +28,8 @@ def test_slurm_starts_again_what_every_node_wants_to_be_started_again(
         (tmp_path / name).chmod(0o755)
     (job,) = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
     (tmp_path / "stop-7").touch()  # Of a start before.
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "CODES": codes}
     subprocess.run(["sh", "-c", job], cwd=tmp_path, env=environment, timeout=30, check=False)
     assert (tmp_path / "requeue-7").exists() == again
