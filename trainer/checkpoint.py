@@ -229,7 +229,7 @@ def found(path: str) -> Iterator[Opened]:
     Raises:
         storage.StorageError: There is none, or it cannot be read.
         ConfigError: It is damaged, or there are some in the folder, but none is whole; or it is
-            another file.
+            another file, or an export.
     """
     if path.endswith(".pt"):
         if not storage.exists(path):
@@ -244,6 +244,8 @@ def found(path: str) -> Iterator[Opened]:
             if whole is not None:
                 yield whole
                 return
+    if storage.exists(storage.join(path, "model.safetensors")):
+        raise ConfigError(f"{path} is an export: expected the checkpoint or run it was made of")
     raise storage.MissingFileError(
         None,
         f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training; "

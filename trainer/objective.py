@@ -78,7 +78,7 @@ class ObjectiveConfig(Config):
         if self.kind != "contrastive" and self.teacher:
             raise ValueError(f"kind is {self.kind!r}, which has no teacher: expected teacher=false")
         if self.ibot_weight and not self.teacher:
-            raise ValueError("ibot_weight is not 0, but iBOT needs teacher=true")
+            raise ValueError("iBOT needs a teacher: without one, set objective.ibot_weight=0")
         if self.ibot_weight and not (self.masked_images and self.masked_patches):
             raise ValueError(
                 "masked_images or masked_patches is 0, so that iBOT has nothing to learn from: "

@@ -86,7 +86,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("override", "sentence"),
     [
         ("optim.learning_rat=1", "did you mean 'optim.learning_rate'"),
-        ("captions_per_batch=0", "should be greater than 0"),
+        ("captions_per_batch=0", "'captions_per_batch' has value 0: expected more than 0"),
         ("optim.warmup=9", "optim.warmup 9 is more than steps 4"),
         ("crops.local_size=9", "not a multiple of model.patch_size 8"),
         ("accumulation=3", "expected a multiple of 3"),
@@ -94,7 +94,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("skip_steps=2", "'skip_steps' has value 2: expected ranges [[first,last],...]"),
         ("data=nowhere", "nowhere (key data, or run) holds no stage: expected the folder of a"),
         ("images_per_caption=4", "hold 2 images per caption"),
-        ("objective.teacher=false", "iBOT needs teacher=true"),
+        ("objective.teacher=false", "'objective': iBOT needs a teacher: without one, set obj"),
         ("monitor={knn_every: 2, knn_dataset: pictures}", "unknown data set 'pictures'"),
     ],
 )
@@ -176,8 +176,9 @@ def test_collectives_inside_torch_that_fail_are_a_sentence(
     monkeypatch.setattr(Training, "update", fail)
     assert command(run) == RESTART
     said = last_line(capsys)
-    assert "rank 0 lost the others (" in said and "remote process exited)" in said
-    assert "run the same command to go on" in said
+    assert "rank 0 lost the others (" in said and "remote process exited); the launcher" in said
+    assert said.endswith("once that is mended, run the same command to go on.")
+    assert "gloo" not in said
 
 
 def test_a_mistake_of_ours_is_no_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,11 @@ EXPECTED = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), A_LIST),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a section of keys"),
-    "string_type": "text",
-    "finite_number": "a finite number",
+    **{"string_type": "text", "finite_number": "a finite number", "literal_error": "{expected}"},
+    **{"greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}"},
+    **{"less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}"},
 }
-"""What a value of the wrong type should have been, by pydantic's name of the mistake."""
+"""What a wrong value should have been, by pydantic's name of the mistake; with its details."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -214,13 +215,13 @@ def _about_unknown(cls: type[Config], unknown: Sequence[ErrorDetails], given: se
     named, without_hint = [], []
     for detail in unknown:
         key, value = _key(detail), _shown(detail["input"])
-        close = _closest(key, candidates)
+        elsewhere = [name for name in known if _last(name) == _last(key)]
+        close = elsewhere[0] if len(elsewhere) == 1 else _closest(key, candidates)
         if close and len(unknown) == 1:
             return f"unknown key {key!r} (value {value}): did you mean {close!r}?"
         hint = f", did you mean {close!r}?" if close else ""
         named.append(f"{key!r} (value {value}{hint})")
-        if not close:
-            without_hint.append(detail)
+        without_hint += [] if close else [detail]
     text = f"unknown key{'s' if len(named) > 1 else ''} {', '.join(named)}"
     if len(without_hint) <= FEW:
         beside = dict.fromkeys(name for d in without_hint for name in _beside(known, d))
@@ -269,11 +270,13 @@ def _about_value(cls: type[Config], detail: ErrorDetails) -> str:
     if size and kind in ("missing", "too_long", "tuple_type"):
         message = f"expected a list of {size} numbers"
     elif kind in EXPECTED:
-        message = f"expected {EXPECTED[kind]}"
+        message = f"expected {EXPECTED[kind].format(**detail.get('ctx', {}))}"
         names = all(isinstance(part, str) for part in loc)
         if EXPECTED[kind] == A_LIST and names and isinstance(value, str | int | float):
             message += f", write {key}=[{value}]"
-    return f"key {key!r} has value {_shown(value)}: {message}" if loc else message
+    if kind == "value_error" and isinstance(value, dict):  # Keys in it do not fit each other.
+        return f"section {key!r}: {message}" if loc else message
+    return f"key {key!r} has value {_shown(value)}: {message}"
 
 
 def _size(annotation: Any) -> int | None:

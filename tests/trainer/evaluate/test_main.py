@@ -198,7 +198,7 @@ def test_baselines_can_be_left_out(job: tuple[Path, Path]) -> None:
         ("knn.neighbours=3", "unknown key 'knn.neighbours'"),
         ("knn.temperature=0", "'knn.temperature' has value 0"),
         ("datasets=[]", "'datasets'"),
-        ("batch_size=0", "'batch_size' has value 0: Input should be greater than 0"),
+        ("batch_size=0", "'batch_size' has value 0: expected more than 0"),
         ("num_workers=-2", "'num_workers' has value -2"),
     ],
 )
@@ -228,6 +228,9 @@ def test_a_missing_checkpoint_is_work_left_undone(
     _, path = job
     assert main(["knn", str(path), f"run={tmp_path / 'nothing'}"]) == 1
     assert "there is no checkpoint in" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").touch()
+    assert main(["knn", str(path), f"checkpoint={tmp_path}"]) == 2
+    assert f"{tmp_path} is an export: expected the checkpoint or run" in capsys.readouterr().err
 
 
 def test_a_damaged_picture_is_named(
