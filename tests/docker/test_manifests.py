@@ -15,7 +15,7 @@ import yaml
 
 from pipelines.__main__ import JOBS
 from trainer import exit_codes
-from trainer.launch import DEFAULTS
+from trainer.launch import parser
 from transforms.core.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,7 +157,7 @@ def test_the_pods_of_a_training_find_each_other() -> None:
     command = pod["containers"][0]["command"]
     assert f"--nnodes={spec['completions']}" in command
     assert f"--master-addr={name}-0.{pod['subdomain']}" in command
-    (patience,) = [int(w.split("=")[1]) for w in DEFAULTS if w.startswith("--shutdown-timeout=")]
+    patience = parser().parse_args(["-m", "trainer.train"]).shutdown_timeout
     assert 60 <= patience < pod["terminationGracePeriodSeconds"], "torchrun kills before the pod is"
     assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
 

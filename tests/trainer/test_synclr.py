@@ -187,5 +187,5 @@ def test_the_teacher_moves_once_per_optimiser_step(
 
 
 def test_ibot_without_a_teacher_is_refused() -> None:
-    with pytest.raises(ValueError, match="iBOT needs teacher=true"):
+    with pytest.raises(ValueError, match="without one, set objective"):
         ObjectiveConfig(teacher=False)
