@@ -46,7 +46,7 @@ $(STAMP): requirements/$(MACHINE).txt setup.py
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: $(STAMP)  ## Concepts to a scored encoder on the built-in models; 10 minutes on two cores
+demo: $(STAMP)  ## Concepts to a scored encoder on the built-in models; minutes on two cores
 	$(BIN)/python -m pipelines captions pipelines/configs/demo.yaml run=$(RUN)
 	$(BIN)/python -m pipelines curate pipelines/configs/demo.yaml run=$(RUN)
 	$(BIN)/python -m pipelines images pipelines/configs/demo-images.yaml run=$(RUN)
