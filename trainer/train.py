@@ -97,7 +97,8 @@ def train(config: TrainConfig, device: torch.device) -> str:
         RankError: One of several ranks could not read its data or write.
     """
     check_ranks(config)
-    _warn(config, device)
+    if distributed.rank() == 0:
+        _warn(config, device)
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
     samples, probe = distributed.together(
