@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from pipelines.captions import CaptionsConfig, prompt_source, stage
-from pipelines.stage import plan
+from pipelines.runner import plan
 from transforms.core.config import load_config
 from transforms.core.fingerprint import claim
 

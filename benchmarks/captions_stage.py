@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.captions import CaptionsConfig, engine_spec, prompt_source, run
-from transforms.captions import EngineSpec
+from transforms.captions.producer import EngineSpec
 from transforms.core.config import load_config
-from transforms.engines.vllm_engine import VllmEngine
+from transforms.engines.text.vllm import VllmEngine
 
 
 def main() -> None:

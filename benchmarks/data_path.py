@@ -25,12 +25,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from benchmarks.resume import write_run, write_shard
-from trainer.crops import CropsConfig, crop_image, decode
-from trainer.data import ShardReader
-from trainer.order import SampleOrder, Shares
-from trainer.photometric import PhotometricConfig, augment
-from trainer.stream import CroppedSamples, CropSpec
-from trainer.vit import IMAGENET_MEAN, IMAGENET_STD
+from trainer.data.batch import CroppedSamples, CropSpec
+from trainer.data.crops import CropsConfig, crop_image, decode
+from trainer.data.photometric import PhotometricConfig, augment
+from trainer.data.sampler import SampleOrder, Shares
+from trainer.data.shard_reader import ShardReader
+from trainer.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 CROPS, PHOTOMETRIC = CropsConfig(), PhotometricConfig()
 GLOBAL_SIZE = 224

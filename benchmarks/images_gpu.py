@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.images import ImagesConfig
-from tests.random_sd import letter_tokenizer
+from tests.support.random_sd import letter_tokenizer
 from transforms.core.config import load_config
-from transforms.engines.diffusers_engine import DiffusersEngine
-from transforms.engines.image import GeneratorConfig
-from transforms.engines.image_models import ImageModel, find_model
+from transforms.engines.image.base import GeneratorConfig
+from transforms.engines.image.diffusers import DiffusersEngine
+from transforms.engines.image.models import ImageModel, find_model
 
 CONFIG = "pipelines/configs/sd15.yaml"
 

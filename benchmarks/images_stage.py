@@ -27,8 +27,8 @@ from transforms.core.counters import Tally
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder
-from transforms.engines.diffusers_engine import DiffusersEngine, DiffusersSpec
-from transforms.engines.image_models import find_model
+from transforms.engines.image.diffusers import DiffusersEngine, DiffusersSpec
+from transforms.engines.image.models import find_model
 
 Seconds = npt.NDArray[np.float64]
 """On the clock, and of processors."""

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import trainer_step
 from benchmarks.trainer_step import Factors
-from trainer import fused, ibot, sinkhorn
+from trainer.losses import fused, ibot, sinkhorn
 
 TOKENS, PROTOTYPES, WIDTH, CHUNK = 50_176, 65_536, 256, 2048
 

@@ -22,11 +22,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.stage import finish, plan
-from tests.pipelines.counting import RECORDS_PER_SHARD, stage
-from transforms.core import remote_files, storage
+from pipelines.runner import finish, plan
+from tests.support.counting_stage import RECORDS_PER_SHARD, stage
+from transforms.core import storage
 from transforms.core.fingerprint import library_versions
 from transforms.core.shards import CommitRecord, encode_commit
+from transforms.core.storage import object_store
 
 
 def commit(url: str, shards: range, attributes: dict[str, bytes]) -> None:
@@ -122,7 +123,7 @@ def gcs(num_shards: int) -> None:
         log = server._process.stderr
         # It logs every request into a pipe, and stands still when nobody reads it.
         threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
-        remote_files.filesystem("gs://bucket").mkdir("bucket")
+        object_store.filesystem("gs://bucket").mkdir("bucket")
         storage.publish_bytes(b"", "gs://bucket/example")
         bucket = f"{server._tmpdir.name}/bucket"
         # What the server knows of a file stands in its extended attributes.

@@ -28,8 +28,8 @@ CHILD = """
 import sys, torch
 from trainer import train
 from trainer.config import TrainConfig
-from trainer.loader import batches
-from trainer.step import Training
+from trainer.data.loader import batches
+from trainer.training.step import Training
 from transforms.core.config import load_config
 
 path, run, position, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]

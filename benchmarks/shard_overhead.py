@@ -13,14 +13,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.stage import plan, run_stage
+from pipelines.runner import plan, run_stage
 from transforms.core.counters import Tally
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.parquet_shards import write_captions
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder
-from transforms.core.stage import Produced, Stage
-from transforms.core.tables import write_captions
+from transforms.core.stages import Produced, Stage
 
 
 def caption(number: int) -> Caption:

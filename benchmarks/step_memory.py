@@ -27,13 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import trainer_step
-from trainer import build, execution
-from trainer import step as step_module
+from trainer import execution
 from trainer.config import TrainConfig
+from trainer.data.batch import Batch
 from trainer.execution import ExecutionConfig
-from trainer.pieces import Piece, image_ids, split, step_masks
-from trainer.step import Training
-from trainer.stream import Batch
+from trainer.objectives.micro_batch import Piece, image_ids, split, step_masks
+from trainer.training import setup as build
+from trainer.training import step as step_module
+from trainer.training.step import Training
 from transforms.core.config import load_config
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.contrastive import multi_positive_loss
-from trainer.ibot import chunked_ibot_loss, ibot_loss, teacher_targets, token_weights
-from trainer.sinkhorn import sinkhorn_knopp
+from trainer.losses.contrastive import multi_positive_loss
+from trainer.losses.ibot import chunked_ibot_loss, ibot_loss, teacher_targets, token_weights
+from trainer.losses.sinkhorn import sinkhorn_knopp
 
 WIDTH = 256
 NUM_KEYS, ANCHORS = 32_768, 16_384

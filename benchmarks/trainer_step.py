@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer import ibot
-from trainer.build import build_networks
 from trainer.config import TrainConfig
-from trainer.crops import Crops, CropsConfig
+from trainer.data.batch import Batch
+from trainer.data.crops import Crops, CropsConfig
+from trainer.data.photometric import NUM_DRAWS
 from trainer.execution import ExecutionConfig
-from trainer.flops import image_flops, peak_flops
-from trainer.heads import ContrastiveHeadConfig, PrototypeHeadConfig
-from trainer.network import Network, Outputs
-from trainer.objective import ObjectiveConfig
+from trainer.losses import ibot
+from trainer.models.heads import ContrastiveHeadConfig, PrototypeHeadConfig
+from trainer.models.student_teacher import Network, Outputs
+from trainer.models.vit import EncoderConfig, use_plain_attention
+from trainer.objectives.base import ObjectiveConfig
 from trainer.optim import is_decayed
-from trainer.photometric import NUM_DRAWS
-from trainer.step import Training
-from trainer.stream import Batch
-from trainer.vit import EncoderConfig, use_plain_attention
+from trainer.training.flops import image_flops, peak_flops
+from trainer.training.setup import build_networks
+from trainer.training.step import Training
 
 MODELS = {
     "tiny": EncoderConfig(image_size=64, patch_size=8, width=192, depth=6, num_heads=3),

@@ -85,7 +85,7 @@ def _config(job: str, cls: "type[Config]", path: str, overrides: Sequence[str]) 
 
 
 def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) -> int:
-    from pipelines.stage import UnfinishedError
+    from pipelines.runner import UnfinishedError
     from transforms.core.config import ConfigError
     from transforms.core.shards import DamagedFileError
     from transforms.core.storage import StorageError
@@ -101,7 +101,8 @@ def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) ->
 
 
 def _module(job: str) -> ModuleType:
-    return importlib.import_module(f"pipelines.{job.replace('-', '_')}")
+    name = "report.command" if job == "report" else job.replace("-", "_")
+    return importlib.import_module(f"pipelines.{name}")
 
 
 def _help(job: str) -> int:

@@ -12,22 +12,21 @@ from dataclasses import replace
 
 from pipelines.captions import DATA, CaptionsConfig, engine_spec
 from pipelines.options import runs_here
-from pipelines.stage import is_complete, run_stage
-from transforms.backgrounds import (
+from pipelines.runner import is_complete, run_stage
+from transforms.captions.backgrounds import (
     CODE_VERSION,
     INSTRUCTION,
     BackgroundProducer,
     load_things,
     record_id,
 )
-from transforms.concepts import load_concepts
+from transforms.captions.examples import text_digest
+from transforms.concepts.lists import load_concepts
 from transforms.core import storage
 from transforms.core.config import ConfigError, fingerprint_fields
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.outputs import STAGES, stage_folder
-from transforms.core.stage import Stage
-from transforms.engines.vllm_engine import check_device
-from transforms.examples import text_digest
+from transforms.core.stages import STAGES, Stage, stage_folder
+from transforms.engines.text.vllm import check_device
 
 CONFIG = CaptionsConfig
 

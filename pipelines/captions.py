@@ -16,30 +16,29 @@ from pydantic import Field, model_validator
 
 import pipelines
 from pipelines.options import runs_here
-from pipelines.stage import is_complete, run_stage
-from transforms.backgrounds import BackgroundsConfig, with_run_backgrounds
-from transforms.caption_filters import FilterConfig, load_block_list
-from transforms.captions import CODE_VERSION, CaptionProducer, EngineSpec
-from transforms.concepts import load_concepts
-from transforms.core import storage
-from transforms.core.config import Config, ConfigError, fingerprint_fields, no_fingerprint
-from transforms.core.fingerprint import Fingerprint
-from transforms.core.outputs import STAGES, stage_folder
-from transforms.core.stage import Stage
-from transforms.engines.openai_engine import OpenAIConfig
-from transforms.engines.text import SamplingConfig
-from transforms.engines.text_models import TextModel, find_text_model
-from transforms.engines.vllm_engine import VllmConfig, check_device
-from transforms.examples import load_examples, load_relations, text_digest
-from transforms.near_duplicates import CurationConfig
-from transforms.prompts import PromptBuilder, PromptConfig, PromptSource, TemplateMix
-from transforms.variants import (
+from pipelines.runner import is_complete, run_stage
+from transforms.captions.backgrounds import BackgroundsConfig, with_run_backgrounds
+from transforms.captions.examples import load_examples, load_relations, text_digest
+from transforms.captions.filters import FilterConfig, load_block_list
+from transforms.captions.producer import CODE_VERSION, CaptionProducer, EngineSpec
+from transforms.captions.prompts import PromptBuilder, PromptConfig, PromptSource, TemplateMix
+from transforms.captions.variants import (
     WITHOUT_MODEL,
     FilePrompts,
     Variant,
     WordPrompts,
     variant_concepts,
 )
+from transforms.concepts.lists import load_concepts
+from transforms.core import storage
+from transforms.core.config import Config, ConfigError, fingerprint_fields, no_fingerprint
+from transforms.core.fingerprint import Fingerprint
+from transforms.core.stages import STAGES, Stage, stage_folder
+from transforms.curation.minhash import CurationConfig
+from transforms.engines.text.base import SamplingConfig
+from transforms.engines.text.models import TextModel, find_text_model
+from transforms.engines.text.openai import OpenAIConfig
+from transforms.engines.text.vllm import VllmConfig, check_device
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines.captions import CaptionsConfig
-from pipelines.stage import say
-from transforms.concepts import ConceptList, read_list
+from pipelines.runner import say
+from transforms.captions.examples import text_digest
+from transforms.concepts.lists import ConceptList, read_list
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.records import CONCEPT_SCHEMA, Concept, to_table
-from transforms.examples import text_digest
 
 CONFIG = CaptionsConfig
 

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING
 
 from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
 from pipelines.options import beam_options
-from pipelines.stage import UnfinishedError, finish, is_complete, plan, progress, run_pipeline, say
-from transforms.balance import Group, balance
+from pipelines.runner import UnfinishedError, finish, is_complete, plan, progress, run_pipeline, say
+from transforms.concepts.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.outputs import STAGES, stage_folder, write_plan
 from transforms.core.shards import DamagedFileError, Index, StageFolder, read_index
-from transforms.core.stage import StageOutput
+from transforms.core.stages import STAGES, StageOutput, stage_folder, write_plan
 
 if TYPE_CHECKING:
-    from transforms.dedup import Deduplication, Summary
+    from transforms.curation.dedup import Deduplication, Summary
 
 CAPTIONS_PER_TASK = 500_000
 """About what one task holds, in half a gigabyte. The number of scratch files is the square of the
@@ -154,8 +153,8 @@ def _drop_duplicates(
     """Find what is kept, once for each input and settings."""
     import apache_beam as beam
 
-    from transforms.caption_columns import in_groups, input_shards
-    from transforms.dedup import Deduplication, DropDuplicates, read_summary
+    from transforms.curation.columns import in_groups, input_shards
+    from transforms.curation.dedup import Deduplication, DropDuplicates, read_summary
 
     num_raw = sum(index.table["num_samples"].to_pylist())
     settings = {
@@ -210,7 +209,13 @@ def _cut(
     """Make the shards that are not there yet; count the captions of each group."""
     import apache_beam as beam
 
-    from transforms.cut import CountCaptions, CutShards, KeptCaptions, by_partition, read_counts
+    from transforms.curation.reshard import (
+        CountCaptions,
+        CutShards,
+        KeptCaptions,
+        by_partition,
+        read_counts,
+    )
 
     kept = KeptCaptions(tasks, tuple(summary.num_kept))
     counts_url = storage.join(tasks.scratch, "counts.json")

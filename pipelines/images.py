@@ -10,18 +10,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipelines.options import runs_here
-from pipelines.stage import UnfinishedError, is_complete, run_stage
-from transforms.caption_rows import CaptionRows
+from pipelines.runner import UnfinishedError, is_complete, run_stage
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.outputs import STAGES, stage_folder
-from transforms.core.stage import Stage
-from transforms.encoding import EncodingConfig
-from transforms.engines.diffusers_engine import DiffusersSpec, check_device
-from transforms.engines.image import GeneratorConfig
-from transforms.engines.image_models import ImageModel, find_model
-from transforms.images import CODE_VERSION, ImagesProducer, PaintPlan
+from transforms.core.stages import STAGES, Stage, stage_folder
+from transforms.engines.image.base import GeneratorConfig
+from transforms.engines.image.diffusers import DiffusersSpec, check_device
+from transforms.engines.image.models import ImageModel, find_model
+from transforms.images.caption_reader import CaptionRows
+from transforms.images.encoding import EncodingConfig
+from transforms.images.producer import CODE_VERSION, ImagesProducer, PaintPlan
 
 
 class ImagesConfig(Config):

@@ -11,18 +11,17 @@ from collections.abc import Sequence
 
 from pipelines.images import ImagesConfig, stage
 from pipelines.options import runs_here
-from pipelines.stage import UnfinishedError, finish, is_complete, run_stage, say
+from pipelines.runner import UnfinishedError, finish, is_complete, run_stage, say
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
 from transforms.core.dead_letters import dead_letters
 from transforms.core.fingerprint import claim
-from transforms.core.outputs import stage_folder
 from transforms.core.records import Caption
 from transforms.core.shards import StageFolder, read_success, write_index
-from transforms.core.stage import Stage
-from transforms.engines.diffusers_engine import check_device
-from transforms.images import ImagesProducer
+from transforms.core.stages import Stage, stage_folder
+from transforms.engines.image.diffusers import check_device
+from transforms.images.producer import ImagesProducer
 
 CONFIG = ImagesConfig
 

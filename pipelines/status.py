@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, no_fingerprint
-from transforms.core.damage import reading
-from transforms.core.outputs import find_outputs
+from transforms.core.errors import reading
 from transforms.core.shards import read_success
-from transforms.core.stage import StageOutput
+from transforms.core.stages import StageOutput, find_outputs
 
 WINDOW_S = 900.0
 """The rate of a running stage is that of so long before now, and of a stage at rest its mean."""

@@ -12,17 +12,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.stage import UnfinishedError
-from transforms.caption_rows import CaptionRows
+from pipelines.runner import UnfinishedError
 from transforms.core import storage
 from transforms.core.config import Config, ConfigError, no_fingerprint
-from transforms.core.damage import DamagedFileError
 from transforms.core.dead_letters import dead_letters
-from transforms.core.outputs import find_outputs
+from transforms.core.errors import DamagedFileError
 from transforms.core.progress import bar
 from transforms.core.shards import StageFolder, read_commits
-from transforms.core.stage import StageOutput
-from transforms.verification import Expected, Problem, verify
+from transforms.core.stages import StageOutput, find_outputs
+from transforms.images.caption_reader import CaptionRows
+from transforms.verify import Expected, Problem, verify
 
 LEFT_BEHIND_S = 3600.0
 """A file under construction that nobody has written to for so long is a dead process's."""

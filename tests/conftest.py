@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from transforms.core import remote_files
+from transforms.core.storage import object_store
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +67,10 @@ def unavailable_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], in
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_wait)
-    remote_files.forget_connections()
+    object_store.forget_connections()
     yield lambda: _Unavailable.refused
     server.shutdown()
-    remote_files.forget_connections()
+    object_store.forget_connections()
 
 
 @pytest.fixture(params=["local", "memory", "gcs"])

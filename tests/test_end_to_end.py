@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo import ROOT, demo_commands, images, prompts
+from tests.support.demo import demo_commands, images, prompts
+from tests.support.paths import ROOT
 from transforms.core import storage
 from transforms.core.shards import read_index
 

@@ -11,21 +11,21 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.checkpoint import CheckpointConfig
-from trainer.crops import CropsConfig
-from trainer.data import LoaderConfig
+from trainer.checkpoints.files import CheckpointConfig
+from trainer.data.crops import CropsConfig
+from trainer.data.photometric import PhotometricConfig
+from trainer.data.shard_reader import LoaderConfig
 from trainer.execution import ExecutionConfig, Precision
-from trainer.monitor import MonitorConfig
-from trainer.objective import ObjectiveConfig
+from trainer.models.vit import EncoderConfig
+from trainer.monitor.metrics import MonitorConfig
+from trainer.objectives.base import ObjectiveConfig
 from trainer.optim import OptimConfig
-from trainer.photometric import PhotometricConfig
-from trainer.vit import EncoderConfig
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
 
 CHANGEABLE = ("optim.clip_norm", "optim.learning_rate", "precision", "skip_steps")
 """Settings that change what is learned and may yet be changed on a run, from its newest checkpoint
-on, as the ways out of a loss that is not finite; see `trainer.settings`."""
+on, as the ways out of a loss that is not finite; see `trainer.training.settings_history`."""
 
 StepRanges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from trainer import distributed
-from trainer.vit import EncoderNetwork, use_plain_attention
+from trainer.models.vit import EncoderNetwork, use_plain_attention
 from transforms.core.config import Config, no_fingerprint
 
 Precision = Literal["fp32", "bf16"]

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trainer.checkpoint import found, load_encoder
-from trainer.vit import EncoderConfig, architecture
+from trainer.checkpoints.files import found, load_encoder
+from trainer.models.vit import EncoderConfig, architecture
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.scratch import scratch_folder

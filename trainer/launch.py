@@ -23,7 +23,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 
 LOCALHOST = "127.0.0.1"
 DEFAULTS = {"signals_to_handle": "SIGTERM,SIGINT,SIGUSR1", "shutdown_timeout": 110}

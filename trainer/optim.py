@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
-from trainer import schedules
+from trainer.losses import schedules
 from transforms.core.config import Config, Probability
 
 Decay = Annotated[float, Field(ge=0, lt=1)]

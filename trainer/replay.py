@@ -24,14 +24,14 @@ import yaml
 from torch import Tensor, nn
 
 from trainer import distributed
-from trainer.checkpoint import State, load
+from trainer.checkpoints.files import State, load
 from trainer.config import TrainConfig
-from trainer.loader import LostWorkerError
-from trainer.loop import rank_batches
-from trainer.not_finite import ABSURD, few, ruined_weights
-from trainer.step import Training
-from trainer.stream import Batch, hex_ids
+from trainer.data.batch import Batch, hex_ids
+from trainer.data.loader import LostWorkerError
 from trainer.train import check_ranks, open_samples, start_rank
+from trainer.training.loop import rank_batches
+from trainer.training.nonfinite import ABSURD, few, ruined_weights
+from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError, parse_config
 from transforms.core.shards import DamagedFileError

@@ -5,8 +5,8 @@
 
 It reads `<run>/images` (or `data`) and writes `<run>/train`: `run.yaml`, `metrics.jsonl` and
 `checkpoints/`. Run again, it continues from the newest checkpoint, exactly; when it is done it says
-so. Ctrl-C, SIGTERM and SIGUSR1 save first. The exit code (`trainer.exit_codes`) says whether to
-start it again, and the last line why and how.
+so. Ctrl-C, SIGTERM and SIGUSR1 save first. The exit code (`transforms.core.exit_codes`) says
+whether to start it again, and the last line why and how.
 
 `trainer.launch` is `torchrun` that passes the exit code on. `torchrun` itself works, too, but exits
 with 1 whatever its processes said, passes SIGUSR1 on only with
@@ -23,23 +23,24 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from trainer import distributed, not_finite
-from trainer.build import target_reader
-from trainer.checkpoint import checkpoints_folder, list_steps
+from trainer import distributed
+from trainer.checkpoints.files import checkpoints_folder, list_steps
+from trainer.checkpoints.resume import check_folder, newest_here
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
-from trainer.data import ShardReader
-from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
-from trainer.loader import LostWorkerError
-from trainer.loop import StoppedError, open_probe, run_steps
-from trainer.order import SampleOrder
-from trainer.resume import check_folder, newest_here
-from trainer.settings import fixed, note_settings
+from trainer.data.batch import CroppedSamples, CropSpec
+from trainer.data.loader import LostWorkerError
+from trainer.data.sampler import SampleOrder
+from trainer.data.shard_reader import ShardReader
 from trainer.signals import ignore_stops, stop_signals
-from trainer.step import NotFiniteError, Training, TrainingError
-from trainer.stream import CroppedSamples, CropSpec
+from trainer.training import nonfinite
+from trainer.training.loop import StoppedError, open_probe, run_steps
+from trainer.training.settings_history import fixed, note_settings
+from trainer.training.setup import target_reader
+from trainer.training.step import NotFiniteError, Training, TrainingError
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe, load_config
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
+from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.shards import DamagedFileError
 
@@ -118,14 +119,14 @@ def train(config: TrainConfig, device: torch.device) -> str:
                 training.restore(found.state)
         if training.step == config.steps:
             return f"Trained already: {config.steps} steps, {list_steps(checkpoints)[config.steps]}"
-        not_finite.refuse_to_repeat(config, folder, training.step)
+        nonfinite.refuse_to_repeat(config, folder, training.step)
         if distributed.rank() == 0:
             note_settings(config, folder, training.step)
         with stop_signals() as stop:
             try:
                 url = run_steps(training, samples, probe, folder, stop)
             except NotFiniteError as error:
-                raise not_finite.keep(training, folder, error) from error
+                raise nonfinite.keep(training, folder, error) from error
     return f"Trained {config.steps} steps: {url}"
 
 

@@ -26,7 +26,7 @@ from transforms.core import shards, storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
 from transforms.core.shards import CommitRecord
-from transforms.core.stage import Produced, Producer, Stage
+from transforms.core.stages import Produced, Producer, Stage
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from pipelines.__main__ import JOBS
-from trainer import exit_codes
+from tests.support.paths import ROOT
 from trainer.launch import parser
+from transforms.core import exit_codes
 from transforms.core.config import load_config
 
-ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
 COMPOSE = ROOT / "docker/compose.yaml"
 KUBERNETES = sorted((ROOT / "docker/kubernetes").glob("*.yaml"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gcs_proxy import GcsProxy, gcs_proxy
-from tests.pipelines.faulty import BlockSpec
-from tests.pipelines.matrix import Matrix
+from tests.support.fault_matrix import Matrix
+from tests.support.fault_process import BlockSpec
+from tests.support.gcs_proxy import GcsProxy, gcs_proxy
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ from pipelines.captions import (
     stage,
     without_effect,
 )
-from pipelines.stage import UnfinishedError
+from pipelines.runner import UnfinishedError
+from tests.support.paths import PIPELINE_CONFIGS
 from transforms.core.config import ConfigError, load_config
-from transforms.core.outputs import stage_folder
 from transforms.core.shards import read_index
+from transforms.core.stages import stage_folder
 
-DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+DEMO = str(PIPELINE_CONFIGS / "demo.yaml")
 
 
 def config(tmp_path: Path, *overrides: str) -> CaptionsConfig:

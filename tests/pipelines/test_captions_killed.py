@@ -14,13 +14,14 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.captions import CaptionsConfig, prompt_source
-from tests.transforms.engines.endpoint import Answer, Endpoint, serving
+from tests.support.openai_endpoint import Answer, Endpoint, serving
+from tests.support.paths import PIPELINE_CONFIGS
 from transforms.core import storage
 from transforms.core.config import load_config
-from transforms.core.outputs import stage_folder
 from transforms.core.shards import read_commit, read_index
+from transforms.core.stages import stage_folder
 
-DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+DEMO = str(PIPELINE_CONFIGS / "demo.yaml")
 NUM_SHARDS, SIZE = 5, 8
 CONCEPTS = ("fox", "kettle", "poison", "owl", "pear", "lamp")
 LETTERS = "abcdefghijklmnop"
@@ -42,7 +43,7 @@ def command(run: Path, *settings: str, place: str = "nowhere") -> list[str]:
     fixed = [f"run={run}", f"num_captions={NUM_SHARDS * SIZE}", "oversampling=1", "max_tries=3"]
     fixed += [f"captions_per_shard={SIZE}"]
     words = ["captions", DEMO, *fixed, *settings]
-    return [sys.executable, "-m", "tests.pipelines.dying", place, *words]
+    return [sys.executable, "-m", "tests.support.kill_at", place, *words]
 
 
 def asking(endpoint: Endpoint, folder: Path) -> list[str]:

@@ -5,10 +5,11 @@ import pytest
 
 from pipelines.captions import CaptionsConfig, stage
 from pipelines.concepts import run
-from transforms.concepts import load_concepts
+from tests.support.paths import PIPELINE_CONFIGS
+from transforms.concepts.lists import load_concepts
 from transforms.core.config import ConfigError, load_config
 
-CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
+CONFIGS = PIPELINE_CONFIGS
 DEMO = str(CONFIGS / "demo.yaml")
 LIST = """
 sources:

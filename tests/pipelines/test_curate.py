@@ -7,16 +7,16 @@ import pytest
 from pipelines import curate
 from pipelines.captions import DATA, CaptionsConfig
 from pipelines.curate import report_url, run
-from pipelines.stage import UnfinishedError
-from tests.transforms.test_dedup import caption
-from transforms.caption_rows import CaptionRows
+from pipelines.runner import UnfinishedError
+from tests.transforms.curation.test_dedup import caption
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.config import ConfigError
 from transforms.core.counters import Tally
 from transforms.core.fingerprint import FingerprintMismatchError
-from transforms.core.outputs import stage_folder
 from transforms.core.shards import committed_shards, read_commit, read_index, write_index
+from transforms.core.stages import stage_folder
+from transforms.images.caption_reader import CaptionRows
 
 PER_SHARD = 20
 

@@ -16,9 +16,9 @@ import pytest
 
 from pipelines import curate
 from tests.pipelines.test_curate import config, distinct, write_raw
+from tests.support.paths import ROOT
 from transforms.core import storage
 
-ROOT = Path(__file__).parent.parent.parent
 LONG = " and ".join(f"thing {i}" for i in range(20))
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from transforms.caption_filters import mentions, words_of
-from transforms.examples import GROUPS, Group, load_examples, load_relations
+from tests.support.paths import PIPELINE_DATA
+from transforms.captions.examples import GROUPS, Group, load_examples, load_relations
+from transforms.captions.filters import mentions, words_of
 
-DATA = Path(__file__).parents[2] / "pipelines" / "data"
+DATA = PIPELINE_DATA
 EXAMPLES = load_examples(str(DATA / "examples"))
 CAPTIONS = [
     line.partition(" => ")[2] for line in chain.from_iterable(EXAMPLES.lines[g] for g in GROUPS)

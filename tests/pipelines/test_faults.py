@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.__main__ import main
-from tests.curated import make_captions
-from tests.pipelines.faulty import Blocks
-from tests.pipelines.matrix import NUM_SHARDS, Matrix
+from tests.support.captions import make_captions
+from tests.support.fault_matrix import NUM_SHARDS, Matrix
+from tests.support.fault_process import Blocks
+from tests.support.paths import ROOT
 from transforms.core import storage
 from transforms.core.seeding import caption_id
-from transforms.engines.image import Painted
+from transforms.engines.image.base import Painted
 
 CONFIG = "pipelines/configs/demo.yaml"
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gcs_proxy import GcsProxy
-from tests.pipelines.matrix import Matrix
+from tests.support.fault_matrix import Matrix
+from tests.support.gcs_proxy import GcsProxy
 from transforms.core import storage
 
 KILLS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gcs_proxy import GcsProxy
-from tests.pipelines.matrix import Matrix
+from tests.support.fault_matrix import Matrix
+from tests.support.gcs_proxy import GcsProxy
 from transforms.core import storage
 
 SHARD, COMMIT = "images/shards/000/images-000003.tar", "images/commits/000/images-000003.json"

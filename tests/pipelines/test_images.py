@@ -15,13 +15,13 @@ import webdataset
 from PIL import Image
 
 from pipelines.images import ImagesConfig, generator_digest, run, stage
-from pipelines.stage import UnfinishedError
-from tests.curated import make_captions, write_captions
-from tests.random_sd import write_random_sd
+from pipelines.runner import UnfinishedError
+from tests.support.captions import make_captions, write_captions
+from tests.support.random_sd import write_random_sd
 from transforms.core import storage
 from transforms.core.config import ConfigError
 from transforms.core.shards import read_index
-from transforms.engines.image_models import find_model
+from transforms.engines.image.models import find_model
 
 CAPTIONS = make_captions(11)
 SHARDS = [CAPTIONS[:4], CAPTIONS[4:8], CAPTIONS[8:]]

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from pipelines.captions import CaptionsConfig, prompt_source
+from tests.support.paths import PIPELINE_CONFIGS
 from transforms.core.config import load_config
-from transforms.core.outputs import stage_folder
+from transforms.core.stages import stage_folder
 
-DEMO = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
+DEMO = str(PIPELINE_CONFIGS / "demo.yaml")
 
 WORDS = """
 apple armchair backpack balloon banana barn basket bear bee bench bicycle boat book boot bottle

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stage import UnfinishedError, run_stage
-from tests.demo import ROOT, demo_commands, images, prompts
-from tests.pipelines.counting import stage
-from tests.pipelines.portable import needs_prism, worker_pool
-from tests.pipelines.test_stage import content
+from pipelines.runner import UnfinishedError, run_stage
+from tests.pipelines.test_runner import content
+from tests.support.counting_stage import stage
+from tests.support.demo import demo_commands, images, prompts
+from tests.support.paths import ROOT
+from tests.support.portable_runner import needs_prism, worker_pool
 
 pytestmark = [pytest.mark.slow, needs_prism]
 

@@ -5,16 +5,16 @@ import pytest
 
 from pipelines import retry_failed
 from pipelines.__main__ import main
-from pipelines.stage import UnfinishedError
-from tests.curated import make_captions
-from tests.pipelines.faulty import Blocks
-from tests.pipelines.matrix import NUM_CAPTIONS, Matrix
-from trainer.data import ShardReader
+from pipelines.runner import UnfinishedError
+from tests.support.captions import make_captions
+from tests.support.fault_matrix import NUM_CAPTIONS, Matrix
+from tests.support.fault_process import Blocks
+from trainer.data.shard_reader import ShardReader
 from transforms.core import storage
 from transforms.core.config import ConfigError
-from transforms.core.outputs import find_outputs
 from transforms.core.shards import StageFolder, read_success
-from transforms.engines.image import Painted
+from transforms.core.stages import find_outputs
+from transforms.engines.image.base import Painted
 
 IDS = [caption.caption_id for caption in make_captions(NUM_CAPTIONS)]
 TEXTS = [caption.text for caption in make_captions(NUM_CAPTIONS)]

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.__main__ import main
-from pipelines.stage import UnfinishedError, run_stage
+from pipelines.runner import UnfinishedError, run_stage
 from pipelines.status import MIN_SILENCE_S, WINDOW_S, columns, longest_silence, rate
-from tests.pipelines.counting import stage
+from tests.support.counting_stage import stage
 from transforms.core import storage
-from transforms.core.outputs import find_outputs
+from transforms.core.stages import find_outputs
 
 
 def test_a_stage_that_stopped_half_way(

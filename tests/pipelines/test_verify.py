@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.stage import run_stage
+from pipelines.runner import run_stage
 from pipelines.verify import LEFT_BEHIND_S
-from tests.pipelines.counting import stage
+from tests.support.counting_stage import stage
 
 
 def test_files_left_unfinished_are_named_and_deleted(

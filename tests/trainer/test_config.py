@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from tests.trainer.gradients import tiny_config
-from tests.trainer.running import flat
+from tests.support.gradients import tiny_config
+from tests.support.training_runs import flat
 from trainer.config import TrainConfig, data_folder, train_folder
 from transforms.core.config import describe, fingerprint_fields
 

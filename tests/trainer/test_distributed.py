@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
-from tests.trainer.making import write_images
+from tests.support.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
+from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.data.sampler import Shares
 from trainer.execution import ExecutionConfig
-from trainer.ibot import choose_masked_images
-from trainer.order import Shares
+from trainer.losses.ibot import choose_masked_images
 from trainer.train import open_samples
 from transforms.core.seeding import derive
 

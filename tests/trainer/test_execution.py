@@ -11,18 +11,18 @@ from torch._dynamo.backends.distributed import DDPOptimizer
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.step_memory import peak_gib
-from tests.trainer.evaluate.tiny import save_pictures
-from tests.trainer.gradients import assert_same, exact_networks, step_gradients, tiny_config
-from tests.trainer.making import write_images
-from tests.trainer.running import flat
+from tests.support.evaluation import save_pictures
+from tests.support.gradients import assert_same, exact_networks, step_gradients, tiny_config
+from tests.support.image_shards import write_images
+from tests.support.training_runs import flat
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.data.loader import batches
 from trainer.execution import ExecutionConfig, prepare
-from trainer.loader import batches
-from trainer.loop import rank_batches
-from trainer.probe import Probe
-from trainer.step import Training
+from trainer.monitor.knn import Probe
 from trainer.train import open_samples
+from trainer.training.loop import rank_batches
+from trainer.training.step import Training
 
 NO_COLOURS = {"jitter": 0.0, "grey": 0.0, "global_solarise": 0.0}
 """They are in float32 always, and are compiled, too."""

@@ -11,11 +11,11 @@ import timm
 import torch
 from PIL import Image
 
-from tests.trainer.test_checkpoint import note_readings, tiny_state
-from trainer import checkpoint
+from tests.trainer.checkpoints.test_files import note_readings, tiny_state
+from trainer.checkpoints import files as checkpoint
 from trainer.evaluate.features import load_square
 from trainer.export import main, timm_config
-from trainer.vit import EncoderConfig
+from trainer.models.vit import EncoderConfig
 from transforms.core import storage
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.recorded import captions_of_steps
-from tests.trainer.running import (
+from tests.support.recorded_training import captions_of_steps
+from tests.support.training_runs import (
     assert_bitwise_equal,
     checkpoints,
     losses,
@@ -19,8 +19,8 @@ from tests.trainer.running import (
     wait_for_checkpoint,
     write_config,
 )
-from trainer import checkpoint
-from trainer.exit_codes import RESTART, UNFINISHED
+from trainer.checkpoints import files as checkpoint
+from transforms.core.exit_codes import RESTART, UNFINISHED
 
 STEPS, STOP = 40, 6
 EXACT = (
@@ -37,7 +37,7 @@ def record(
     run: Path, folder: str, ranks: int, stop: Sequence[str] = ("-", "0")
 ) -> tuple[int, dict[int, list[str]]]:
     """Train, recorded; returns the exit code, and the captions of each step over all ranks."""
-    module = ["tests.trainer.recorded", str(run / folder), *stop]
+    module = ["tests.support.recorded_training", str(run / folder), *stop]
     process = start(run, *EXACT, ranks=ranks, module=module)
     errors = process.communicate(timeout=200)[1]
     assert "Traceback" not in errors, errors

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.evaluate.tiny import save_pictures
-from tests.trainer.gradients import tiny_config
-from tests.trainer.running import (
+from tests.support.evaluation import save_pictures
+from tests.support.gradients import tiny_config
+from tests.support.training_runs import (
     assert_bitwise_equal,
     checkpoints,
     command,
@@ -24,12 +24,13 @@ from tests.trainer.running import (
     wait_for_checkpoint,
     write_config,
 )
-from trainer import checkpoint, resume
-from trainer.checkpoint_writer import CheckpointWriter
-from trainer.exit_codes import RESTART
-from trainer.probe import Probe
-from trainer.step import Training
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints import resume
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.monitor.knn import Probe
+from trainer.training.step import Training
 from transforms.core import storage
+from transforms.core.exit_codes import RESTART
 
 
 @pytest.fixture

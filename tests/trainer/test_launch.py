@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.running import make_run
-from trainer import checkpoint
-from trainer.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from tests.support.paths import ROOT
+from tests.support.training_runs import make_run
+from trainer.checkpoints import files as checkpoint
 from trainer.launch import main, verdict
 from trainer.signals import STOP_SIGNALS
-
-ROOT = Path(__file__).parents[2]
+from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 
 
 @pytest.fixture

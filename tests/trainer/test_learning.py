@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainer.gradients import step_batch, tiny_config
-from tests.trainer.making import TINY_TRAINING, UNCHANGED, write_images
-from tests.trainer.running import command, write_config
-from trainer.build import build_networks, build_objective
+from tests.support.gradients import step_batch, tiny_config
+from tests.support.image_shards import TINY_TRAINING, UNCHANGED, write_images
+from tests.support.training_runs import command, write_config
+from trainer.training.setup import build_networks, build_objective
 
 
 def logged(run: Path, name: str) -> list[float]:

@@ -9,24 +9,24 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainer.gradients import (
+from tests.support.gradients import (
     assert_same,
     gradients_of_ranks,
     step_batch,
     step_gradients,
     tiny_config,
 )
-from tests.trainer.making import concept_of, text_of, write_captions, write_images
+from tests.support.image_shards import concept_of, text_of, write_captions, write_images
 from trainer import distributed
-from trainer.build import build_networks, build_objective, target_reader
-from trainer.clip import ImageText
-from trainer.stream import Batch
-from trainer.supervised import Classifier, concept_labels
-from trainer.text import tokenize
+from trainer.data.batch import Batch
+from trainer.models.text_encoder import tokenize
+from trainer.objectives.clip import ImageText
+from trainer.objectives.supervised import Classifier, concept_labels
 from trainer.train import open_samples
+from trainer.training.setup import build_networks, build_objective, target_reader
 from transforms.core import storage
 from transforms.core.config import ConfigError
-from transforms.core.damage import DamagedFileError
+from transforms.core.errors import DamagedFileError
 from transforms.core.seeding import caption_id
 
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}

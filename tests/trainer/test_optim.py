@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.gradients import tiny_config
+from tests.support.gradients import tiny_config
+from trainer.objectives.synclr import build_networks
 from trainer.optim import OptimConfig, build_optimizer, is_decayed, set_schedule
-from trainer.synclr import build_networks
 
 
 def test_only_weights_of_layers_decay() -> None:

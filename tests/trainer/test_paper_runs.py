@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.gradients import step_gradients
-from tests.trainer.making import write_captions, write_images
+from tests.support.gradients import step_gradients
+from tests.support.image_shards import write_captions, write_images
+from tests.support.paths import TRAINER_CONFIGS
 from trainer.config import TrainConfig
-from trainer.objective import ObjectiveConfig
+from trainer.objectives.base import ObjectiveConfig
 from transforms.core.config import load_config
 
-CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
+CONFIGS = TRAINER_CONFIGS
 TRAININGS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "evaluate" not in path.stem)
 ABLATIONS = [name for name in TRAININGS if name.startswith("ablation_")]
 

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.gradients import step_batch, tiny_config
-from tests.trainer.making import write_images
-from tests.trainer.running import command, flat, losses, make_run
-from trainer import checkpoint, not_finite, replay
+from tests.support.gradients import step_batch, tiny_config
+from tests.support.image_shards import write_images
+from tests.support.training_runs import command, flat, losses, make_run
+from trainer import replay
+from trainer.checkpoints import files as checkpoint
 from trainer.config import TrainConfig
-from trainer.data import ShardReader
-from trainer.exit_codes import NOT_FINITE, UNFINISHED
-from trainer.photometric import augment
-from trainer.step import NotFiniteError, Training
-from trainer.stream import hex_ids
+from trainer.data.batch import hex_ids
+from trainer.data.photometric import augment
+from trainer.data.shard_reader import ShardReader
+from trainer.training import nonfinite
+from trainer.training.step import NotFiniteError, Training
 from transforms.core.config import ConfigError, load_config
+from transforms.core.exit_codes import NOT_FINITE, UNFINISHED
 
 BAD_STEP = 2
 
@@ -51,7 +53,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return augment(*arguments, **settings) * (torch.nan if broken[0] else 1.0)
 
     monkeypatch.setattr(Training, "update", watched)
-    monkeypatch.setattr("trainer.objective.augment", augmented)
+    monkeypatch.setattr("trainer.objectives.base.augment", augmented)
     return state
 
 
@@ -114,13 +116,13 @@ def test_a_note_counts_until_it_is_left_behind_or_deleted(
     assert command(run, "steps=6") == NOT_FINITE
     config, folder = load_config(TrainConfig, str(run / "train.yaml"), ["steps=6"]), run / "train"
     with pytest.raises(NotFiniteError, match=f"at step {BAD_STEP} is not finite"):
-        not_finite.refuse_to_repeat(config, str(folder), BAD_STEP)
-    not_finite.refuse_to_repeat(config, str(folder), BAD_STEP + 1)
-    (folder / not_finite.NOTE).write_bytes(b'{"step"')
+        nonfinite.refuse_to_repeat(config, str(folder), BAD_STEP)
+    nonfinite.refuse_to_repeat(config, str(folder), BAD_STEP + 1)
+    (folder / nonfinite.NOTE).write_bytes(b'{"step"')
     capsys.readouterr()
     assert command(run, "steps=6") == UNFINISHED
     assert "not-finite.json (delete it to train on) is damaged: " in capsys.readouterr().err
-    (folder / not_finite.NOTE).unlink()
+    (folder / nonfinite.NOTE).unlink()
     monkeypatch.undo()
     assert command(run, "steps=6") == 0
 
@@ -133,7 +135,9 @@ def test_the_step_can_be_looked_into(
 ) -> None:
     assert command(run, "steps=6") == NOT_FINITE
     capsys.readouterr()
-    monkeypatch.setattr("trainer.objective.augment", lambda *a, **s: augment(*a, **s) * torch.nan)
+    monkeypatch.setattr(
+        "trainer.objectives.base.augment", lambda *a, **s: augment(*a, **s) * torch.nan
+    )
     assert replay.main([str(replay_file(run))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "loss term loss: nan" in lines

@@ -11,13 +11,13 @@ import torch.distributed.fsdp as fsdp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainer.gradients import tiny_config
-from tests.trainer.making import write_images
+from tests.support.gradients import tiny_config
+from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.execution import gradients_wait, whole
-from trainer.loop import rank_batches
-from trainer.step import Training
 from trainer.train import open_samples
+from trainer.training.loop import rank_batches
+from trainer.training.step import Training
 
 CPU = torch.device("cpu")
 

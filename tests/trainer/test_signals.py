@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.running import command, write_config
+from tests.support.training_runs import command, write_config
 from trainer import distributed, train
-from trainer.exit_codes import UNFINISHED
 from trainer.signals import STOP_SIGNALS, held, stop_signals
 from transforms.core import storage
+from transforms.core.exit_codes import UNFINISHED
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import pytest
 import torch
 import yaml
 
-from tests.trainer.evaluate.tiny import save_pictures
-from tests.trainer.gradients import tiny_config
-from tests.trainer.making import write_images
-from tests.trainer.running import command, final_state, flat, losses, make_run, write_config
+from tests.support.evaluation import save_pictures
+from tests.support.gradients import tiny_config
+from tests.support.image_shards import write_images
+from tests.support.training_runs import command, final_state, flat, losses, make_run, write_config
 from trainer import distributed, replay, train
 from trainer.config import TrainConfig
+from trainer.data.sampler import Shares
 from trainer.evaluate import __main__ as evaluate
-from trainer.exit_codes import RESTART, WRONG_CONFIG
-from trainer.order import Shares
-from trainer.step import Training
+from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.config import ConfigError, describe
+from transforms.core.exit_codes import RESTART, WRONG_CONFIG
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.gradients import tiny_config
-from tests.trainer.making import write_images
-from tests.trainer.running import command, write_config
+from tests.support.gradients import tiny_config
+from tests.support.image_shards import write_images
+from tests.support.training_runs import command, write_config
 from trainer import train
 
 

@@ -9,10 +9,10 @@ import apache_beam as beam
 import pytest
 
 from pipelines.options import beam_options
-from tests.pipelines.counting import CountingProducer, stage
+from tests.support.counting_stage import CountingProducer, stage
 from transforms.core.counters import Tally
 from transforms.core.shards import committed_shards
-from transforms.core.stage import Produced, Stage
+from transforms.core.stages import Produced, Stage
 from transforms.produce import ProduceShards
 
 BEGUN = threading.Semaphore(0)

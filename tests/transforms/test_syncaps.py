@@ -2,15 +2,15 @@
 
 import random
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
 from scipy.stats import chisquare
 
-from transforms.concepts import ConceptList, read_list
-from transforms.prompts import ConceptSampler
+from tests.support.paths import PIPELINE_DATA
+from transforms.captions.prompts import ConceptSampler
+from transforms.concepts.lists import ConceptList, read_list
 
-SYNCAPS = Path(__file__).parents[2] / "pipelines/data/concepts/syncaps.yaml"
+SYNCAPS = PIPELINE_DATA / "concepts/syncaps.yaml"
 SHARES = {
     "imagenet-1k": 0.47,
     "aircraft": 0.05,

@@ -29,7 +29,7 @@ from transforms.core.shards import DamagedFileError
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainer.vit import EncoderConfig
+    from trainer.models.vit import EncoderConfig
 
 ALL = "all"
 VERSION = 1
@@ -44,7 +44,7 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
         storage.StorageError: There is no checkpoint, or storage failed.
         DamagedFileError: A picture cannot be decoded.
     """
-    from trainer.checkpoint import found, load_encoder
+    from trainer.checkpoints.files import found, load_encoder
 
     folder, datasets = storage.join(config.run, "scores"), _datasets(config)
     with found(config.checkpoint or config.run) as checkpoint:
@@ -101,7 +101,7 @@ def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
 def _subjects(
     config: EvaluateConfig, encoder: "nn.Module", shape: "EncoderConfig"
 ) -> list[Subject]:
-    from trainer.vit import build_encoder
+    from trainer.models.vit import build_encoder
 
     extraction = Extraction(_device(config), config.batch_size, config.num_workers)
     subjects = [encoder_subject("trained", encoder, shape, extraction)]

@@ -26,7 +26,7 @@ from transforms.core.shards import DamagedFileError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainer.vit import EncoderConfig
+    from trainer.models.vit import EncoderConfig
 
 PIXELS_SIDE = 16
 """The pixel baseline sees pictures at this size."""

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.core import storage, tables, tars
+from transforms.core import parquet_shards, storage, tar_shards
 from transforms.core.counters import Count, Tally
-from transforms.core.damage import DamagedFileError, reading
+from transforms.core.errors import DamagedFileError, reading
 from transforms.core.fingerprint import library_versions
 from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
 from transforms.core.scratch import scratch_folder
@@ -29,17 +29,17 @@ from transforms.core.shards import (
     file_sha256,
     read_commit,
 )
-from transforms.core.stage import Produced, Record
+from transforms.core.stages import Produced, Record
 
 _WRITERS: dict[str, Callable[[str, Iterable[Record]], list[str]]] = {
-    "images": tars.write_tar,  # type: ignore[dict-item]
-    "captions": tables.write_captions,
-    "backgrounds": tables.write_backgrounds,  # type: ignore[dict-item]
+    "images": tar_shards.write_tar,  # type: ignore[dict-item]
+    "captions": parquet_shards.write_captions,
+    "backgrounds": parquet_shards.write_backgrounds,  # type: ignore[dict-item]
 }
 _ID_READERS = {
-    "images": tars.read_tar_ids,
-    "captions": tables.read_caption_ids,
-    "backgrounds": tables.read_background_ids,
+    "images": tar_shards.read_tar_ids,
+    "captions": parquet_shards.read_caption_ids,
+    "backgrounds": parquet_shards.read_background_ids,
 }
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 
 from transforms.core import storage
-from transforms.core.damage import reading
+from transforms.core.errors import reading
 from transforms.core.shards import StageFolder
 
 _READERS = 16

@@ -31,8 +31,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.core import storage
-from transforms.core.damage import DamagedFileError as DamagedFileError
-from transforms.core.damage import reading
+from transforms.core.errors import DamagedFileError as DamagedFileError
+from transforms.core.errors import reading
 
 SHARDS_PER_FOLDER = 1000
 

@@ -13,7 +13,7 @@ from pipelines.tiny_sd.autoencoder import (
     train_autoencoder,
 )
 from pipelines.tiny_sd.latents import LatentCache, encode, standardise_latents
-from tests.pipelines.tiny_sd.stand_ins import AUTOENCODER, make_composer
+from tests.support.tiny_sd import AUTOENCODER, make_composer
 
 
 @pytest.fixture(autouse=True)

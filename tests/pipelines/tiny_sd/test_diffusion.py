@@ -17,7 +17,7 @@ from pipelines.tiny_sd.export import assemble, export
 from pipelines.tiny_sd.latents import LatentCache
 from pipelines.tiny_sd.networks import Networks, build_scheduler
 from pipelines.tiny_sd.text_encoder import load_tokenizer, tokenize
-from tests.pipelines.tiny_sd.stand_ins import AUTOENCODER, CONCEPTS, DIFFUSION, TEXT, make_composer
+from tests.support.tiny_sd import AUTOENCODER, CONCEPTS, DIFFUSION, TEXT, make_composer
 
 
 @pytest.fixture(autouse=True)

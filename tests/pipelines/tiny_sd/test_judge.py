@@ -6,7 +6,7 @@ import torch
 
 from pipelines.tiny_sd import judge as judging
 from pipelines.tiny_sd.scenes import BACKGROUNDS
-from tests.pipelines.tiny_sd.stand_ins import make_composer
+from tests.support.tiny_sd import make_composer
 
 
 def test_the_judge_learns_to_tell_two_concepts(

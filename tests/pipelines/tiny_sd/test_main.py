@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.tiny_sd import __main__ as command
 from pipelines.tiny_sd import autoencoder, drawings, judge, networks, score, text_encoder
-from tests.pipelines.tiny_sd.stand_ins import AUTOENCODER, CONCEPTS, DIFFUSION, TEXT, make_composer
+from tests.support.tiny_sd import AUTOENCODER, CONCEPTS, DIFFUSION, TEXT, make_composer
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.trainer.evaluate.tiny import COLOURS, save_pictures
+from tests.support.evaluation import COLOURS, save_pictures
 from trainer.evaluate import paper
 from trainer.evaluate.datasets import BUILT_IN, DATA_FOLDER, load_dataset, read_pictures
 from transforms.core.config import ConfigError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainer.evaluate.tiny import MODEL
+from tests.support.evaluation import MODEL
 from trainer.evaluate.datasets import Split
 from trainer.evaluate.features import (
     PIXELS_SIDE,
@@ -16,7 +16,7 @@ from trainer.evaluate.features import (
     load_square,
     pixels_subject,
 )
-from trainer.vit import build_encoder
+from trainer.models.vit import build_encoder
 from transforms.core.shards import DamagedFileError
 
 

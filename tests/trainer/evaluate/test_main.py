@@ -9,15 +9,16 @@ import pytest
 import torch
 import yaml
 
-from tests.trainer.evaluate.tiny import MODEL, save_checkpoint, save_pictures
-from tests.trainer.test_checkpoint import note_readings
-from trainer import checkpoint
+from tests.support.evaluation import MODEL, save_checkpoint, save_pictures
+from tests.support.paths import TRAINER_CONFIGS
+from tests.trainer.checkpoints.test_files import note_readings
+from trainer.checkpoints import files as checkpoint
 from trainer.evaluate import tasks
 from trainer.evaluate.__main__ import _subjects, main
 from trainer.evaluate.datasets import LabelledSet, Split
 from trainer.evaluate.logistic import Features
 from trainer.evaluate.tasks import FrozenFeatures
-from trainer.vit import build_encoder
+from trainer.models.vit import build_encoder
 from transforms.core import storage
 
 
@@ -254,7 +255,7 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_demos_file_is_valid() -> None:
     from transforms.core.config import load_config
 
-    path = Path(__file__).parents[3] / "trainer" / "configs" / "demo-evaluate.yaml"
+    path = TRAINER_CONFIGS / "demo-evaluate.yaml"
     config = load_config(tasks.EvaluateConfig, str(path))
     assert config.run == "runs/demo"
     assert config.num_untrained >= 3

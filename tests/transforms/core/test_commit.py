@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.transforms.core.samples import caption
-from transforms.core import storage, tables
+from tests.support.records import caption
+from transforms.core import parquet_shards, storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
-from transforms.core.damage import DamagedFileError, reading
+from transforms.core.errors import DamagedFileError, reading
 from transforms.core.records import FAILURE_SCHEMA, Failure
 from transforms.core.shards import (
     CommitRecord,
@@ -51,7 +51,7 @@ def test_commit_record_describes_the_published_file(any_storage: str, tmp_path: 
     from transforms.core.shards import file_sha256
 
     assert file_sha256(copy) == record.sha256
-    assert [c.ordinal for c in tables.read_captions(copy)] == [0, 1, 3]
+    assert [c.ordinal for c in parquet_shards.read_captions(copy)] == [0, 1, 3]
     assert set(failed_ids(any_storage, 0, f"{tmp_path}/failures")) == {"2", "4"}
     assert read_commit(folder(any_storage), 0) == record
     assert committed_shards(folder(any_storage)) == {0}

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.transforms.core.samples import caption
+from tests.support.records import caption
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
-from transforms.core.damage import DamagedFileError
 from transforms.core.dead_letters import dead_letters
+from transforms.core.errors import DamagedFileError
 from transforms.core.records import Failure
 from transforms.core.shards import StageFolder
 

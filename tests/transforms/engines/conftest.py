@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.random_sd import write_random_sd
-from tests.transforms.engines.random_engines import load_from
+from tests.support.random_engines import load_from
+from tests.support.random_sd import write_random_sd
 
 if TYPE_CHECKING:
-    from transforms.engines.diffusers_engine import DiffusersEngine
+    from transforms.engines.image.diffusers import DiffusersEngine
 
 
 @pytest.fixture(scope="module")

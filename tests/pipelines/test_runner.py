@@ -1,0 +1,135 @@
+import dataclasses
+import hashlib
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.runner import UnfinishedError, finish, plan, progress, run_stage, worker_sentence
+from tests.support.counting_stage import stage
+from transforms.core import storage
+from transforms.core.config import ConfigError
+from transforms.core.fingerprint import Fingerprint
+from transforms.core.progress import LogHandler
+from transforms.core.shards import read_index, read_success
+
+NUM_SHARDS = 5
+
+
+def content(url: str) -> dict[str, str]:
+    """Checksums of what must not depend on how a run went."""
+    return {
+        name: hashlib.sha256(storage.read_bytes(storage.join(url, name))).hexdigest()
+        for name in storage.list_files(url)
+        if not name.startswith(("commits/", "run.yaml"))
+    }
+
+
+def test_a_stage_ends_with_every_shard_an_index_and_success(any_storage: str) -> None:
+    made = stage(any_storage, NUM_SHARDS)
+    run_stage(made, [])
+    index = read_index(made.folder.index_url)
+    assert index.table["num_samples"].to_pylist() == [5] * NUM_SHARDS
+    assert index.table["num_failures"].to_pylist() == [1] * NUM_SHARDS
+    for row in index.table.to_pylist():
+        data = storage.read_bytes(storage.join(index.folder, row["path"]))
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert len(data) == row["num_bytes"]
+
+
+def test_run_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, setups = str(tmp_path / "run"), tmp_path / "setups"
+    run_stage(stage(url, NUM_SHARDS, setups=str(setups)), [])
+    before = content(url)
+    run_stage(stage(url, NUM_SHARDS, setups=str(setups)), [])
+    assert content(url) == before
+    assert "nothing to do" in capsys.readouterr().err
+    assert len(setups.read_text().split()) == 1, "the model must be loaded once per process"
+
+
+def test_a_run_can_grow_but_not_shrink(tmp_path: Path) -> None:
+    url = str(tmp_path / "run")
+    run_stage(stage(url, 2), [])
+    run_stage(stage(url, 4), [])
+    success = read_success(stage(url, 4).folder)
+    assert success is not None
+    assert success["num_shards"] == 4
+    with pytest.raises(ConfigError, match="holds shard 3, but the config plans only 3"):
+        plan(stage(url, 3))
+
+
+def test_a_shard_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
+    url = str(tmp_path / "run")
+    with pytest.raises(UnfinishedError, match="this shard cannot be made") as caught:
+        run_stage(stage(url, NUM_SHARDS, raise_in=3), [])
+    assert "run the same command again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert 3 in plan(stage(url, NUM_SHARDS))
+    run_stage(stage(url, NUM_SHARDS), [])
+    assert plan(stage(url, NUM_SHARDS)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "Traceback (most recent call last):\n  File 'x.py', line 3\n"
+            "transforms.core.storage.StorageError: cannot write a/b: the disk is full; go on "
+            "[while running 'Produce']\n",
+            "cannot write a/b: the disk is full; go on",
+        ),
+        ("this shard cannot be made [while running 'x']", "this shard cannot be made"),
+        ("cannot write a/b.c: full", "cannot write a/b.c: full"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_worker_sentence_is_what_the_worker_raised(text: str, sentence: str) -> None:
+    assert worker_sentence(RuntimeError(text)) == sentence
+
+
+def test_shards_of_other_settings_leave_plan_and_index_as_they_are(tmp_path: Path) -> None:
+    made = stage(str(tmp_path), 2)
+    run_stage(made, [])
+    before = content(str(tmp_path))
+    other = dataclasses.replace(
+        made, fingerprint=Fingerprint({"other": 1}), metadata={"generator_digest": "other"}
+    )
+    with pytest.raises(UnfinishedError, match="another fingerprint"):
+        finish(other)
+    assert content(str(tmp_path)) == before
+
+
+def test_rate_and_time_left_are_those_since_this_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, committed, looks = 1000.0, {0}, 0
+
+    def look(_: object) -> set[int]:
+        nonlocal looks
+        looks += 1
+        return committed
+
+    def shown_at(moment: float, *shards: int) -> str:
+        nonlocal now, committed
+        committed = {0, *shards}
+        now = moment  # Last: what is seen before is not drawn, no time having passed.
+        enough = looks + 3  # The first may have begun before, and the last goes on.
+        while looks < enough:
+            time.sleep(0.001)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    monkeypatch.setattr("pipelines.runner.POLL_INTERVAL_S", 0.001)
+    monkeypatch.setattr("pipelines.runner.shards.committed_shards", look)
+    made = dataclasses.replace(stage(str(tmp_path / "made"), 5), why_so_many="20, and spare ones")
+    with progress(made, 4):
+        shown = shown_at(1580)
+        assert shown.startswith("made: 30 captions (20, and spare ones) in 5 shards, 1 complete;")
+        assert "6/30 [09:40<?" in shown
+        assert "12/30 [10:00<30:00, 100.00s/" in shown_at(1600, 1), "6 in ten minutes, not in 20 s"
+        assert "12/30 [10:30<31:" in shown_at(1630, 1), "it is drawn between shards"
+        logger = logging.Logger("any")
+        logger.addHandler(LogHandler())
+        logger.warning("loading fox")
+        assert "\rloading fox\n\rmade" in capsys.readouterr().err, "on a line of its own"

@@ -1,0 +1,60 @@
+"""An image engine without a model: its black and white blocks show what an image was made of."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transforms.core.counters import Count
+from transforms.engines.image.base import Painted, Pixels
+
+_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """Loads a `BlockEngine`."""
+
+    batch_size: int = 8
+
+    def load(self) -> "BlockEngine":
+        return BlockEngine(self.batch_size)
+
+
+class BlockEngine:
+    """Captions decide what goes wrong.
+
+    "raise": the engine raises on every batch that holds the caption; "blank N" and "broken N": the
+    caption's first N images are of one colour, or not finite.
+    """
+
+    def __init__(self, batch_size: int = 8) -> None:
+        self.batch_size = batch_size
+        self.dead = False
+        self.batches: list[int] = []
+        self._painted: Counter[str] = Counter()
+
+    def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
+        assert 0 < len(texts) == len(seeds) <= self.batch_size
+        self.batches.append(len(texts))
+        if self.dead or any("raise" in text for text in texts):
+            raise RuntimeError("no such colour")
+        pixels, rejects = [], []
+        for text, seed in zip(texts, seeds, strict=True):
+            self._painted[text] += 1
+            word, _, number = text.partition(" ")
+            bad = number.isdigit() and self._painted[text] <= int(number)
+            image = blocks(text, seed)
+            pixels.append(np.full_like(image, 200) if bad and word == "blank" else image)
+            rejects.append(Count.IMAGE_NOT_FINITE if bad and word == "broken" else None)
+        return Painted(np.stack(pixels), tuple(rejects))
+
+
+def blocks(text: str, seed: int) -> Pixels:
+    """The picture of a caption and a seed: 64 bits as 8x8 blocks, plain enough for JPEG."""
+    digest = hashlib.blake2b(f"{text}|{seed}".encode(), digest_size=8).digest()
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8)).reshape(8, 8) * np.uint8(255)
+    plane = bits.repeat(_BLOCK, axis=0).repeat(_BLOCK, axis=1)
+    return np.repeat(plane[:, :, None], 3, axis=2)

@@ -1,0 +1,86 @@
+"""A small images stage to which things happen, and how it has to look in the end."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.__main__ import main
+from tests.support.captions import make_captions, write_captions
+from transforms.core.shards import StageFolder, read_index, read_success
+
+NUM_CAPTIONS = 20
+CAPTIONS_PER_SHARD = 2
+NUM_SHARDS = NUM_CAPTIONS // CAPTIONS_PER_SHARD
+
+
+class Matrix:
+    """The images stage of a run.
+
+    Attributes:
+        run: Its folder or URL.
+        config: Its config file.
+        undisturbed: Checksums of the shards of the same stage that nothing happened to.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        config: Path,
+        undisturbed: list[str],
+        num_captions: int = NUM_CAPTIONS,
+        **generator: Any,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.undisturbed = undisturbed
+        write_captions(f"{run}/captions", [make_captions(num_captions)])
+        settings = {
+            "run": run,
+            "model": "builtin:tiny-sd",
+            "captions_per_shard": CAPTIONS_PER_SHARD,
+            "generator": {"num_steps": 1, "size": 32, "stored_size": 32, **generator},
+        }
+        config.write_text(yaml.safe_dump(settings))
+
+    def start(
+        self, fault: str, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
+        """Start the stage in its own process, with a fault of `tests.support.fault_process`."""
+        command = [sys.executable, "-m", "tests.support.fault_process", fault, "images"]
+        return subprocess.Popen(
+            [*command, str(self.config)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        )
+
+    def suffer(self, fault: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Run the stage with a fault; gives the exit code and what was said."""
+        process = self.start(fault, environment)
+        said = process.communicate()[1]
+        return process.returncode, said
+
+    def again(self, *arguments: str) -> int:
+        """Run the stage in this process, and without a fault."""
+        return main(["images", str(self.config), *arguments])
+
+    def verify(self, *arguments: str) -> int:
+        """Check the run."""
+        return main(["verify", self.run, *arguments])
+
+    def checksums(self) -> list[str]:
+        """Of the shards, by the index."""
+        index = read_index(f"{self.run}/images/index.parquet")
+        return [str(checksum) for checksum in index.table["sha256"].to_pylist()]
+
+    def ends_as_undisturbed(self, *arguments: str) -> None:
+        """Running the stage again completes it, the same to the byte; `verify` finds nothing."""
+        assert self.again(*arguments) == 0
+        assert read_success(StageFolder(f"{self.run}/images", "images", ".tar")) is not None
+        assert self.checksums() == self.undisturbed
+        assert self.verify() == 0

@@ -1,0 +1,197 @@
+"""The batch jobs in a process where something goes wrong at a chosen point.
+
+    python -m tests.support.fault_process FAULT STAGE CONFIG [key=value ...]
+
+FAULT is a name of `FAULTS` and its argument, which is the number of the time at which it
+strikes, or a folder: `kill_while_painting:3`. Images are black and white blocks that are made of
+caption and seed (`tests.support.block_engine`), unless the name ends in `tiny_sd`.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.support.block_engine import BlockEngine
+from transforms.core import storage, tar_shards
+from transforms.engines.image.base import Painted
+
+
+class BlockSpec:
+    """Stands in for the diffusion model; takes its arguments."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def load(self) -> "Blocks":
+        return Blocks(4)
+
+
+class Blocks(BlockEngine):
+    """Every batch passes through one place, where faults can strike."""
+
+    def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
+        return super().paint(texts, seeds)
+
+
+def strike(owner: Any, name: str, fault: Callable[[], None], when: str, nth: int, of: str) -> None:
+    """Let `fault` happen at the `nth` call of a function, "before" or "after" it.
+
+    Only calls with `of` in one of their arguments count.
+    """
+    function = getattr(owner, name)
+    calls = 0
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        counts = any(of in argument for argument in arguments if isinstance(argument, str))
+        calls += counts or not of
+        strikes = calls == nth and (counts or not of)
+        if strikes and when == "before":
+            fault()
+        result = function(*arguments, **named)
+        if strikes and when == "after":
+            fault()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def kill() -> None:
+    """As a lost machine would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_while_painting(number: str) -> None:
+    strike(Blocks, "paint", kill, "before", int(number), "")
+
+
+def kill_while_painting_tiny_sd(number: str) -> None:
+    from transforms.engines.image.diffusers import DiffusersEngine
+
+    strike(DiffusersEngine, "paint", kill, "before", int(number), "")
+
+
+def none(_: str) -> None:
+    """Nothing happens."""
+
+
+def none_tiny_sd(_: str) -> None:
+    """Nothing happens."""
+
+
+def run_out_of_memory_tiny_sd(largest: str) -> None:
+    """Batches of more than so many images do not fit."""
+    import torch
+
+    from transforms.engines.image.diffusers import DiffusersEngine
+
+    paint = DiffusersEngine._paint
+
+    def limited(engine: DiffusersEngine, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
+        if engine.batch_size > int(largest):
+            raise torch.OutOfMemoryError("out of memory")
+        return paint(engine, texts, seeds)
+
+    DiffusersEngine._paint = limited  # type: ignore[assignment, method-assign]
+
+
+def kill_while_writing(number: str) -> None:
+    strike(tar_shards, "image_set_sample", kill, "before", int(number), "")
+
+
+def kill_while_publishing(number: str) -> None:
+    """The file is whole, and does not have its final name yet."""
+    strike(os, "link", kill, "before", int(number), ".tar")
+
+
+def kill_between_shard_and_commit(number: str) -> None:
+    strike(storage, "publish_file", kill, "after", int(number), ".tar")
+
+
+def kill_after_commit(number: str) -> None:
+    strike(storage, "publish_bytes", kill, "after", int(number), "/commits/")
+
+
+def kill_before_index(number: str) -> None:
+    strike(storage, "replace_bytes", kill, "before", int(number), "index.parquet")
+
+
+def kill_while_writing_index(number: str) -> None:
+    strike(os, "replace", kill, "before", int(number), "index.parquet")
+
+
+def kill_between_index_and_success(number: str) -> None:
+    strike(storage, "replace_bytes", kill, "after", int(number), "index.parquet")
+
+
+def hang(number: str) -> None:
+    strike(Blocks, "paint", lambda: time.sleep(3600), "before", int(number), "")
+
+
+def meet(folder: str) -> None:
+    """Two workers that finish the same shard publish it at the same moment."""
+
+    def wait() -> None:
+        Path(folder, f"worker-{os.getpid()}").touch()
+        deadline = time.monotonic() + 120
+        while len(list(Path(folder).glob("worker-*"))) < 2:
+            assert time.monotonic() < deadline, "the other worker never came"
+            time.sleep(0.001)
+
+    strike(storage, "publish_file", wait, "before", 1, ".tar")
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        none,
+        none_tiny_sd,
+        kill_while_painting,
+        kill_while_painting_tiny_sd,
+        run_out_of_memory_tiny_sd,
+        kill_while_writing,
+        kill_while_publishing,
+        kill_between_shard_and_commit,
+        kill_after_commit,
+        kill_before_index,
+        kill_while_writing_index,
+        kill_between_index_and_success,
+        hang,
+        meet,
+    )
+}
+
+
+def main() -> int:
+    import gcsfs.retry
+
+    import pipelines.images
+    from pipelines.__main__ import main as jobs
+
+    wait = asyncio.sleep
+
+    async def short_wait(seconds: float) -> None:
+        await wait(seconds / 100)
+
+    gcsfs.retry.asyncio = SimpleNamespace(sleep=short_wait)
+    fault, *arguments = sys.argv[1:]
+    name, _, argument = fault.partition(":")
+    if not name.endswith("tiny_sd"):
+        vars(pipelines.images)["DiffusersSpec"] = BlockSpec
+    FAULTS[name](argument)
+    return jobs(arguments)
+
+
+if __name__ == "__main__":
+    # What runs as a script has another name, under which workers would not find its classes.
+    from tests.support import fault_process as faulty
+
+    code = faulty.main()
+    sys.stderr.flush()
+    os._exit(code)

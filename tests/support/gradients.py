@@ -1,0 +1,93 @@
+"""Loss and gradients of one step in float64, alone or as one of several ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from tests.support.image_shards import TINY_TRAINING
+from trainer import distributed
+from trainer.config import TrainConfig
+from trainer.data.batch import Batch
+from trainer.execution import prepare, whole
+from trainer.models.vit import EncoderNetwork
+from trainer.train import open_samples
+from trainer.training.loop import rank_batches
+from trainer.training.setup import build_networks, build_objective
+
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Loss terms and gradients by name."""
+
+
+def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
+    """The training of `making`, with changes to whole keys or, as dicts, inside sections."""
+    values: dict[str, Any] = {**TINY_TRAINING, "run": str(run)}
+    for key, change in changes.items():
+        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
+    return TrainConfig.model_validate(values)
+
+
+def step_batch(config: TrainConfig, step: int) -> Batch:
+    """This rank's batch of a step."""
+    return next(rank_batches(config, open_samples(config), range(step, step + 1)))
+
+
+def exact_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork | None]:
+    """Student and teacher in float64, as after some training: the teacher is not a copy."""
+    student, teacher = build_networks(config)
+    if teacher is not None:
+        with torch.no_grad():
+            for number, value in enumerate(teacher.double().state_dict().values()):
+                noise = torch.Generator().manual_seed(number)
+                value += 0.02 * torch.randn(value.shape, generator=noise, dtype=value.dtype).abs()
+    return student.double(), teacher
+
+
+def step_gradients(config: TrainConfig, step: int) -> Result:
+    """This rank's loss terms (and a sign of collapse) and gradients, averaged over the ranks."""
+    torch.set_num_threads(1)
+    student, teacher = exact_networks(config)
+    spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
+    objective = build_objective(config, spread, teacher)
+    terms = objective.backward(step_batch(config, step), step)
+    if teacher is not None:  # Without one, of the last piece.
+        terms["feature_std"] = objective.signs["feature_std"]
+    for term in terms.values():
+        distributed.all_reduce(term).div_(distributed.world_size())
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in student.named_parameters()
+    }
+    return terms, whole(gradients)
+
+
+def gradients_of_ranks(
+    steps: list[tuple[TrainConfig, int]], ranks: int, folder: Path
+) -> list[list[Result]]:
+    """`step_gradients` of several steps, by rank, in real processes that talk over gloo."""
+    values = [(config.model_dump(), step) for config, step in steps]
+    arguments = (ranks, str(folder), values)
+    start_processes(_rank, arguments, nprocs=ranks, start_method="spawn")
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)]
+
+
+def _rank(rank: int, ranks: int, folder: str, steps: list[tuple[dict[str, Any], int]]) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    results = [step_gradients(TrainConfig.model_validate(values), step) for values, step in steps]
+    torch.save(results, f"{folder}/rank-{rank}.pt")
+    distributed.stop()
+
+
+def assert_same(first: Result, second: Result) -> None:
+    """Both to float64's precision."""
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            # timm interpolates position embeddings for local crops in float32.
+            atol = 1e-6 if name == "encoder.pos_embed" else 1e-10
+            assert torch.allclose(value, theirs[name], atol=atol, rtol=1e-8), name

@@ -1,0 +1,64 @@
+"""The portable path that Flink takes: a job service (Prism) and an external pool of workers."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PRISM = ROOT / ".cache" / "bin" / "prism"
+
+needs_prism = pytest.mark.skipif(
+    not PRISM.exists(), reason="Beam's portable runner is not built: `make prism` (needs Go)"
+)
+
+
+@contextlib.contextmanager
+def worker_pool(log: Path) -> Iterator[list[str]]:
+    """A pool of SDK workers in processes of its own; gives the flags that send a job to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # The pool starts its workers as `python`, from wherever it stands.
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main",
+        f"--service_port={port}",
+    ]  # fmt: skip
+    with log.open("wb") as output:
+        pool = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            _wait_for(port)
+            yield [
+                "--runner=PrismRunner",
+                f"--prism_location={PRISM}",
+                "--environment_type=EXTERNAL",
+                f"--environment_config=localhost:{port}",
+            ]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pool.pid, 9)
+            pool.wait()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"the worker pool does not listen on port {port}")

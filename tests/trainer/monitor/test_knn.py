@@ -1,0 +1,51 @@
+"""The probe: a sample of a data set, the score sheet's protocol, the encoder left as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.evaluation import save_pictures
+from tests.support.gradients import tiny_config
+from trainer.models.vit import build_encoder
+from trainer.monitor.knn import Probe
+from transforms.core.config import ConfigError
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Probe:
+    pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
+    model = tiny_config("unused").model
+    return Probe(f"folder:{pictures}", 12, model, torch.device("cpu"))
+
+
+def test_pictures_are_sampled_over_the_whole_split(probe: Probe) -> None:
+    assert len(probe.dataset.train) == 12
+    for name, split in (("train", probe.dataset.train), ("test", probe.dataset.test)):
+        assert all(f"/{name}/" in str(picture) for picture in split.pictures)
+    assert set(probe.dataset.train.labels) == set(range(len(probe.dataset.classes)))
+
+
+def test_accuracy_is_a_percentage_and_the_mode_stays(probe: Probe) -> None:
+    encoder = build_encoder(tiny_config("unused").model, seed=0, drop_path=0.5)
+    encoder.train()
+    first = probe.accuracy(encoder)
+    assert 0.0 <= first <= 100.0
+    assert encoder.training
+    assert probe.accuracy(encoder) == first, "no drop path while it looks"
+    encoder.eval()
+    probe.accuracy(encoder)
+    assert not encoder.training
+
+
+def test_an_encoder_that_sees_nothing_is_at_chance(probe: Probe) -> None:
+    encoder = build_encoder(tiny_config("unused").model, seed=0)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    assert probe.accuracy(encoder) == pytest.approx(100 / len(probe.dataset.classes), abs=1)
+
+
+def test_an_unknown_data_set_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="unknown data set 'pictures'"):
+        Probe("pictures", 10, tiny_config("unused").model, torch.device("cpu"))

@@ -1,0 +1,76 @@
+"""CLIP's learned temperature has a bound, and does not stick to it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch.multiprocessing.spawn import start_processes
+
+from tests.support.gradients import tiny_config
+from tests.support.image_shards import write_images
+from trainer import distributed
+from trainer.config import TrainConfig
+from trainer.execution import whole
+from trainer.objectives.clip import LOWEST_TEMPERATURE, ImageText
+from trainer.train import open_samples
+from trainer.training.loop import rank_batches
+from trainer.training.step import Training
+
+BOUND = -math.log(LOWEST_TEMPERATURE)
+CLIP: dict[str, Any] = {
+    "crops": {"num_local": 0},
+    "objective": {
+        "kind": "clip",
+        "teacher": False,
+        "ibot_weight": 0.0,
+        "text": {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6},
+    },
+    "optim": {"learning_rate": 0.1, "warmup": 0},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    return tmp_path
+
+
+def scales(config: TrainConfig) -> list[float]:
+    """The log of 1 / temperature after each of two steps that begin far beyond the bound."""
+    training = Training(config, torch.device("cpu"))
+    assert isinstance(training.student, ImageText)
+    with torch.no_grad():
+        training.student.log_scale.fill_(BOUND + 1.0)
+    found = []
+    for batch in rank_batches(config, open_samples(config), range(2)):
+        training.update(batch)
+        found.append(float(whole(training.student.log_scale.detach())))
+    return found
+
+
+def test_the_temperature_is_bounded_and_comes_back_from_the_bound(run: Path) -> None:
+    """Of networks that know nothing yet the loss wants a higher one."""
+    first, second = scales(tiny_config(run, **CLIP))
+    assert first == pytest.approx(BOUND)
+    assert second < BOUND - 0.01
+
+
+def _rank(rank: int, ranks: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    torch.set_num_threads(1)
+    for sharding in ("replicate", "shard"):
+        first, second = scales(tiny_config(folder, **CLIP, execution={"sharding": sharding}))
+        assert first == pytest.approx(BOUND)
+        assert second < BOUND - 0.01
+        assert len(set(distributed.gather_objects(second))) == 1
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_so_it_is_on_every_rank_spread_or_not(run: Path) -> None:
+    start_processes(_rank, (2, str(run)), nprocs=2, start_method="spawn")

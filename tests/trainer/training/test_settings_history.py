@@ -1,0 +1,59 @@
+"""Settings that may be changed on a run are written down from the step on where they changed."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.training_runs import command, make_run
+from trainer.config import CHANGEABLE
+from trainer.training.step import Training
+from transforms.core.exit_codes import RESTART
+
+
+def stop_at(step: int, run: Path, *overrides: str) -> None:
+    """Train up to a step."""
+    update = Training.update
+
+    def interrupted(self: Training, batch: Any) -> None:
+        update(self, batch)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "update", interrupted)
+        assert command(run, "steps=8", *overrides) == RESTART
+
+
+def noted(run: Path) -> list[tuple[int, float | None]]:
+    """(from step, clip_norm) of each entry."""
+    entries = yaml.safe_load((run / "train" / "settings.yaml").read_text())
+    assert all(set(entry["settings"]) == set(CHANGEABLE) for entry in entries)
+    return [(entry["from_step"], entry["settings"]["optim.clip_norm"]) for entry in entries]
+
+
+def test_a_change_is_noted_where_it_came_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path)
+    caplog.set_level("INFO")
+    stop_at(2, run)
+    stop_at(4, run, "optim.clip_norm=0.1")
+    assert "From step 2 on optim.clip_norm is 0.1, was None" in caplog.text
+    assert noted(run) == [(0, None), (2, 0.1)]
+    stop_at(5, run, "optim.clip_norm=0.1")
+    assert noted(run) == [(0, None), (2, 0.1)]
+    assert command(run, "steps=8") == 0
+    assert noted(run) == [(0, None), (2, 0.1), (5, None)]
+
+
+def test_a_change_that_came_to_no_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    stop_at(2, run)
+    stop_at(4, run, "optim.clip_norm=0.1")
+    (run / "train" / "checkpoints" / "step-000000004.pt").unlink()
+    assert command(run, "steps=8", "precision=bf16") == 0
+    assert noted(run) == [(0, None), (2, None)]

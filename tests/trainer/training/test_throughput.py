@@ -1,0 +1,104 @@
+"""Rates are those of the interval, waiting is a share of it; the log hears of the worst rank."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import start_processes
+
+from tests.support.gradients import tiny_config
+from tests.support.training_runs import command, is_rank, make_run, meeting_point
+from trainer import distributed
+from trainer.training import loop
+from trainer.training.throughput import Clock
+
+
+def test_a_lap_measures_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
+    clock = Clock(config, torch.device("cpu"), step=10)
+    with clock.waiting():
+        now += 1.0
+    now += 3.0
+    pace = clock.lap(step=15)
+    assert pace.images_per_s == pytest.approx(5 * 8 / 4.0)
+    assert pace.images_per_s_per_device == pace.images_per_s
+    assert pace.waiting == pytest.approx(0.25)
+    assert pace.utilisation is None
+    assert 0.01 < pace.memory_gib < 100
+    assert "mfu" not in pace.values()
+    now += 2.0
+    pace = clock.lap(step=16)
+    assert pace.images_per_s == pytest.approx(4.0)
+    assert pace.waiting == 0.0
+    now += 2.0
+    with clock.paused():
+        now += 60.0
+    assert clock.lap(step=17).images_per_s == pytest.approx(4.0), "without what is not training"
+
+
+def test_a_look_at_real_pictures_counts_as_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def look(_: object) -> float:
+        now[0] += 60.0
+        return 50.0
+
+    config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
+    clock, training = Clock(config, torch.device("cpu"), step=0), Mock(step=1)
+    now[0] += 2.0
+    values = loop._measured(training, clock, Mock(accuracy=look))
+    assert (values["knn"], values["images_per_s"]) == (50.0, 4.0)
+
+
+def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each device, where there are several."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
+    clock = Clock(config, torch.device("cpu"), step=0)
+    clock._peak = 1e9
+    now = 2.0
+    pace = clock.lap(step=1)
+    assert (pace.images_per_s, pace.images_per_s_per_device) == (4.0, 2.0)
+    assert pace.utilisation == pytest.approx(2.0 * clock._flops / 1e9)
+
+
+def logged(run: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (run / "train" / "metrics.jsonl").open()]
+
+
+def _rank(rank: int, port: int, run: str) -> None:
+    """Rank 1 starves, and needs more memory."""
+    stream = loop.rank_batches
+
+    def slow(*arguments: Any) -> Iterator[Any]:
+        for batch in stream(*arguments):
+            time.sleep(0.5)
+            yield batch
+
+    is_rank(rank, port)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(loop, "rank_batches", slow)
+        patch.setattr(Clock, "_memory", lambda _: (3 + rank) << 30)
+        assert command(Path(run), "num_threads=1", "model.drop_path=0") == 0
+
+
+@pytest.mark.slow
+def test_the_log_of_two_ranks_tells_of_both(tmp_path: Path) -> None:
+    one, two = (make_run(tmp_path / name) for name in ("one", "two"))
+    assert command(one, "model.drop_path=0") == 0
+    point = meeting_point()
+    start_processes(_rank, (point.port, str(two)), nprocs=2, start_method="spawn")
+    assert all(waiting > 0.3 for waiting in logged(two, "waiting"))
+    assert logged(two, "memory_gib") == [4.0] * 4
+    assert logged(two, "feature_std") == pytest.approx(logged(one, "feature_std"), rel=1e-3)

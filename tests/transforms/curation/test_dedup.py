@@ -1,0 +1,308 @@
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.options import beam_options
+from tests.transforms.curation.test_minhash import altered, sentences, slow_jaccard
+from transforms.core import parquet_shards, storage
+from transforms.core.records import Caption
+from transforms.core.seeding import caption_id
+from transforms.core.shards import DamagedFileError, StageFolder, read_commit
+from transforms.curation.columns import (
+    InputShard,
+    first_written,
+    in_groups,
+    order_keys,
+    partition_of,
+    read_table,
+)
+from transforms.curation.dedup import (
+    Deduplication,
+    DropDuplicates,
+    Summary,
+    read_summary,
+    write_summary,
+)
+from transforms.curation.minhash import CurationConfig
+from transforms.curation.reshard import (
+    CountCaptions,
+    CutShards,
+    KeptCaptions,
+    by_partition,
+    read_counts,
+)
+
+SIZE = 10
+EXACT = CurationConfig(near_duplicate_threshold=None)
+KEYS = st.integers(0, 2**64 - 1)
+
+
+def caption(text: str, ordinal: int) -> Caption:
+    return Caption(caption_id(text), text, ordinal, "thing", "test", "c-background", "attic", None)
+
+
+def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[InputShard]:
+    """Shards of captions as a captions stage leaves them; ordinals count through all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number, start in enumerate(range(0, len(texts), per_shard)):
+        path = str(folder / f"{number}.parquet")
+        part = texts[start : start + per_shard]
+        parquet_shards.write_captions(path, [caption(t, start + i) for i, t in enumerate(part)])
+        sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        shards.append(InputShard(path, sha256, len(part)))
+    return shards
+
+
+def deduplicate(
+    shards: Sequence[InputShard],
+    output: str,
+    num_partitions: int = 3,
+    seed: int = 0,
+    config: CurationConfig = EXACT,
+    per_task: int = 50,
+    on_beam: bool = False,
+) -> tuple[KeptCaptions, Summary]:
+    groups = in_groups(shards, per_task)
+    scratch = storage.join(output, "parts")
+    tasks = Deduplication(scratch, len(groups), num_partitions, seed, config)
+    if on_beam:
+        with beam.Pipeline(options=beam_options([])) as pipeline:
+            created = pipeline | beam.Create(list(enumerate(groups)))
+            _ = created | DropDuplicates(tasks)
+    else:
+        for number, group in enumerate(groups):
+            tasks.scatter(number, group)
+        for step in tasks.steps:
+            results = [(number, step(number, None)) for number in range(num_partitions)]
+        write_summary(results, tasks.summary_url)
+    summary = read_summary(tasks.summary_url)
+    assert summary is not None
+    return KeptCaptions(tasks, tuple(summary.num_kept)), summary
+
+
+def cut(kept: KeptCaptions, output: str, num_shards: int) -> list[Caption]:
+    """Make the shards that are not there; returns the captions of all shards in order."""
+    folder = StageFolder(output, "captions", ".parquet")
+    wanted = [n for n in range(num_shards) if not storage.exists(folder.commit_url(n))]
+    with beam.Pipeline(options=beam_options([])) as pipeline:
+        lists = pipeline | beam.Create(by_partition(wanted, kept, SIZE))
+        _ = lists | CutShards(kept, folder, "print", SIZE)
+    return [c for n in range(num_shards) for c in parquet_shards.read_captions(folder.shard_url(n))]
+
+
+def all_kept(kept: KeptCaptions) -> list[str]:
+    texts: list[str] = kept.rows(0, sum(kept.counts))["text"].to_pylist()
+    return texts
+
+
+def repeated(number: int, different: int) -> list[str]:
+    """Captions of which only `different` differ."""
+    draw = random.Random(number)
+    some = [f"caption number {i}" for i in range(different)]
+    return some + [draw.choice(some) for _ in range(number - different)]
+
+
+def test_every_caption_once_and_every_shard_of_the_same_size(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", repeated(160, 95), per_shard=23)
+    kept, summary = deduplicate(shards, str(tmp_path / "out"), num_partitions=4)
+    assert sum(kept.counts) == sum(summary.num_distinct) == 95
+    curated = cut(kept, str(tmp_path / "out"), num_shards=9)
+    assert len(curated) == 9 * SIZE, "95 different ones fill nine shards of ten"
+    assert len({c.caption_id for c in curated}) == len(curated)
+    folder = StageFolder(str(tmp_path / "out"), "captions", ".parquet")
+    assert {read_commit(folder, n).num_samples for n in range(9)} == {SIZE}
+    assert not storage.exists(folder.shard_url(9)), "the rest is left out"
+    assert all(c.background == "attic" and c.relation is None for c in curated)
+
+
+def test_of_equal_captions_the_first_written_is_kept(tmp_path: Path) -> None:
+    texts = repeated(120, 50)
+    shards = write_shards(tmp_path / "in", texts, per_shard=17)
+    kept, summary = deduplicate(shards, str(tmp_path / "out"))
+    assert sorted(c.ordinal for c in cut(kept, str(tmp_path / "out"), 5)) == list(range(50))
+    most = max(texts, key=lambda text: (texts.count(text), [-ord(c) for c in text]))
+    assert summary.exact_examples[0] == {"text": most, "times": texts.count(most)}
+    assert all(example["times"] > 1 for example in summary.exact_examples)
+
+
+def test_order_depends_on_seed_and_captions_alone(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    written = sentences(40, draw)
+    written += [altered(text, 1, draw) for text in written[:20]]
+    near = CurationConfig()
+
+    def texts(name: str, shards: list[InputShard], **settings: Any) -> tuple[list[str], Summary]:
+        kept, summary = deduplicate(shards, str(tmp_path / name), config=near, **settings)
+        return all_kept(kept), summary
+
+    shards = write_shards(tmp_path / "in", written, per_shard=7)
+    first, removed = texts("a", shards, num_partitions=1, per_task=1000)
+    assert len(first) < 60
+    again, removed_again = texts("b", shards[::-1], num_partitions=5, per_task=1)
+    assert again == first, "neither the input order nor the partitions count"
+    assert removed_again.near_examples == removed.near_examples
+    recut = write_shards(tmp_path / "in2", written[::-1], per_shard=60)
+    assert texts("c", recut, num_partitions=2)[0] == first
+    assert texts("d", shards, num_partitions=2, seed=1)[0] != first
+
+
+def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    written = sentences(60, draw)
+    for changed in (0, 1, 1, 2, 3):
+        written += [altered(text, changed, draw) for text in written[:40]]
+    # Every signature agrees in some band of one row, so that the threshold alone decides.
+    config = CurationConfig(
+        near_duplicate_threshold=0.6, num_permutations=256, num_bands=256, shingle_words=2
+    )
+    kept, summary = deduplicate(
+        write_shards(tmp_path / "in", written, 31), str(tmp_path / "out"), config=config
+    )
+    texts = sorted(set(written))
+    keys = order_keys(0, pa.array([caption_id(text) for text in texts]))
+    ranked = [texts[i] for i in np.argsort(keys)]
+    dropped = {
+        later
+        for earlier, later in itertools.combinations(ranked, 2)
+        if slow_jaccard(earlier, later, 2) >= 0.6
+    }
+    assert 40 < len(dropped) < len(ranked)
+    assert all_kept(kept) == [text for text in ranked if text not in dropped]
+    assert sum(summary.num_near_duplicates) == len(dropped)
+    for example in summary.near_examples:
+        assert example["dropped"] in dropped
+        alike = slow_jaccard(example["dropped"], example["resembled"], 2)
+        assert alike == pytest.approx(example["similarity"]) and alike >= 0.6
+        assert ranked.index(example["resembled"]) < ranked.index(example["dropped"])
+
+
+def test_the_defaults_find_near_duplicates(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    written = sentences(300, draw, length=25)
+    # One word changed: 22 of 26 shingles are common, a similarity of 0.85.
+    written += [" ".join([*text.split()[:12], "other", *text.split()[13:]]) for text in written]
+    shards = write_shards(tmp_path / "in", written, 100)
+    kept, _ = deduplicate(shards, str(tmp_path / "out"), config=CurationConfig())
+    assert 300 <= sum(kept.counts) <= 303, "at least 99 % of the pairs"
+
+
+def test_a_stopped_deduplication_goes_on(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", repeated(90, 60), per_shard=20)
+    near = CurationConfig()
+    kept, summary = deduplicate(shards, str(tmp_path / "plain"), config=near)
+    output = str(tmp_path / "out")
+    on_beam, found = deduplicate(shards, output, config=near, on_beam=True)
+    assert (all_kept(on_beam), found) == (all_kept(kept), summary)
+    for name in ("summary.json", "done/verify/000001.json", "done/fetch/000000.json"):
+        Path(output, "parts", name).unlink()
+    before = Path(output, "parts", "captions", "000000-000000.parquet").stat().st_mtime_ns
+    again, found = deduplicate(shards, output, config=near, on_beam=True)
+    assert (all_kept(again), found) == (all_kept(kept), summary)
+    after = Path(output, "parts", "captions", "000000-000000.parquet").stat().st_mtime_ns
+    assert after == before, "what is done is not done again"
+
+
+def test_committed_shards_are_left_alone(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    shards = write_shards(tmp_path / "in", repeated(40, 40), per_shard=7)
+    kept, _ = deduplicate(shards, output)
+    whole = cut(kept, output, num_shards=4)
+    folder = StageFolder(output, "captions", ".parquet")
+    before = read_commit(folder, 1)
+    for shard in (0, 2):
+        Path(folder.commit_url(shard)).unlink()
+        Path(folder.shard_url(shard)).unlink()
+    assert cut(kept, output, num_shards=4) == whole
+    assert read_commit(folder, 1) == before
+
+
+def test_captions_are_counted_up_to_the_last_one_used(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", repeated(40, 40), per_shard=7)
+    kept, _ = deduplicate(shards, str(tmp_path / "out"))
+    url = str(tmp_path / "counts.json")
+    with beam.Pipeline(options=beam_options([])) as pipeline:
+        _ = pipeline | beam.Create(range(3)) | CountCaptions(kept, 30, url)
+    assert read_counts(url) == [(("test", "thing", "c-background"), 30)]
+
+
+def test_the_order_is_random() -> None:
+    # Places of 20,000 captions are uniform: a chi-square over 100 cells stays near its mean of 99.
+    keys = order_keys(0, pa.array([caption_id(str(number)) for number in range(20_000)]))
+    cells = np.bincount(partition_of(keys, 100), minlength=100)
+    assert 50 < ((cells - 200) ** 2 / 200).sum() < 160
+
+
+@settings(deadline=None)
+@given(st.lists(KEYS, min_size=1, max_size=5, unique=True), st.integers(0, 2**40))
+def test_keys_are_one_to_one(ids: list[int], seed: int) -> None:
+    texts = pa.array(["0" * 16, *(f"{number:016x}" for number in ids)])
+    keys = order_keys(seed, texts.slice(1))
+    assert len(set(keys.tolist())) == len(ids)
+    assert keys.tolist() == [order_keys(seed, texts.slice(i + 1, 1))[0] for i in range(len(ids))]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2**31), KEYS, KEYS)
+def test_partitions_keep_the_order_of_keys(number: int, one: int, other: int) -> None:
+    low, high = partition_of(np.array(sorted([one, other]), np.uint64), number)
+    assert 0 <= low <= high < number
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=30))
+def test_first_written_keeps_each_key_once_with_its_smallest_ordinal(
+    rows: list[tuple[int, int]],
+) -> None:
+    keys, times = [key for key, _ in rows], [number for _, number in rows]
+    ordinals = [len(rows) - i for i in range(len(rows))]
+    table = pa.table(
+        {
+            "key": pa.array(keys, pa.uint64()),
+            "ordinal": pa.array(ordinals, pa.int64()),
+            "times": pa.array(times, pa.int64()),
+        }
+    )
+    expected = [
+        {
+            "key": key,
+            "ordinal": min(o for k, o in zip(keys, ordinals, strict=True) if k == key),
+            "times": sum(t for k, t in rows if k == key),
+        }
+        for key in sorted(set(keys))
+    ]
+    assert first_written(table).to_pylist() == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 40))
+def test_groups_hold_every_shard_once(sizes: list[int], wanted: int) -> None:
+    shards = [InputShard(str(i), "", size) for i, size in enumerate(sizes)]
+    groups = in_groups(shards, wanted)
+    assert list(itertools.chain(*groups)) == shards
+    for group in groups:
+        assert sum(shard.num_captions for shard in group[:-1]) < wanted
+
+
+def test_a_changed_input_shard_is_refused(tmp_path: Path) -> None:
+    shard, other = write_shards(tmp_path / "in", repeated(20, 20), per_shard=10)
+    with pytest.raises(DamagedFileError, match="not what its index says"):
+        read_table(InputShard(shard.url, other.sha256, 10))
+
+
+def test_the_summary_is_json_of_plain_values(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", repeated(40, 30), per_shard=7)
+    kept, summary = deduplicate(shards, str(tmp_path / "out"))
+    content = json.loads(storage.read_bytes(kept.deduplication.summary_url))
+    assert content["num_distinct"] == summary.num_distinct

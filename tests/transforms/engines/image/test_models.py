@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from transforms.core.config import ConfigError
+from transforms.engines.image.models import find_model
+
+
+def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "unet" / "model.safetensors").write_bytes(weights)
+    (folder / "README.md").write_text("a card")
+    return folder
+
+
+def test_a_folder_is_identified_by_what_is_loaded_and_not_by_its_name(tmp_path: Path) -> None:
+    one = model_folder(tmp_path / "one")
+    same = model_folder(tmp_path / "same")
+    (same / "README.md").write_text("another card")
+    other = model_folder(tmp_path / "other", b"weightz")
+    renamed = model_folder(tmp_path / "renamed")
+    (renamed / "unet").rename(renamed / "vae")
+    identities = [find_model(str(folder)).identity for folder in (one, same, other, renamed)]
+    assert identities[0] == identities[1]
+    assert len(set(identities)) == 3
+    assert find_model(str(one)).source() == str(one)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "builtin:nothing", "builtin:"])
+def test_what_does_not_exist_is_one_sentence(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"key 'model' has value '{name}'"):
+        find_model(name)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a folder that holds a model_index\.json"):
+        find_model(str(tmp_path))
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="key 'revision'"):
+        find_model(str(model_folder(tmp_path / "model")), "main")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache out of reach of the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_a_hub_id_is_pinned_to_its_commit(hub_cache: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = hub_cache / "models--owner--name"
+    model_folder(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    found = find_model("owner/name")
+    assert found.commit == commit
+    assert commit in found.identity
+    assert found.source() == "owner/name"
+
+
+def test_a_hub_id_that_nobody_knows(hub_cache: Path) -> None:
+    with pytest.raises(ConfigError, match="'owner/name': no such folder"):
+        find_model("owner/name")

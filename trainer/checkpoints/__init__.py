@@ -1,0 +1,1 @@
+"""Checkpoints: their files, the writer, and how a training resumes."""

@@ -1,0 +1,182 @@
+"""Multi-crop on the CPU: from encoded images to uint8 crops and the draws for their colours.
+
+Source: paper appendix (augmentation). Everything that is random about a sample is drawn
+here, from a seed of (run seed, epoch, position), and travels with the crops. So a batch is the same
+for any number of workers and ranks, on any device, after any interruption.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as v2f
+
+from trainer.data.photometric import PhotometricConfig, draw_global, draw_local
+from trainer.losses.ibot import draw_patch_mask
+from transforms.core.config import Config, Probability
+
+Range = tuple[float, float]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class CropsConfig(Config):
+    """How many crops of which size and scale."""
+
+    num_global: PositiveInt = 1
+    """Global crops of an image (paper: 1; 2 where only the same image is positive)."""
+    num_local: NonNegativeInt = 4
+    """Local crops of an image (paper: 4; 0 without multi-crop)."""
+    local_size: PositiveInt = 96
+    """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch 14).
+    Global crops have the encoder's `image_size`."""
+    global_scale: tuple[Share, Share] | None = None
+    """Smallest and largest share of the image's area that a global crop covers; null is the paper's
+    0.32 to 1, or 0.14 to 1 without local crops."""
+    local_scale: tuple[Share, Share] = (0.08, 0.32)
+    """Smallest and largest share of the image's area that a local crop covers (the authors' code:
+    0.08 to 0.32)."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of the covered area (paper: 3/4 to 4/3)."""
+    flip: Probability = 0.5
+    """Probability of mirroring a crop left to right (paper: 0.5)."""
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        for name in ("global_scale", "local_scale", "ratio"):
+            bounds = getattr(self, name)
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"{name} is {bounds}: expected low <= high")
+        return self
+
+
+def global_scale(config: CropsConfig) -> Range:
+    """The scale of global crops, with the paper's default for what else there is."""
+    if config.global_scale is not None:
+        return config.global_scale
+    return (0.32, 1.0) if config.num_local else (0.14, 1.0)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of one or more images, image by image; the draws are rows for `photometric.augment`."""
+
+    global_pixels: Tensor
+    """uint8 [I * G, 3, S, S]."""
+    global_draws: Tensor
+    """float32 [I * G, number of draws]."""
+    local_pixels: Tensor
+    """uint8 [I * L, 3, s, s]."""
+    local_draws: Tensor
+    """float32 [I * L, number of draws]."""
+    patch_masks: Tensor
+    """bool [I * G, P]: the patches to hide if the step chooses this global crop."""
+
+
+def decode(image: bytes) -> Tensor:
+    """Pixels uint8 [3, H, W] of an encoded image.
+
+    Torchvision's decoder was the fastest of those at hand. JPEGs can be decoded at half the size,
+    but that saves a twentieth of the time (most goes into reading the bits), and the small local
+    crops rarely allow it.
+
+    Raises:
+        RuntimeError: It cannot be decoded.
+    """
+    encoded = torch.frombuffer(bytearray(image), dtype=torch.uint8)
+    pixels: Tensor = decode_image(encoded, mode=ImageReadMode.RGB)
+    return pixels
+
+
+def crop_image(
+    pixels: Tensor,
+    crops: CropsConfig,
+    photometric: PhotometricConfig,
+    *,
+    global_size: int,
+    patch_size: int,
+    patch_share: float,
+    seed: int,
+) -> Crops:
+    """All crops of one image.
+
+    Args:
+        pixels: uint8 [3, H, W].
+        crops: Their number, sizes and scales.
+        photometric: Probabilities and strengths of the colour draws.
+        global_size: Side of a global crop.
+        patch_size: Side of a patch, for the masks.
+        patch_share: Share of patches in a mask.
+        seed: Of this image in this epoch at this position.
+    """
+    generator = np.random.default_rng(seed)
+    scale = global_scale(crops)
+    num_patches = (global_size // patch_size) ** 2
+    globals_ = [
+        _random_crop(pixels, global_size, scale, crops, generator) for _ in range(crops.num_global)
+    ]
+    global_draws = [draw_global(photometric, generator) for _ in range(crops.num_global)]
+    masks = [draw_patch_mask(num_patches, patch_share, generator) for _ in range(crops.num_global)]
+    locals_ = [
+        _random_crop(pixels, crops.local_size, crops.local_scale, crops, generator)
+        for _ in range(crops.num_local)
+    ]
+    local_draws = [draw_local(photometric, generator) for _ in range(crops.num_local)]
+    return Crops(
+        global_pixels=torch.stack(globals_),
+        global_draws=torch.from_numpy(np.stack(global_draws)),
+        local_pixels=(
+            torch.stack(locals_)
+            if locals_
+            else pixels.new_empty(0, 3, crops.local_size, crops.local_size)
+        ),
+        local_draws=torch.from_numpy(
+            np.stack(local_draws) if local_draws else np.empty_like(global_draws[0][None][:0])
+        ),
+        patch_masks=torch.from_numpy(np.stack(masks)),
+    )
+
+
+def concatenate(parts: Sequence[Crops]) -> Crops:
+    """The crops of several images, in order."""
+    names = ("global_pixels", "global_draws", "local_pixels", "local_draws", "patch_masks")
+    return Crops(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def draw_box(
+    height: int, width: int, scale: Range, ratio: Range, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Where a crop is: (top, left, height, width), area and aspect as `RandomResizedCrop` has them.
+
+    Ten tries, then the largest centred box whose aspect is within `ratio`.
+    """
+    for _ in range(10):
+        area = height * width * generator.uniform(*scale)
+        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(generator.integers(0, height - box_height + 1))
+            left = int(generator.integers(0, width - box_width + 1))
+            return top, left, box_height, box_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_width = min(width, max(1, round(height * aspect)))
+    box_height = min(height, max(1, round(width / aspect)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _random_crop(
+    pixels: Tensor, size: int, scale: Range, config: CropsConfig, generator: np.random.Generator
+) -> Tensor:
+    """One crop, uint8 [3, size, size]: resized by bicubic interpolation, perhaps mirrored."""
+    box = draw_box(pixels.shape[1], pixels.shape[2], scale, config.ratio, generator)
+    crop: Tensor = v2f.resized_crop(
+        pixels, *box, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+    )
+    return crop.flip(-1) if generator.random() < config.flip else crop

@@ -1,0 +1,242 @@
+"""What happens to the colours of a crop: for a whole batch at once, on the device.
+
+Source: SimCLR's, BYOL's and StableRep's augmentations as the paper's appendix lists them. The draws
+are made on the CPU with the crops (see `trainer.data.crops`); here they are only carried out, so
+the same draws give the same pictures in any batch. The definition of each operation is
+torchvision's; deliberate difference: the Gaussian kernel's reach follows the largest sigma (three
+of them) and not the image.
+
+Order: downsample, colour jitter (its four operations in a random order), grey, blur, solarise.
+"""
+
+import math
+from typing import Annotated, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from trainer.losses import fused
+from trainer.objectives.transfer import to_device
+from transforms.core.config import Config, Probability
+
+# Columns of the draws. ORDER is the first of four: the operation that is the first, second, ...
+DOWNSAMPLE, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARISE = (
+    0, 1, 2, 6, 7, 8, 9, 10, 11, 12,
+)  # fmt: skip
+NUM_DRAWS = 13
+LUMA = (0.2989, 0.587, 0.114)
+SOLARISE_THRESHOLD = 128 / 255
+
+
+class PhotometricConfig(Config):
+    """Probabilities and strengths; the defaults are the paper's."""
+
+    jitter: Probability = 0.8
+    """Probability of colour jitter (paper: 0.8)."""
+    brightness: Probability = 0.4
+    """Brightness is scaled by 1 - this to 1 + this (paper: 0.4)."""
+    contrast: Probability = 0.4
+    """Contrast is scaled by 1 - this to 1 + this (paper: 0.4)."""
+    saturation: Probability = 0.2
+    """Saturation is scaled by 1 - this to 1 + this (paper: 0.2)."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Hue is turned by up to this share of the circle, either way (paper: 0.1)."""
+    grey: Probability = 0.2
+    """Probability of losing all colour (paper: 0.2)."""
+    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Smallest and largest sigma of the Gaussian blur, in pixels (paper: 0.1 to 2)."""
+    global_blur_only: Probability = 0.5
+    """Share of global crops that are always blurred and never solarised; the others have the
+    `global_blur` and `global_solarise` probabilities (paper: 0.5)."""
+    global_blur: Probability = 0.1
+    """Probability of blur for global crops that are not `global_blur_only` (paper: 0.1)."""
+    global_solarise: Probability = 0.2
+    """Probability of solarising for global crops that are not `global_blur_only` (paper: 0.2)."""
+    local_blur: Probability = 0.5
+    """Probability of blur for local crops (paper: 0.5)."""
+    downsample: Probability = 0.05
+    """Probability of StableRep's downsampling, and upsampling again (paper: 0.05)."""
+    downsample_sizes: tuple[PositiveInt, ...] = (64, 128)
+    """Sides in pixels to downsample to, one at random (paper: 64, 128); crops that are no larger
+    are left alone."""
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if self.sigma[0] > self.sigma[1]:
+            raise ValueError(f"sigma is {self.sigma}: expected low <= high")
+        return self
+
+
+def draw_global(config: PhotometricConfig, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Draws [NUM_DRAWS] for one global crop."""
+    blur_only = generator.random() < config.global_blur_only
+    blur = 1.0 if blur_only else config.global_blur
+    solarise = 0.0 if blur_only else config.global_solarise
+    return _draw(config, blur, solarise, generator)
+
+
+def draw_local(config: PhotometricConfig, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Draws [NUM_DRAWS] for one local crop."""
+    return _draw(config, config.local_blur, 0.0, generator)
+
+
+def _draw(
+    config: PhotometricConfig, blur: float, solarise: float, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    draws = np.zeros(NUM_DRAWS, dtype=np.float32)
+    if config.downsample_sizes and generator.random() < config.downsample:
+        draws[DOWNSAMPLE] = generator.choice(config.downsample_sizes)
+    draws[JITTER] = generator.random() < config.jitter
+    draws[ORDER : ORDER + 4] = generator.permutation(4)
+    for column, reach in (
+        (BRIGHTNESS, config.brightness),
+        (CONTRAST, config.contrast),
+        (SATURATION, config.saturation),
+    ):
+        draws[column] = generator.uniform(max(0.0, 1.0 - reach), 1.0 + reach)
+    draws[HUE] = generator.uniform(-config.hue, config.hue)
+    draws[GREY] = generator.random() < config.grey
+    sigma = generator.uniform(*config.sigma)
+    draws[SIGMA] = sigma if generator.random() < blur else 0.0
+    draws[SOLARISE] = generator.random() < solarise
+    return draws
+
+
+@torch.no_grad()
+def augment(
+    pixels: Tensor,
+    draws: Tensor,
+    config: PhotometricConfig,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    compiled: bool = False,
+) -> Tensor:
+    """Carry out the draws and normalise.
+
+    Args:
+        pixels: uint8 [N, 3, H, W], on the device.
+        draws: float32 [N, NUM_DRAWS], on the CPU.
+        config: The settings that the draws were made with.
+        mean: Per channel, in [0, 1].
+        std: Per channel.
+        compiled: Compile the operations of colour jitter, grey and solarise.
+
+    Returns:
+        float32 [N, 3, H, W] on the device of the pixels.
+    """
+    images = pixels.float() / 255.0
+    _downsample(images, draws[:, DOWNSAMPLE])
+    _jitter(images, draws, compiled)
+    grey = _rows(draws[:, GREY] > 0, images)
+    images[grey] = fused.run(_grey, (images[grey],), compiled=compiled).expand(-1, 3, -1, -1)
+    _blur(images, draws[:, SIGMA], reach=math.ceil(3 * config.sigma[1]))
+    solarised = _rows(draws[:, SOLARISE] > 0, images)
+    images[solarised] = fused.run(_solarise, (images[solarised],), compiled=compiled)
+    for channel, its_mean, its_std in zip(images.unbind(dim=1), mean, std, strict=True):
+        channel.sub_(its_mean).div_(its_std)
+    return images
+
+
+def _rows(chosen: Tensor, images: Tensor) -> Tensor:
+    """Indices of the chosen images (bool [N] on the CPU) on the images' device."""
+    return to_device(chosen.nonzero().squeeze(1), images.device)
+
+
+def _downsample(images: Tensor, sizes: Tensor) -> None:
+    """In place: to the size and back, where one was drawn that is smaller than the image."""
+    side = images.shape[-1]
+    for size in sizes.unique().int().tolist():
+        if 0 < size < side:
+            rows = _rows(sizes == size, images)
+            small = _resize(images[rows], size)
+            images[rows] = _resize(small, side).clamp_(0.0, 1.0)
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    return functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
+
+
+def _jitter(images: Tensor, draws: Tensor, compiled: bool) -> None:
+    """In place: the four operations of colour jitter, in each image's own order."""
+    jittered = draws[:, JITTER] > 0
+    operations = (
+        (_brightness, BRIGHTNESS),
+        (_contrast, CONTRAST),
+        (_saturation, SATURATION),
+        (_hue, HUE),
+    )
+    for turn in range(4):
+        for number, (operation, column) in enumerate(operations):
+            chosen = jittered & (draws[:, ORDER + turn] == number)
+            rows = _rows(chosen, images)
+            factors = to_device(draws[chosen, column].view(-1, 1, 1, 1), images.device)
+            images[rows] = fused.run(operation, (images[rows], factors), compiled=compiled)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """[N, 1, H, W]."""
+    red, green, blue = images.split(1, dim=1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
+    return torch.lerp(others, images, factors).clamp_(0.0, 1.0)
+
+
+def _brightness(images: Tensor, factors: Tensor) -> Tensor:
+    return (images * factors).clamp_(0.0, 1.0)
+
+
+def _contrast(images: Tensor, factors: Tensor) -> Tensor:
+    return _blend(images, _grey(images).mean(dim=(2, 3), keepdim=True), factors)
+
+
+def _saturation(images: Tensor, factors: Tensor) -> Tensor:
+    return _blend(images, _grey(images), factors)
+
+
+def _hue(images: Tensor, factors: Tensor) -> Tensor:
+    """Turn the hue of HSV by a share of the circle."""
+    value = images.amax(dim=1)
+    chroma = value - images.amin(dim=1)
+    red, green, blue = images.unbind(dim=1)
+    # The hue in sixths of the circle, counted from the largest channel's own colour; times chroma.
+    others = torch.where(green == value, blue - red + 2.0 * chroma, red - green + 4.0 * chroma)
+    sixths = torch.where(red == value, green - blue, others)
+    hue = sixths / chroma.clamp(min=1e-12) + 6.0 * factors.squeeze(1)
+    channels = []
+    for start in (5.0, 3.0, 1.0):
+        position = (start + hue).remainder(6.0)
+        share = torch.minimum(position, 4.0 - position).clamp_(0.0, 1.0)
+        channels.append(value - chroma * share)
+    return torch.stack(channels, dim=1)
+
+
+def _blur(images: Tensor, sigmas: Tensor, reach: int) -> None:
+    """In place: a Gaussian of each image's sigma, where it is not 0, with mirrored borders.
+
+    A matrix product along each axis reads and writes the images once, where a sum over the taps of
+    the kernel would do so for each of them.
+    """
+    blurred = sigmas > 0
+    rows = _rows(blurred, images)
+    if not len(rows):
+        return
+    reach = min(reach, images.shape[-1] - 1)
+    distances = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    weights = (-0.5 * (distances / sigmas[blurred, None]).square()).softmax(dim=1)
+    # What the kernel does to a line of pixels: column i holds what each pixel adds to pixel i.
+    identity = torch.eye(images.shape[-1], device=images.device)
+    padded = functional.pad(identity[None], (reach, reach), mode="reflect")[0]
+    taps = padded.unfold(1, len(identity), 1)  # [side, taps, side]
+    kernels = torch.einsum("nt,sti->nsi", to_device(weights, images.device), taps)[:, None]
+    images[rows] = kernels.mT @ (images[rows] @ kernels)
+
+
+def _solarise(images: Tensor) -> Tensor:
+    return torch.where(images >= SOLARISE_THRESHOLD, 1.0 - images, images)

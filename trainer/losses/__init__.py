@@ -1,0 +1,1 @@
+"""Losses, and the schedules of their settings."""

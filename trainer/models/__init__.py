@@ -1,0 +1,1 @@
+"""Networks: the encoder, its heads, student and teacher, the text encoder."""

@@ -1,0 +1,1 @@
+"""Monitoring of a training: metrics and online kNN."""

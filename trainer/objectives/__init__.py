@@ -1,0 +1,1 @@
+"""Objectives: how a batch becomes losses and gradients."""

@@ -1,0 +1,188 @@
+"""What a training is at a step (networks, optimiser, teacher), and how one step changes it.
+
+A step never waits for the device. Losses stay there until they are asked for, and so does the
+verdict whether they are finite: from the first step on whose loss or gradient is not, the device
+leaves weights, optimiser and teacher as they are, so that asking late loses nothing. (But for
+the running estimates of the heads' batch norms, which no training reads.)
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from trainer import distributed
+from trainer.checkpoints import files as checkpoint
+from trainer.config import TrainConfig, is_skipped
+from trainer.data.batch import Batch, hex_ids
+from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
+from trainer.losses import schedules
+from trainer.models.student_teacher import update_teacher
+from trainer.models.vit import EncoderNetwork
+from trainer.optim import build_optimizer, set_schedule
+from trainer.training.setup import build_networks, build_objective
+from transforms.core.config import ConfigError
+
+
+class TrainingError(RuntimeError):
+    """The training cannot go on; the message is one sentence."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a gradient is not finite.
+
+    Attributes:
+        step: Where it first happened; weights, optimiser and teacher are as before it, but for the
+            running estimates of batch norms, which no training reads.
+        caption_ids: Of that step's batch, over all ranks, 16 hex digits each.
+    """
+
+    def __init__(self, message: str, step: int, caption_ids: list[str]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.caption_ids = caption_ids
+
+
+class Training:
+    """Networks, optimiser and step: everything that a checkpoint carries.
+
+    Args:
+        config: The training.
+        device: Of this rank.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.student, self.teacher = build_networks(config)
+        spread = prepare(self.student, self.teacher, config.execution, device, config.precision)
+        self.optimizer = build_optimizer(self.student, config.optim)
+        self.objective = build_objective(config, spread, self.teacher)
+        self.step = 0
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._num_replaced = torch.zeros((), dtype=torch.float64, device=device)
+        self._terms: dict[str, Tensor] = {}
+        self._rate = 0.0
+        self._recent: deque[tuple[int, Tensor]] = deque()
+
+    @property
+    def network(self) -> EncoderNetwork:
+        """What the training is for: the teacher, the student where there is none."""
+        return self.teacher or self.student
+
+    def update(self, batch: Batch) -> None:
+        """One optimiser step on this rank's share of a batch; the same on every rank.
+
+        A step that the config skips leaves all but the number of steps as it is.
+        """
+        if is_skipped(self.config, self.step):
+            self._terms, self._rate = {}, 0.0
+            self.step += 1
+            return
+        step, total = self.step, self.config.steps
+        optim = self.config.optim
+        self._rate = set_schedule(self.optimizer, optim, step, total)
+        terms = self.objective.backward(batch, step)
+        self._note(terms, batch)
+        stopped = self._judge(step)
+        # The fused optimiser reads this on the device, and where it is 1 changes nothing.
+        self.optimizer.found_inf = stopped.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.student.keep_within_bounds()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.teacher is not None:
+            start, end = optim.ema_momentum
+            share = 1.0 - schedules.ema_momentum(step, total, start=start, end=end)
+            update_teacher(self.teacher, self.student, torch.where(stopped, 0.0, share))
+        self.step += 1
+
+    def values(self) -> dict[str, float]:
+        """Loss terms and schedules of the last step, for people; waits for the device.
+
+        Of one that was skipped there are no loss terms.
+
+        All ranks must ask at the same step.
+
+        Raises:
+            NotFiniteError: A step since the last call was not finite; its state is kept.
+        """
+        names = [*self._terms, "replaced", "first bad"]
+        tensors = [*self._terms.values(), self._num_replaced, self._first_bad]
+        numbers = torch.stack([tensor.double() for tensor in tensors]).tolist()
+        values = dict(zip(names, numbers, strict=True))
+        first_bad = int(values.pop("first bad"))
+        if first_bad >= 0:
+            raise self._not_finite(first_bad)
+        self._recent.clear()
+        return {**values, "learning_rate": self._rate}
+
+    def _note(self, terms: dict[str, Tensor], batch: Batch) -> None:
+        """Keep the step's terms, meaned over the ranks, on the device."""
+        terms = {**terms, **self.objective.signs}
+        local = [term.double() for term in terms.values()]
+        packed = torch.stack([*local, torch.full_like(local[0], batch.num_replaced)])
+        *totals, replaced = distributed.all_reduce(packed)
+        ranks = distributed.world_size()
+        self._terms = {name: total / ranks for name, total in zip(terms, totals, strict=True)}
+        self._terms["grad_norm"] = self._clip()
+        self._num_replaced += replaced
+        self._recent.append((self.step, batch.caption_ids))
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient where the config asks for it; returns the norm that it had."""
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_norm, norm)
+        return whole(norm)
+
+    def _judge(self, step: int) -> Tensor:
+        """Whether this step or one before it was not finite, a scalar on the device."""
+        finite = self._terms["loss"].isfinite() & self._terms["grad_norm"].isfinite()
+        first = (self._first_bad < 0) & ~finite
+        self._first_bad = torch.where(first, step, self._first_bad)
+        return self._first_bad >= 0
+
+    def _not_finite(self, step: int) -> NotFiniteError:
+        mine = next(ids for number, ids in self._recent if number == step)
+        ids = distributed.gather_objects(hex_ids(mine))
+        first = step * self.config.captions_per_batch
+        return NotFiniteError(
+            f"the loss or a gradient at step {step} is not finite (data positions {first} to "
+            f"{first + self.config.captions_per_batch - 1})",
+            step,
+            [caption_id for rank in ids for caption_id in rank],
+        )
+
+    def state(self) -> checkpoint.State:
+        """What a checkpoint holds; all ranks must ask together, and rank 0 has it whole.
+
+        Tensors that are spread over the ranks are None elsewhere.
+        """
+        return {
+            "step": self.step,
+            "position": self.step * self.config.captions_per_batch,
+            "num_replaced": int(self._num_replaced),
+            "config": self.config.model_dump(mode="json"),
+            "student": whole(self.student.state_dict(), to_host=True),
+            "teacher": self.teacher and whole(self.teacher.state_dict(), to_host=True),
+            "optimizer": whole(self.optimizer.state_dict(), to_host=True),
+        }
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Continue from what a checkpoint holds.
+
+        Raises:
+            ConfigError: It is of another architecture.
+        """
+        try:
+            load_whole(self.student, state["student"])
+            if self.teacher is not None:
+                load_whole(self.teacher, state["teacher"])
+            load_whole_optimizer(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"the checkpoint of step {state.get('step')} is of another architecture than the "
+                "config describes: expected one of this training"
+            ) from error
+        self.step = state["step"]
+        self._num_replaced.fill_(state["num_replaced"])

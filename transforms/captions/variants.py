@@ -1,0 +1,181 @@
+"""The kinds of captions that the paper compares (Table 2), and captions from elsewhere.
+
+- `full`: all templates and all kinds of concepts;
+- `IN+OurBG+LLM`: objects with their own backgrounds, written by the language model;
+- `IN+Places+LLM`: the same with places drawn at random instead of those backgrounds;
+- `IN+h+Places`: no language model; class, hypernym and a random place are joined as words, in the
+  form of Sariyildiz et al. (2023), "c, h inside b";
+- `file`: captions that someone else wrote.
+
+The names are the paper's; here the objects and the places are those of the run's concept list, so a
+list of ImageNet and Places-365 gives the paper's variants. The captions of the last two come as
+prompts whose text is the caption: everything behind them, filters included, is one and the same.
+"""
+
+import dataclasses
+import hashlib
+import io
+import random
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from transforms.captions.prompts import ConceptSampler
+from transforms.core import storage
+from transforms.core.config import ConfigError
+from transforms.core.records import Concept, Prompt
+from transforms.core.seeding import derive
+
+Variant = Literal["full", "IN+h+Places", "IN+Places+LLM", "IN+OurBG+LLM", "file"]
+
+WITHOUT_MODEL: frozenset[Variant] = frozenset({"IN+h+Places", "file"})
+
+_TEXT_COLUMNS = ("text", "caption")
+
+
+def variant_concepts(variant: Variant, concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
+    """The concepts that a variant is about, each with the backgrounds that it uses.
+
+    Raises:
+        ConfigError: The list lacks what the variant needs.
+    """
+    if variant == "full":
+        return concepts
+    objects = tuple(concept for concept in concepts if concept.kind == "object")
+    places = tuple(concept.name for concept in concepts if concept.kind == "place")
+    if variant != "IN+OurBG+LLM":
+        _expect(variant, "place", bool(places))
+        objects = tuple(dataclasses.replace(concept, backgrounds=places) for concept in objects)
+    if variant == "IN+h+Places":
+        _expect(variant, "hypernym", any(concept.hypernym for concept in objects))
+    _expect(variant, "object with backgrounds", any(concept.backgrounds for concept in objects))
+    return objects
+
+
+def _expect(variant: Variant, what: str, is_there: bool) -> None:
+    if not is_there:
+        raise ConfigError(
+            f"key 'variant' has value {variant!r}: expected a concept list with at least one {what}"
+        )
+
+
+class WordPrompts:
+    """Captions made of words alone: "fox, canine inside forest".
+
+    Args:
+        concepts: From `variant_concepts`.
+        seed: The run's seed.
+    """
+
+    def __init__(self, concepts: tuple[Concept, ...], seed: int) -> None:
+        self._concepts = ConceptSampler(concepts)
+        self._seed = seed
+
+    def build(self, ordinal: int) -> Prompt:
+        """The caption of an ordinal, the same in every process."""
+        draw = random.Random(derive(self._seed, "words", ordinal)).random
+        concept = self._concepts.at(draw())
+        place = concept.backgrounds[int(draw() * len(concept.backgrounds))]
+        name = f"{concept.name}, {concept.hypernym}" if concept.hypernym else concept.name
+        text = f"{name} inside {place}"
+        return Prompt(ordinal, concept, "c-background", place, None, text, 0)
+
+    def digests(self) -> dict[str, str]:
+        """Identity of the concept list, for the fingerprint."""
+        return {"concepts_hash": self._concepts.digest()}
+
+    def plan(self) -> dict[tuple[str, str, str], float]:
+        """Expected share of each (source, concept, template)."""
+        return {(c.source, c.name, "c-background"): share for c, share in self._concepts.shares()}
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePrompts:
+    """Captions out of a file, in its order. Pickles: workers read the file.
+
+    Attributes:
+        path: Text with one caption per line (empty lines do not count), or `.csv` or `.parquet`
+            with a column `text` or `caption`, and `concept` where captions are known to have one.
+            Each worker holds it in memory.
+        sha256: Of the file.
+    """
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def open(cls, path: str) -> "FilePrompts":
+        """Look at a file of captions.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            return cls(path, hashlib.sha256(storage.read_bytes(path)).hexdigest())
+        except storage.MissingFileError as error:
+            raise ConfigError(f"key 'captions_file' has value {path!r}: no such file") from error
+
+    def __len__(self) -> int:
+        return len(_rows(self.path, self.sha256))
+
+    def build(self, ordinal: int) -> Prompt:
+        """The caption of an ordinal: a row of the file."""
+        row = _rows(self.path, self.sha256).slice(ordinal, 1).to_pylist()[0]
+        source = PurePosixPath(self.path).stem
+        concept = Concept(row["concept"] or "", source, "object", 1.0, ())
+        # On one line: what stands above the last line of a prompt counts as its examples.
+        text = " ".join((row["text"] or "").split())
+        return Prompt(ordinal, concept, "c", None, None, text, 0)
+
+    def digests(self) -> dict[str, str]:
+        """Identity of the file, for the fingerprint."""
+        return {"captions_file_sha256": self.sha256}
+
+    def plan(self) -> dict[tuple[str, str, str], float]:
+        """None: nobody says what the captions are about."""
+        return {}
+
+
+@lru_cache(maxsize=1)
+def _rows(path: str, sha256: str) -> pa.Table:
+    """The columns `text` and `concept` of a file of captions."""
+    content = storage.read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ConfigError(f"file of captions {path!r} changed while it was read")
+    suffix = PurePosixPath(path).suffix.lower()
+    try:
+        if suffix == ".parquet":
+            table = pq.read_table(io.BytesIO(content))
+        elif suffix == ".csv":
+            quoted = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(io.BytesIO(content), parse_options=quoted)
+        else:
+            lines = [line for line in content.decode("utf-8").splitlines() if line.strip()]
+            table = pa.table({"text": lines})
+    # A damaged page of a Parquet file is a plain OSError.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"file of captions {path!r} cannot be read: {error}") from error
+    texts = [name for name in _TEXT_COLUMNS if name in table.column_names]
+    if not texts:
+        raise ConfigError(
+            f"file of captions {path!r} has columns {', '.join(table.column_names)}: expected one "
+            "of them to be 'text' or 'caption'"
+        )
+    has_concepts = "concept" in table.column_names
+    concepts = (
+        _strings(path, table, "concept") if has_concepts else pa.nulls(len(table), pa.string())
+    )
+    return pa.table([_strings(path, table, texts[0]), concepts], names=["text", "concept"])
+
+
+def _strings(path: str, table: pa.Table, name: str) -> pa.ChunkedArray:
+    try:
+        return table[name].cast(pa.string())
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"file of captions {path!r}: column {name!r} holds {table[name].type}: expected text"
+        ) from error

@@ -1,0 +1,1 @@
+"""Concept lists: what captions are written about."""

@@ -1,0 +1,1 @@
+"""Image engines: text-to-image models that paint captions."""

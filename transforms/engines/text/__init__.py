@@ -1,0 +1,1 @@
+"""Text engines: language models that complete prompts."""

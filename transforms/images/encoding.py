@@ -1,0 +1,39 @@
+"""Pixels -> the bytes of an image file (the paper's reference stores JPEG)."""
+
+import io
+import logging
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from transforms.core.config import Config, no_fingerprint
+from transforms.engines.image.base import Pixels
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class EncodingConfig(Config):
+    """How images are stored."""
+
+    format: Literal["jpeg", "webp", "png"] = "jpeg"
+    """Of the image files."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Of JPEG and WebP; PNG keeps every pixel as it is."""
+    threads: Annotated[int, Field(gt=0)] = no_fingerprint(4)
+    """Threads that encode images while the next batch is painted."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EncodingConfig":
+        if self.format == "png" and "quality" in self.model_fields_set:
+            _LOGGER.warning("encoding.quality has no effect on PNG")
+        return self
+
+
+def encode(pixels: Pixels, config: EncodingConfig) -> bytes:
+    """An image [H, W, 3] as a file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    quality = {} if config.format == "png" else {"quality": config.quality}
+    Image.fromarray(pixels).save(buffer, config.format, **quality)
+    return buffer.getvalue()
