@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from pipelines.images import ImagesConfig, run
 from transforms.core import shards, storage
@@ -30,7 +30,7 @@ from transforms.core.shards import StageFolder
 from transforms.engines.image.diffusers import DiffusersEngine, DiffusersSpec
 from transforms.engines.image.models import find_model
 
-Seconds = npt.NDArray[np.float64]
+Seconds = NDArray[np.float64]
 """On the clock, and of processors."""
 
 

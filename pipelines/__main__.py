@@ -85,10 +85,7 @@ def _config(job: str, cls: "type[Config]", path: str, overrides: Sequence[str]) 
 
 
 def _run(job: str, path: str, overrides: Sequence[str], flags: Sequence[str]) -> int:
-    from pipelines.runner import UnfinishedError
-    from transforms.core.config import ConfigError
-    from transforms.core.shards import DamagedFileError
-    from transforms.core.storage import StorageError
+    from transforms.core.errors import ConfigError, DamagedFileError, StorageError, UnfinishedError
 
     module = _module(job)
     try:
@@ -106,7 +103,7 @@ def _module(job: str) -> ModuleType:
 
 
 def _help(job: str) -> int:
-    from transforms.core.config import describe
+    from transforms.core.config_keys import describe
 
     module = _module(job)
     takes = "RUN [key=value ...]"

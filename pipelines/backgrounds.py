@@ -23,7 +23,8 @@ from transforms.captions.backgrounds import (
 from transforms.captions.examples import text_digest
 from transforms.concepts.lists import load_concepts
 from transforms.core import storage
-from transforms.core.config import ConfigError, fingerprint_fields
+from transforms.core.config import fingerprint_fields
+from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import STAGES, Stage, stage_folder
 from transforms.engines.text.vllm import check_device

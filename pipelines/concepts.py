@@ -18,7 +18,7 @@ from pipelines.runner import say
 from transforms.captions.examples import text_digest
 from transforms.concepts.lists import ConceptList, read_list
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.records import CONCEPT_SCHEMA, Concept, to_table
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
 from pipelines.options import beam_options
-from pipelines.runner import UnfinishedError, finish, is_complete, plan, progress, run_pipeline, say
+from pipelines.runner import finish, is_complete, plan, progress, run_pipeline, say
 from transforms.concepts.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
+from transforms.core.errors import DamagedFileError, MissingFileError, StorageError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.shards import DamagedFileError, Index, StageFolder, read_index
+from transforms.core.shards import Index, StageFolder, read_index
 from transforms.core.stages import STAGES, StageOutput, stage_folder, write_plan
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         return
     try:
         _curate(config, index, input_id, flags)
-    except (UnfinishedError, storage.StorageError, DamagedFileError):
+    except (UnfinishedError, StorageError, DamagedFileError):
         # Another curation that was ready first takes the scratch files of both away.
         if not _is_done(curated):
             raise
@@ -133,7 +134,7 @@ def _read_raw(config: CaptionsConfig) -> tuple[Index, str]:
     try:
         checksum = hashlib.sha256(storage.read_bytes(folder.index_url)).hexdigest()
         index = read_index(folder.index_url)
-    except storage.MissingFileError as error:
+    except MissingFileError as error:
         raise UnfinishedError(
             f"{folder.url} is not complete (no index.parquet): run the captions stage to its end, "
             "then this command again"

@@ -7,12 +7,13 @@ same images in any run with the same model, settings and seed.
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipelines.options import runs_here
-from pipelines.runner import UnfinishedError, is_complete, run_stage
+from pipelines.runner import is_complete, run_stage
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
+from transforms.core.errors import MissingFileError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import STAGES, Stage, stage_folder
 from transforms.engines.image.base import GeneratorConfig
@@ -36,15 +37,15 @@ class ImagesConfig(Config):
     """Hub id, folder in diffusers' format, or `builtin:tiny-sd`; paper: Stable Diffusion 1.5."""
     revision: str | None = no_fingerprint(None)
     """Branch, tag or commit of a hub id; the commit behind it is part of the fingerprint."""
-    captions_per_shard: Annotated[int, Field(gt=0)] = 250
+    captions_per_shard: PositiveInt = 250
     """Captions of an image shard: the unit of work, of retry and of commit; aim for minutes."""
-    images_per_caption: Annotated[int, Field(gt=0)] = 4
+    images_per_caption: PositiveInt = 4
     """Images painted for each caption; paper: 4."""
     generator: GeneratorConfig = GeneratorConfig()
     """How images are painted."""
     encoding: EncodingConfig = EncodingConfig()
     """How images are stored."""
-    max_repaints: Annotated[int, Field(ge=0)] = 3
+    max_repaints: NonNegativeInt = 3
     """Times that an unusable image is painted again before its caption is given up."""
     min_contrast: Annotated[int, Field(ge=0, le=255)] = 8
     """An image is blank if no colour channel spans as many of 256 levels."""
@@ -80,7 +81,7 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         captions = storage.join(folder.url, "captions")
     try:
         rows = CaptionRows.open(storage.join(captions, "index.parquet"))
-    except storage.MissingFileError as error:
+    except MissingFileError as error:
         raise UnfinishedError(
             f"{captions} has no complete captions to paint (no index.parquet): run the curate "
             "stage to its end, then this command again"

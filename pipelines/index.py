@@ -6,9 +6,10 @@ for an index that was lost or damaged. The same commit records give the same byt
 
 from collections.abc import Sequence
 
-from pipelines.runner import UnfinishedError, finish, plan
+from pipelines.runner import finish, plan
 from pipelines.verify import COMMANDS
-from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.stages import find_outputs
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from pipelines.images import ImagesConfig, stage
 from pipelines.options import runs_here
-from pipelines.runner import UnfinishedError, finish, is_complete, run_stage, say
+from pipelines.runner import finish, is_complete, run_stage, say
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
 from transforms.core.dead_letters import dead_letters
+from transforms.core.errors import UnfinishedError
 from transforms.core.fingerprint import claim
 from transforms.core.records import Caption
 from transforms.core.shards import StageFolder, read_success, write_index

@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipelines.options import beam_options
-from transforms.core import shards, storage
-from transforms.core.config import ConfigError
+from transforms.core import shards
+from transforms.core.errors import ConfigError, StorageError, UnfinishedError
 from transforms.core.fingerprint import claim
 from transforms.core.progress import bar
 from transforms.core.shards import CommitRecord
@@ -23,10 +23,6 @@ from transforms.core.stages import Stage, StageOutput, write_plan
 
 POLL_INTERVAL_S = 1.0
 AGAIN = "run the same command again to go on"
-
-
-class UnfinishedError(RuntimeError):
-    """Work is left undone; the message says what is missing and how to go on."""
 
 
 def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
@@ -135,7 +131,7 @@ def progress(stage: StageOutput, num_pending: int) -> Iterator[None]:
         pause = POLL_INTERVAL_S
         while not stop.wait(pause):
             started = time.monotonic()
-            with contextlib.suppress(storage.StorageError):
+            with contextlib.suppress(StorageError):
                 update()
             # Listing a large output takes a while: spend at most a twentieth of the time on it.
             pause = max(POLL_INTERVAL_S, 20 * (time.monotonic() - started))
@@ -147,7 +143,7 @@ def progress(stage: StageOutput, num_pending: int) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-        with contextlib.suppress(storage.StorageError):
+        with contextlib.suppress(StorageError):
             update()
         shown.close()
 

@@ -16,8 +16,8 @@ from datetime import timedelta
 import pyarrow.parquet as pq
 
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, no_fingerprint
-from transforms.core.errors import reading
+from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import ConfigError, reading
 from transforms.core.shards import read_success
 from transforms.core.stages import StageOutput, find_outputs
 

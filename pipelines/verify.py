@@ -8,15 +8,13 @@ files of processes that died.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 
-from pipelines.runner import UnfinishedError
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.config import Config, no_fingerprint
 from transforms.core.dead_letters import dead_letters
-from transforms.core.errors import DamagedFileError
+from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, UnfinishedError
 from transforms.core.progress import bar
 from transforms.core.shards import StageFolder, read_commits
 from transforms.core.stages import StageOutput, find_outputs
@@ -45,11 +43,11 @@ class VerifyConfig(Config):
     """Folders of the run to check, for instance [captions,images]; null checks all there are."""
     decode: bool = True
     """Decode every image: most of the time of a check on local disk."""
-    threads: Annotated[int, Field(gt=0)] = 8
+    threads: PositiveInt = 8
     """Shards read at once; each is held in memory as a whole."""
     repair: bool = False
     """Delete damaged shards, so that they are made again, and unfinished files an hour old."""
-    max_shown: Annotated[int, Field(ge=0)] = 20
+    max_shown: NonNegativeInt = 20
     """Problems shown of each stage; all are counted."""
 
 
@@ -116,7 +114,7 @@ def owed_ids(output: StageOutput) -> Callable[[int], Sequence[str] | None]:
     url = beside if retry else output.config.get("captions") or beside
     try:
         rows = CaptionRows.open(storage.join(url, "index.parquet"))
-    except storage.MissingFileError:
+    except MissingFileError:
         return lambda shard: None
     return lambda shard: [
         c.caption_id for c in rows.read(shard * per_shard, (shard + 1) * per_shard)
@@ -136,7 +134,7 @@ def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Pro
         records = read_commits(before.folder, range(before.num_shards))
         num_failed = sum(record.num_failures for record in records)
         failed = [letter for _, letters in dead_letters(before.folder) for letter in letters]
-    except (DamagedFileError, storage.MissingFileError):
+    except (DamagedFileError, MissingFileError):
         return  # Reported with its shard, or not yet known.
     if len(failed) != num_failed:
         return  # Reported with its shard.

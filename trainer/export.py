@@ -21,7 +21,7 @@ from torch import nn
 from trainer.checkpoints.files import found, load_encoder
 from trainer.models.vit import EncoderConfig, architecture
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, StorageError
 from transforms.core.scratch import scratch_folder
 
 BASE = "vit_base_patch16_224"
@@ -40,7 +40,7 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
         URL of the checkpoint.
 
     Raises:
-        storage.StorageError: A file cannot be read or written.
+        StorageError: A file cannot be read or written.
         ConfigError: There is no encoder of ours in it, or timm gives other features; nothing is
             written then.
     """
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except storage.StorageError as error:
+    except StorageError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"Exported the encoder of {url} to {parsed.out}")

@@ -32,9 +32,8 @@ from trainer.train import check_ranks, open_samples, start_rank
 from trainer.training.loop import rank_batches
 from trainer.training.nonfinite import ABSURD, few, ruined_weights
 from trainer.training.step import Training
-from transforms.core import storage
-from transforms.core.config import ConfigError, parse_config
-from transforms.core.shards import DamagedFileError
+from transforms.core.config import parse_config
+from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 
 
 def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]:
@@ -143,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except ConfigError as error:
         line, code = str(error), 2
-    except (storage.StorageError, DamagedFileError, LostWorkerError) as error:
+    except (StorageError, DamagedFileError, LostWorkerError) as error:
         line, code = str(error), 1
     finally:
         distributed.abort()

@@ -38,11 +38,12 @@ from trainer.training.settings_history import fixed, note_settings
 from trainer.training.setup import target_reader
 from trainer.training.step import NotFiniteError, Training, TrainingError
 from transforms.core import storage
-from transforms.core.config import ConfigError, describe, load_config
+from transforms.core.config import load_config
+from transforms.core.config_keys import describe
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
+from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.shards import DamagedFileError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ ONCE_MENDED = GO_ON.replace("; ", "; once that is mended, ")
 ENDINGS: Sequence[tuple[type[BaseException], int, str, bool]] = (
     (NoDeviceError, WRONG_CONFIG, "{}", True),
     (ConfigError, WRONG_CONFIG, "{}", False),
-    (storage.StorageError, UNFINISHED, "{}", False),
+    (StorageError, UNFINISHED, "{}", False),
     (DamagedFileError, UNFINISHED, "{}", False),
     (RankError, UNFINISHED, "{}", True),
     (StoppedError, RESTART, GO_ON, False),
@@ -92,7 +93,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
 
     Raises:
         ConfigError: Settings do not fit each other, the data, or what the folder holds.
-        storage.StorageError: Data cannot be read, or results cannot be written.
+        StorageError: Data cannot be read, or results cannot be written.
         DamagedFileError: A shard is not what the index says.
         StoppedError, NotFiniteError: A signal or a loss that is not finite stopped it, or would.
         RankError: One of several ranks could not read its data or write.
@@ -135,7 +136,7 @@ def _rank_named() -> Iterator[None]:
     """Say on which of several ranks storage or data failed."""
     try:
         yield
-    except (storage.StorageError, DamagedFileError) as error:
+    except (StorageError, DamagedFileError) as error:
         if distributed.world_size() == 1:
             raise
         raise RankError(f"rank {distributed.rank()}: {error}") from error
@@ -145,7 +146,7 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
     """The data of the training.
 
     Raises:
-        storage.StorageError, ConfigError, DamagedFileError: It is not there or does not fit.
+        StorageError, ConfigError, DamagedFileError: It is not there or does not fit.
     """
     index_url = storage.join(data_folder(config), "index.parquet")
     reader = ShardReader(

@@ -28,7 +28,7 @@ from transforms.core.counters import Tally
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import Produced, Producer, Stage
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ProduceShards(beam.PTransform):
@@ -113,7 +113,7 @@ class _ProduceShard(beam.DoFn):
         record = publishing.result()
         for name, number in {**record.counts, "failures": record.num_failures}.items():
             Metrics.counter(self._stage.folder.name, name).inc(number)
-        _LOGGER.debug("committed %s", shards.encode_commit(record))
+        log.debug("committed %s", shards.encode_commit(record))
         return [record.shard]
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from transforms.core import parquet_shards, shards, storage, tar_shards
 from transforms.core.dead_letters import failed_ids
-from transforms.core.errors import DAMAGE, DamagedFileError, reading
+from transforms.core.errors import DAMAGE, DamagedFileError, MissingFileError, reading
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import caption_id, derive
 from transforms.core.shards import CommitRecord
@@ -138,7 +138,7 @@ def _check_shard(expected: Expected, shard: int) -> Iterator[tuple[str, str]]:
     except DamagedFileError as error:
         yield path, str(error)
         return
-    except storage.MissingFileError:
+    except MissingFileError:
         yield path, "is missing, although it is committed"
         return
     if record.fingerprint != expected.output.fingerprint.digest:
@@ -170,7 +170,7 @@ def _failed_ids(output: StageOutput, record: CommitRecord) -> set[str]:
         return set()
     try:
         return failed_ids(url)
-    except storage.MissingFileError as error:
+    except MissingFileError as error:
         raise DamagedFileError(f"its dead letters in {url} are missing") from error
 
 
@@ -268,14 +268,14 @@ def _check_index(output: StageOutput) -> Iterator[Problem]:
     try:
         content = storage.read_bytes(folder.index_url)
         table = shards.read_index(folder.index_url).table
-    except (storage.MissingFileError, DamagedFileError) as error:
+    except (MissingFileError, DamagedFileError) as error:
         yield Problem("index.parquet", str(error))
         return
     if sha256(content).hexdigest() != success["index_sha256"]:
         yield Problem("index.parquet", "has another checksum than _SUCCESS says")
     try:
         records = shards.index_table(shards.read_commits(folder, range(output.num_shards)))
-    except (DamagedFileError, storage.MissingFileError):
+    except (DamagedFileError, MissingFileError):
         return  # Reported with its shard.
     if not table.slice(0, output.num_shards).replace_schema_metadata(None).equals(records):
         yield Problem("index.parquet", "says other things than the commit records")

@@ -7,15 +7,14 @@ said to be missing; of a large stage some shards are read, and the page says so.
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 from pipelines.report.data import RunReport, as_json, gather, score_table
 from pipelines.report.page import STAGE_TITLES, render, score_text, stage_rows
-from pipelines.runner import UnfinishedError
 from transforms.core import storage
 from transforms.core.config import Config
+from transforms.core.errors import UnfinishedError
 
 
 class ReportConfig(Config):
@@ -23,9 +22,9 @@ class ReportConfig(Config):
 
     run: str
     """Folder or URL of the run."""
-    num_examples: Annotated[int, Field(ge=0)] = 24
+    num_examples: NonNegativeInt = 24
     """Captions shown with their images."""
-    num_captions: Annotated[int, Field(ge=0)] = 30
+    num_captions: NonNegativeInt = 30
     """Random captions shown."""
 
 

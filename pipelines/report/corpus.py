@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.report.stages import parsed, spread
 from transforms.concepts.balance import GROUP_COLUMNS, balance
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, MissingFileError, StorageError
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import stage_folder
 
@@ -148,7 +148,7 @@ def _curation(run: str) -> dict[str, Any] | None:
     url = storage.join(run, "captions", "curation.json")
     try:
         content = storage.read_bytes(url)
-    except storage.MissingFileError:
+    except MissingFileError:
         return None
     return parsed(url, content, lambda c: {**json.loads(c), "balance": json.loads(c)["balance"]})
 
@@ -159,7 +159,7 @@ def _plan(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
 
     try:
         return prompt_source(CaptionsConfig.model_validate(settings["config"])).plan()
-    except (ConfigError, KeyError, ValueError, storage.StorageError):
+    except (ConfigError, KeyError, ValueError, StorageError):
         return {}
 
 

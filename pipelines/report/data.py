@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.report.corpus import CaptionFacts, Example, ImageFacts, caption_facts, image_facts
 from pipelines.report.stages import StageSummary, parsed, read_settings, summarise
 from transforms.core import storage
+from transforms.core.errors import MissingFileError
 from transforms.core.stages import STAGES
 
 
@@ -102,7 +103,7 @@ def _training(run: str) -> TrainingSummary | None:
     url = storage.join(run, "train", "metrics.jsonl")
     try:
         content = storage.read_bytes(url).decode("utf-8", errors="replace")
-    except storage.MissingFileError:
+    except MissingFileError:
         return None
     # A training that was killed may have left half a line.
     lines = [line for line in content.split("\n")[:-1] if line]
@@ -122,7 +123,7 @@ def _scores(run: str) -> list[Score]:
     url = storage.join(run, "scores", "scores.json")
     try:
         content = storage.read_bytes(url)
-    except storage.MissingFileError:
+    except MissingFileError:
         return []
     return parsed(url, content, lambda c: [_score(row) for row in json.loads(c)])
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from transforms.core import storage
-from transforms.core.errors import reading
+from transforms.core.errors import MissingFileError, reading
 from transforms.core.shards import (
     CommitRecord,
     StageFolder,
@@ -147,7 +147,7 @@ def read_settings(url: str) -> dict[str, Any]:
     """What a `run.yaml` holds; nothing if it is not there."""
     try:
         content = storage.read_bytes(url)
-    except storage.MissingFileError:
+    except MissingFileError:
         return {}
     return parsed(url, content, lambda c: dict(yaml.safe_load(c)))
 
@@ -197,7 +197,7 @@ def _times(records: Sequence[CommitRecord]) -> ShardTimes:
 def _planned(folder: StageFolder) -> int | None:
     try:
         content = storage.read_bytes(folder.plan_url)
-    except storage.MissingFileError:
+    except MissingFileError:
         return None
     return parsed(folder.plan_url, content, lambda c: int(json.loads(c)["num_shards"]))
 

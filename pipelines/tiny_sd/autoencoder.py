@@ -30,7 +30,7 @@ from pipelines.tiny_sd.training import (
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class AutoencoderConfig(BaseModel):
@@ -164,7 +164,7 @@ def train_autoencoder(composer: Composer, config: AutoencoderConfig, path: Path)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if clock.tick(error.item()):
-            logger.info("autoencoder %s, mse %.4f, kl %.2f", clock, clock.mean, divergence.item())
+            log.info("autoencoder %s, mse %.4f, kl %.2f", clock, clock.mean, divergence.item())
         if clock.should_save():
             save_checkpoint(path, state, step + 1)
     save_checkpoint(path, state, config.num_steps)

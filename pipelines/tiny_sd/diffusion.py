@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTokenizer
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def diffusion_loss(
@@ -195,7 +195,7 @@ def train_diffusion(
         optimizer.step()
         update_average(averaged, networks, min(config.ema_decay, (1 + step) / (10 + step)))
         if clock.tick(denoising.item()):
-            logger.info("diffusion %s, loss %.4f, reading %.3f", clock, clock.mean, reading.item())
+            log.info("diffusion %s, loss %.4f, reading %.3f", clock, clock.mean, reading.item())
         if clock.should_save():
             save_checkpoint(path, state, step + 1)
     save_checkpoint(path, state, config.num_steps)

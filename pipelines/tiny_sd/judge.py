@@ -24,7 +24,7 @@ from pipelines.tiny_sd.training import (
     save_checkpoint,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 NUM_STEPS = 1200
 BATCH_SIZE = 64
@@ -94,7 +94,7 @@ def train_judge(composer: Composer, path: Path) -> Judge:
         loss.backward()
         optimizer.step()
         if clock.tick(loss.item()):
-            logger.info("judge %s, loss %.3f", clock, clock.mean)
+            log.info("judge %s, loss %.3f", clock, clock.mean)
     save_checkpoint(path, state, NUM_STEPS)
     return judge.eval()
 

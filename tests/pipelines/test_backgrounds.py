@@ -8,13 +8,13 @@ import pytest
 from pipelines import verify
 from pipelines.backgrounds import run, stage
 from pipelines.captions import CaptionsConfig, prompt_source
-from pipelines.runner import UnfinishedError, plan
+from pipelines.runner import plan
 from tests.support.captions import make_captions, write_captions
 from tests.support.openai_endpoint import Answer, Endpoint
 from tests.support.paths import PIPELINE_CONFIGS
-from transforms.core.config import ConfigError, load_config
+from transforms.core.config import load_config
+from transforms.core.errors import ConfigError, MissingFileError, UnfinishedError
 from transforms.core.parquet_shards import read_backgrounds
-from transforms.core.storage import MissingFileError
 
 DEMO = str(PIPELINE_CONFIGS / "demo.yaml")
 SMALL = ["places_per_concept=6", "min_places=3", "max_tries=3", "concepts_per_shard=2"]

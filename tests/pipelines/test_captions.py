@@ -10,9 +10,9 @@ from pipelines.captions import (
     stage,
     without_effect,
 )
-from pipelines.runner import UnfinishedError
 from tests.support.paths import PIPELINE_CONFIGS
-from transforms.core.config import ConfigError, load_config
+from transforms.core.config import load_config
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.shards import read_index
 from transforms.core.stages import stage_folder
 

@@ -7,7 +7,8 @@ from pipelines.captions import CaptionsConfig, stage
 from pipelines.concepts import run
 from tests.support.paths import PIPELINE_CONFIGS
 from transforms.concepts.lists import load_concepts
-from transforms.core.config import ConfigError, load_config
+from transforms.core.config import load_config
+from transforms.core.errors import ConfigError
 
 CONFIGS = PIPELINE_CONFIGS
 DEMO = str(CONFIGS / "demo.yaml")

@@ -7,12 +7,11 @@ import pytest
 from pipelines import curate
 from pipelines.captions import DATA, CaptionsConfig
 from pipelines.curate import report_url, run
-from pipelines.runner import UnfinishedError
 from tests.transforms.curation.test_dedup import caption
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
-from transforms.core.config import ConfigError
 from transforms.core.counters import Tally
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.fingerprint import FingerprintMismatchError
 from transforms.core.shards import committed_shards, read_commit, read_index, write_index
 from transforms.core.stages import stage_folder

@@ -15,11 +15,10 @@ import webdataset
 from PIL import Image
 
 from pipelines.images import ImagesConfig, generator_digest, run, stage
-from pipelines.runner import UnfinishedError
 from tests.support.captions import make_captions, write_captions
 from tests.support.random_sd import write_random_sd
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.shards import read_index
 from transforms.engines.image.models import find_model
 

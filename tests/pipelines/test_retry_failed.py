@@ -5,13 +5,12 @@ import pytest
 
 from pipelines import retry_failed
 from pipelines.__main__ import main
-from pipelines.runner import UnfinishedError
 from tests.support.captions import make_captions
 from tests.support.fault_matrix import NUM_CAPTIONS, Matrix
 from tests.support.fault_process import Blocks
 from trainer.data.shard_reader import ShardReader
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.shards import StageFolder, read_success
 from transforms.core.stages import find_outputs
 from transforms.engines.image.base import Painted

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runner import UnfinishedError, finish, plan, progress, run_stage, worker_sentence
+from pipelines.runner import finish, plan, progress, run_stage, worker_sentence
 from tests.support.counting_stage import stage
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.progress import LogHandler
 from transforms.core.shards import read_index, read_success
@@ -75,7 +75,7 @@ def test_a_shard_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
     [
         (
             "Traceback (most recent call last):\n  File 'x.py', line 3\n"
-            "transforms.core.storage.StorageError: cannot write a/b: the disk is full; go on "
+            "transforms.core.StorageError: cannot write a/b: the disk is full; go on "
             "[while running 'Produce']\n",
             "cannot write a/b: the disk is full; go on",
         ),

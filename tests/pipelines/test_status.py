@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.__main__ import main
-from pipelines.runner import UnfinishedError, run_stage
+from pipelines.runner import run_stage
 from pipelines.status import MIN_SILENCE_S, WINDOW_S, columns, longest_silence, rate
 from tests.support.counting_stage import stage
 from transforms.core import storage
+from transforms.core.errors import UnfinishedError
 from transforms.core.stages import find_outputs
 
 

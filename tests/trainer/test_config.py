@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from tests.support.gradients import tiny_config
 from tests.support.training_runs import flat
 from trainer.config import TrainConfig, data_folder, train_folder
-from transforms.core.config import describe, fingerprint_fields
+from transforms.core.config import fingerprint_fields
+from transforms.core.config_keys import describe
 
 
 def test_results_and_data_are_in_the_run_unless_data_are_elsewhere() -> None:

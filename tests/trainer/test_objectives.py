@@ -24,9 +24,7 @@ from trainer.objectives.clip import ImageText
 from trainer.objectives.supervised import Classifier, concept_labels
 from trainer.train import open_samples
 from trainer.training.setup import build_networks, build_objective, target_reader
-from transforms.core import storage
-from transforms.core.config import ConfigError
-from transforms.core.errors import DamagedFileError
+from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.seeding import caption_id
 
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}
@@ -167,7 +165,7 @@ def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) 
     write_captions(tmp_path / "captions", size=2)
     assert concept_labels(str(tmp_path / "captions")) == {"cat": 0, "dog": 1}
     config = tiny_config(tmp_path, **PLAIN, objective=SUPERVISED, captions_per_batch=12)
-    with pytest.raises(storage.StorageError, match="is 'tree': expected one of the 2 of the run"):
+    with pytest.raises(StorageError, match="is 'tree': expected one of the 2 of the run"):
         step_batch(config, 0)
 
 

@@ -20,7 +20,8 @@ from trainer.data.photometric import augment
 from trainer.data.shard_reader import ShardReader
 from trainer.training import nonfinite
 from trainer.training.step import NotFiniteError, Training
-from transforms.core.config import ConfigError, load_config
+from transforms.core.config import load_config
+from transforms.core.errors import ConfigError
 from transforms.core.exit_codes import NOT_FINITE, UNFINISHED
 
 BAD_STEP = 2

@@ -12,7 +12,7 @@ import pytest
 from tests.support.training_runs import command, write_config
 from trainer import distributed, train
 from trainer.signals import STOP_SIGNALS, held, stop_signals
-from transforms.core import storage
+from transforms.core.errors import StorageError
 from transforms.core.exit_codes import UNFINISHED
 
 
@@ -58,7 +58,7 @@ def test_a_training_that_failed_leaves_with_its_own_code(
     """Other ranks may have left because of it, so that the launcher ends all."""
 
     def fail(*_: object) -> str:
-        raise storage.StorageError(None, "the disk is full")
+        raise StorageError(None, "the disk is full")
 
     monkeypatch.setattr(train, "train", fail)
     monkeypatch.setattr(distributed, "abort", lambda: os.kill(os.getpid(), signal.SIGTERM))

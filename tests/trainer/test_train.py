@@ -20,7 +20,8 @@ from trainer.data.sampler import Shares
 from trainer.evaluate import __main__ as evaluate
 from trainer.training.step import Training
 from transforms.core import storage
-from transforms.core.config import ConfigError, describe
+from transforms.core.config_keys import describe
+from transforms.core.errors import ConfigError
 from transforms.core.exit_codes import RESTART, WRONG_CONFIG
 
 

@@ -27,8 +27,8 @@ from torch import nn
 
 from trainer.models.vit import EncoderConfig, build_encoder
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, no_fingerprint
-from transforms.core.errors import DAMAGE
+from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import DAMAGE, ConfigError, MissingFileError, StorageError
 from transforms.core.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def write(state: State, url: str) -> None:
     """Write a state to a file that is whole or absent.
 
     Raises:
-        storage.StorageError: It cannot be written.
+        StorageError: It cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
@@ -92,14 +92,14 @@ def save(state: State, folder: str, config: CheckpointConfig = DEFAULT) -> str:
     Older ones that cannot be removed are warned about.
 
     Raises:
-        storage.StorageError: It cannot be written; older checkpoints are still there.
+        StorageError: It cannot be written; older checkpoints are still there.
     """
     url, started = storage.join(folder, _name(state["step"])), time.monotonic()
     write(state, url)
     log.info("checkpoint written in %.1f s: %s", time.monotonic() - started, url)
     try:
         _thin_out(folder, state["step"], config)
-    except storage.StorageError as error:
+    except StorageError as error:
         log.warning("an old checkpoint stays: %s", error)
     return url
 
@@ -138,7 +138,7 @@ def opened(url: str) -> Iterator[Opened]:
     """A checkpoint, read once to see that it is whole; a local copy is gone afterwards.
 
     Raises:
-        storage.StorageError: It cannot be read.
+        StorageError: It cannot be read.
         ConfigError: It is not one of our checkpoints, or it is damaged.
     """
     with contextlib.ExitStack() as stack:
@@ -176,15 +176,11 @@ def _reading(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise storage.MissingFileError(
-            error.errno, f"cannot read {url}: there is no such file"
-        ) from error
+        raise MissingFileError(error.errno, f"cannot read {url}: there is no such file") from error
     except (*DAMAGE, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
         # `EINVAL`: a damaged header sent the reader to a place that no file has.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise storage.StorageError(
-                error.errno, f"cannot read {url}: {error.strerror}"
-            ) from error
+            raise StorageError(error.errno, f"cannot read {url}: {error.strerror}") from error
         raise ConfigError(f"checkpoint {url} is damaged or no checkpoint at all") from error
 
 
@@ -192,7 +188,7 @@ def load(url: str) -> State:
     """Read a checkpoint into memory.
 
     Raises:
-        storage.StorageError: It cannot be read.
+        StorageError: It cannot be read.
         ConfigError: It is not one of our checkpoints, or it is damaged.
     """
     with opened(url) as checkpoint:
@@ -228,13 +224,13 @@ def found(path: str) -> Iterator[Opened]:
     """The checkpoint that a path means: itself, or the newest whole one of a training or run.
 
     Raises:
-        storage.StorageError: There is none, or it cannot be read.
+        StorageError: There is none, or it cannot be read.
         ConfigError: It is damaged, or there are some in the folder, but none is whole; or it is
             another file, or an export.
     """
     if path.endswith(".pt"):
         if not storage.exists(path):
-            raise storage.MissingFileError(None, f"there is no checkpoint {path}: {_GO_ON}")
+            raise MissingFileError(None, f"there is no checkpoint {path}: {_GO_ON}")
         with opened(path) as checkpoint:
             yield checkpoint
         return
@@ -247,7 +243,7 @@ def found(path: str) -> Iterator[Opened]:
                 return
     if storage.exists(storage.join(path, "model.safetensors")):
         raise ConfigError(f"{path} is an export: expected the checkpoint or run it was made of")
-    raise storage.MissingFileError(
+    raise MissingFileError(
         None,
         f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training; "
         f"{_GO_ON}",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from trainer import distributed
 from trainer.checkpoints.files import Opened, mapped, newest, opened
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.storage.local import temporary_name
 
 
@@ -19,7 +19,7 @@ def check_folder(folder: str) -> None:
     """See that what rank 0 writes to a folder is there for all ranks.
 
     Raises:
-        storage.StorageError: It cannot be written or read.
+        StorageError: It cannot be written or read.
         ConfigError: It is not; each machine has a folder of this name.
     """
     if distributed.world_size() == 1:
@@ -43,7 +43,7 @@ def newest_here(folder: str) -> Iterator[Opened | None]:
     """The newest whole checkpoint in a folder, the same on every rank; None if there is none.
 
     Raises:
-        storage.StorageError: It cannot be read.
+        StorageError: It cannot be read.
         ConfigError: There are checkpoints, but none is whole.
     """
     rank, first = distributed.rank(), distributed.first_rank_here()

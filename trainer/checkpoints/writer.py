@@ -10,6 +10,7 @@ from typing import Self
 
 from trainer.checkpoints.files import CheckpointConfig, State, on_host, save
 from transforms.core import storage
+from transforms.core.errors import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class CheckpointWriter:
         """Copy a state to the host and begin to write it, once the one before is written.
 
         Raises:
-            storage.StorageError: The one before could not be written.
+            StorageError: The one before could not be written.
         """
         self.wait()
         if self._last is None:
@@ -56,7 +57,7 @@ class CheckpointWriter:
         """Wait for the last checkpoint; returns its URL, "" if there was none.
 
         Raises:
-            storage.StorageError: It could not be written; older checkpoints are still there.
+            StorageError: It could not be written; older checkpoints are still there.
         """
         return self._last.result() if self._last is not None else ""
 
@@ -65,5 +66,5 @@ def _remove_unfinished(folder: str) -> None:
     try:
         for name in storage.list_unfinished(folder):
             storage.delete(storage.join(folder, name))
-    except storage.StorageError as error:
+    except StorageError as error:
         log.warning("a part of a checkpoint stays: %s", error)

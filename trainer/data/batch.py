@@ -16,8 +16,8 @@ from trainer.data.crops import Crops, CropsConfig, concatenate, crop_image, deco
 from trainer.data.photometric import PhotometricConfig
 from trainer.data.sampler import SampleOrder, Share
 from trainer.data.shard_reader import Sample, ShardReader
+from transforms.core.errors import DamagedFileError
 from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError
 
 MAX_REPLACEMENTS = 20
 """In a row, before the data is taken for another than the training's."""
@@ -91,7 +91,7 @@ class CroppedSamples:
         """The samples of a share.
 
         Raises:
-            storage.StorageError, DamagedFileError: A shard cannot be read.
+            StorageError, DamagedFileError: A shard cannot be read.
         """
         found = map(self._sample, share.positions.tolist(), share.numbers.tolist())
         samples, crops, num_replaced = zip(*found, strict=True)

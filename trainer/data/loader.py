@@ -21,8 +21,7 @@ from trainer.data.prefetch import Prefetcher
 from trainer.data.sampler import Shares
 from trainer.data.shard_reader import LoaderConfig
 from trainer.signals import held
-from transforms.core import storage
-from transforms.core.shards import DamagedFileError
+from transforms.core.errors import DamagedFileError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class _Steps(Dataset[Any]):
     def __getitem__(self, step: int) -> Batch | _Failed:
         try:
             return self._samples.batch(self._shares(step))
-        except (storage.StorageError, DamagedFileError) as error:
+        except (StorageError, DamagedFileError) as error:
             return _Failed(str(error))
 
 
@@ -82,7 +81,7 @@ def batches(
         ranks_here: How many of them share this machine's cache of shards.
 
     Raises:
-        storage.StorageError: A shard cannot be read.
+        StorageError: A shard cannot be read.
         LostWorkerError: Workers die again and again.
     """
     shares = Shares(samples.order, captions_per_batch, rank, ranks)
@@ -112,7 +111,7 @@ def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> It
     """The batches of some steps.
 
     Raises:
-        storage.StorageError: A shard cannot be read.
+        StorageError: A shard cannot be read.
         LostWorkerError: A worker died.
     """
     workers = config.num_workers
@@ -156,7 +155,7 @@ def _next(iterator: Iterator[Any], processes: Iterable[BaseProcess]) -> Batch | 
             raise
         raise _lost(dead[0].exitcode) from error
     if isinstance(batch, _Failed):
-        raise storage.StorageError(None, batch.sentence)
+        raise StorageError(None, batch.sentence)
     return batch
 
 

@@ -12,8 +12,7 @@ from typing import Self
 
 from trainer.data.sampler import Shares
 from trainer.data.shard_reader import LoaderConfig, ShardReader
-from transforms.core import storage
-from transforms.core.shards import DamagedFileError
+from transforms.core.errors import DamagedFileError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -107,5 +106,5 @@ class Prefetcher:
     def _fetch(self, shard: int) -> None:
         try:
             self._reader.fetch(shard)
-        except (storage.StorageError, DamagedFileError) as error:  # Whoever needs it will say so.
+        except (StorageError, DamagedFileError) as error:  # Whoever needs it will say so.
             log.info("shard %d was not fetched ahead: %s", shard, error)

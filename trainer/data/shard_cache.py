@@ -39,7 +39,7 @@ class ShardCache:
         """A file descriptor of the local copy, downloaded if it is not there.
 
         Raises:
-            storage.StorageError: It cannot be downloaded.
+            StorageError: It cannot be downloaded.
             tarfile.ReadError: It has another checksum.
         """
         path = self._path(sha256)

@@ -23,8 +23,9 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from trainer.data.shard_cache import ShardCache
 from trainer.data.tar_index import ShardHeaders, read_headers
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, no_fingerprint
-from transforms.core.shards import DamagedFileError, Index, read_index
+from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
+from transforms.core.shards import Index, read_index
 
 MAX_OPEN_SHARDS = 64
 DEFAULT_CACHE_FOLDER = ".cache/shards"
@@ -75,7 +76,7 @@ class ShardReader:
             shards, most samples have theirs read again.
 
     Raises:
-        storage.MissingFileError: There is no index, so the stage is not complete.
+        MissingFileError: There is no index, so the stage is not complete.
         ConfigError: There is no images stage, or one of another number of images per caption.
     """
 
@@ -128,7 +129,7 @@ class ShardReader:
         """A sample by its number: shards in index order, samples in file order.
 
         Raises:
-            storage.StorageError: The shard is gone or cannot be read.
+            StorageError: The shard is gone or cannot be read.
             DamagedFileError: The shard is not what the index says.
             BrokenSampleError: The sample's text or JSON is none.
         """
@@ -157,7 +158,7 @@ class ShardReader:
         """See to it that a remote shard is in the cache.
 
         Raises:
-            storage.StorageError: It cannot be downloaded.
+            StorageError: It cannot be downloaded.
             DamagedFileError: It is not what the index says.
         """
         with self._sentences(shard):
@@ -230,17 +231,17 @@ class ShardReader:
         url = self._url(shard)
         try:
             yield
-        except (FileNotFoundError, storage.MissingFileError) as error:
-            raise storage.MissingFileError(
+        except (FileNotFoundError, MissingFileError) as error:
+            raise MissingFileError(
                 error.errno,
                 f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "
                 "images stage again",
             ) from error
-        except storage.StorageError:
+        except StorageError:
             raise
         except OSError as error:
             where = f" ({error.filename})" if error.filename not in (None, url) else ""
-            raise storage.StorageError(
+            raise StorageError(
                 error.errno, f"cannot read shard {url}: {error.strerror or error}{where}"
             ) from error
         except tarfile.TarError as error:
@@ -253,7 +254,7 @@ def read_stage_index(index_path: str, stage: str, key: str, suffix: str) -> Inde
     """The index of a complete stage, whose folder the config's `key` can name.
 
     Raises:
-        storage.MissingFileError: The stage was begun, but is not complete.
+        MissingFileError: The stage was begun, but is not complete.
         ConfigError: There is no such stage, or one of shards without the `suffix`.
         DamagedFileError: The file is not an index.
     """
@@ -261,10 +262,10 @@ def read_stage_index(index_path: str, stage: str, key: str, suffix: str) -> Inde
     expected = f"expected the folder of a finished {stage} stage, such as RUN/{stage}"
     try:
         index = read_index(index_path)
-    except storage.MissingFileError as error:
+    except MissingFileError as error:
         if not storage.exists(storage.join(folder, "run.yaml")):
             raise ConfigError(f"{folder} (key {key}, or run) holds no stage: {expected}") from error
-        raise storage.MissingFileError(
+        raise MissingFileError(
             error.errno,
             f"there is no index {index_path}: the {stage} stage is not complete; run it (again), "
             f"or set {key} to the folder of one that is",

@@ -22,9 +22,10 @@ from trainer.evaluate.features import Extraction, Subject, encoder_subject, pixe
 from trainer.evaluate.scoresheet import TaskScores
 from trainer.evaluate.tasks import TASKS, EvaluateConfig, Evaluation
 from transforms.core import storage
-from transforms.core.config import ConfigError, describe, fingerprint_fields, load_config
+from transforms.core.config import fingerprint_fields, load_config
+from transforms.core.config_keys import describe
+from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +42,7 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
 
     Raises:
         ConfigError: A setting is wrong.
-        storage.StorageError: There is no checkpoint, or storage failed.
+        StorageError: There is no checkpoint, or storage failed.
         DamagedFileError: A picture cannot be decoded.
     """
     from trainer.checkpoints.files import found, load_encoder
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except ConfigError as error:
         line, code = str(error), 2
-    except (storage.StorageError, DamagedFileError) as error:
+    except (StorageError, DamagedFileError) as error:
         line, code = f"Evaluation is not finished: {error}", 1
     except KeyboardInterrupt:
         line, code = "Evaluation is not finished: interrupted; run the same command again", 1

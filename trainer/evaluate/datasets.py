@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.evaluate import paper
 from trainer.evaluate.metrics import Metric
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.records import from_table
 from transforms.core.seeding import derive
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from trainer.evaluate.datasets import Split
-from transforms.core.shards import DamagedFileError
+from transforms.core.errors import DamagedFileError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from transforms.core.config import Config
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 QUERIES_PER_CHUNK = 1024
 """Test pictures compared at once; bounds the similarity matrix, changes no result."""
@@ -42,7 +42,7 @@ def predict(
     from torch.nn import functional
 
     if len(train) < config.num_neighbours:
-        logger.warning(
+        log.warning(
             "num_neighbours is %d but there are only %d training pictures: all of them vote",
             config.num_neighbours,
             len(train),

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.evaluate import paper
 from transforms.core import storage
+from transforms.core.errors import MissingFileError
 from transforms.core.fingerprint import Fingerprint
 
 ENCODERS = ("pixels", "untrained", "trained")
@@ -76,7 +77,7 @@ def _read(url: str) -> TaskScores | None:
         content = json.loads(storage.read_bytes(url))
         rows = [Row(**row) for row in content.pop("rows")]
         return TaskScores(**content, rows=rows)
-    except storage.MissingFileError:
+    except MissingFileError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # A derived file of another version: it is made again.

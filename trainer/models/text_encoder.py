@@ -13,7 +13,8 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from trainer.data.shard_reader import Sample
-from transforms.core.config import Config, ConfigError
+from transforms.core.config import Config
+from transforms.core.errors import ConfigError
 
 NUM_BYTES = 256
 

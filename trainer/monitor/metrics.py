@@ -20,23 +20,24 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import ConfigError, MissingFileError, StorageError
 from transforms.core.progress import bar
 
 
 class MonitorConfig(Config):
     """What is watched beside the losses, and who is told."""
 
-    knn_every: Annotated[int, Field(gt=0)] | None = no_fingerprint(None)
+    knn_every: PositiveInt | None = no_fingerprint(None)
     """Steps between two looks at kNN on real pictures; null leaves them out."""
     knn_dataset: str = no_fingerprint("drawings")
     """Data set of the looks at kNN: `drawings`, `fashion-mnist` or `folder:PATH`."""
-    knn_pictures: Annotated[int, Field(gt=0)] = no_fingerprint(2000)
+    knn_pictures: PositiveInt = no_fingerprint(2000)
     """Pictures of each split that kNN uses at most."""
     tensorboard: bool = no_fingerprint(True)
     """Write `<run>/train/tensorboard` where the package is installed and the run is on disk."""
@@ -191,7 +192,7 @@ class Monitor:
         self._bar.close()
         for listener in self._listeners:
             # What went wrong in the training matters more than a log that cannot be finished.
-            with contextlib.suppress(*([storage.StorageError] if exception[0] else [])):
+            with contextlib.suppress(*([StorageError] if exception[0] else [])):
                 listener.close()
 
     def advance(self, images: int) -> None:
@@ -247,14 +248,14 @@ def _sentences(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise storage.disk_full("write", path, error) from error
-        raise storage.StorageError(error.errno, f"cannot write {path}: {error.strerror}") from error
+        raise StorageError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def _read(url: str) -> list[str]:
     """The lines of the file; a last one that was cut off is left out."""
     try:
         content = storage.read_bytes(url).decode("utf-8", errors="replace")
-    except storage.MissingFileError:
+    except MissingFileError:
         return []
     return content.split("\n")[:-1]
 

@@ -20,8 +20,7 @@ from trainer.objectives.collapse import feature_signs
 from trainer.objectives.micro_batch import Piece
 from trainer.objectives.transfer import to_device
 from transforms.core import storage
-from transforms.core.config import ConfigError
-from transforms.core.errors import DamagedFileError, reading
+from transforms.core.errors import ConfigError, DamagedFileError, reading
 from transforms.core.seeding import derive
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def concept_labels(captions: str) -> dict[str, int]:
 
     Raises:
         ConfigError: It is none, or has fewer than two concepts.
-        storage.StorageError: It is not complete or cannot be read.
+        StorageError: It is not complete or cannot be read.
         DamagedFileError: A shard is damaged, or none of captions.
     """
     url = storage.join(captions, "index.parquet")

@@ -51,7 +51,7 @@ def run_steps(
     Raises:
         StoppedError: A signal came, on this rank or another.
         NotFiniteError: A loss or a gradient was not finite.
-        storage.StorageError, ConfigError: Data cannot be read, or results cannot be written.
+        StorageError, ConfigError: Data cannot be read, or results cannot be written.
     """
     config, first = training.config, training.step
     steps = range(first, config.steps)

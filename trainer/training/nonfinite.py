@@ -15,7 +15,7 @@ from trainer.config import CHANGEABLE, TrainConfig
 from trainer.training.step import NotFiniteError, Training
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
-from transforms.core.errors import reading
+from transforms.core.errors import MissingFileError, reading
 
 NOTE = "not-finite.json"
 ABSURD = 1e3
@@ -95,7 +95,7 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
     url = storage.join(folder, NOTE)
     try:
         content = storage.read_bytes(url)
-    except storage.MissingFileError:
+    except MissingFileError:
         return
     with reading(f"{url} (delete it to train on)"):
         note = json.loads(content)

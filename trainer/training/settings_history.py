@@ -12,6 +12,7 @@ import yaml
 from trainer.config import CHANGEABLE, TrainConfig
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
+from transforms.core.errors import MissingFileError
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def note_settings(config: TrainConfig, folder: str, step: int) -> None:
     url, ours = storage.join(folder, "settings.yaml"), changeable(config)
     try:
         there: list[dict[str, Any]] = yaml.safe_load(storage.read_bytes(url))
-    except storage.MissingFileError:
+    except MissingFileError:
         there = []
     entries = [entry for entry in there if entry["from_step"] < step]
     before = entries[-1]["settings"] if entries else ours

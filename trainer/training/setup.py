@@ -24,7 +24,7 @@ def build_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork 
     """Student and teacher (None without one), on the CPU; each has an `encoder`.
 
     Raises:
-        storage.StorageError: The objective is supervised, and the run's captions cannot be read.
+        StorageError: The objective is supervised, and the run's captions cannot be read.
     """
     if config.objective.kind == "supervised":
         num_classes = len(concept_labels(captions_folder(config)))

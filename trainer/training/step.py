@@ -21,7 +21,7 @@ from trainer.models.student_teacher import update_teacher
 from trainer.models.vit import EncoderNetwork
 from trainer.optim import build_optimizer, set_schedule
 from trainer.training.setup import build_networks, build_objective
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 
 class TrainingError(RuntimeError):

@@ -19,20 +19,20 @@ import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import PositiveInt, model_validator
 
 from transforms.captions.examples import EXAMPLES_PER_PROMPT, query
 from transforms.captions.filters import base_forms, words_of
 from transforms.captions.producer import EngineSpec
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, load_config, no_fingerprint
+from transforms.core.config import Config, load_config, no_fingerprint
 from transforms.core.counters import Count, Tally
+from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError
 from transforms.core.parquet_shards import read_backgrounds
 from transforms.core.records import Backgrounds, Concept, Failure
 from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError, read_index
+from transforms.core.shards import read_index
 from transforms.core.stages import Produced, stage_folder
 from transforms.engines.text.base import Completion, SamplingConfig, TextEngine, complete_each
 
@@ -53,17 +53,17 @@ _PREPOSITION = re.compile(
 class BackgroundsConfig(Config):
     """How places are asked for and which are kept."""
 
-    places_per_concept: Annotated[int, Field(gt=0)] = 100
+    places_per_concept: PositiveInt = 100
     """Places after which a concept is asked no more; paper: 74 to 100."""
-    min_places: Annotated[int, Field(gt=0)] = 10
+    min_places: PositiveInt = 10
     """A concept with fewer when its tries are used up, or one fails, is a dead letter."""
-    max_tries: Annotated[int, Field(gt=0)] = 40
+    max_tries: PositiveInt = 40
     """Times a concept is asked."""
-    places_per_answer: Annotated[int, Field(gt=0)] = 10
+    places_per_answer: PositiveInt = 10
     """Places that are read from the beginning of an answer; what follows drifts off."""
-    max_words: Annotated[int, Field(gt=0)] = 7
+    max_words: PositiveInt = 7
     """A place of more words is dropped."""
-    concepts_per_shard: Annotated[int, Field(gt=0)] = 100
+    concepts_per_shard: PositiveInt = 100
     """Concepts of a shard, which are asked together."""
     sampling: SamplingConfig = SamplingConfig()
     """How places are sampled; as captions by default."""
@@ -254,12 +254,12 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
     A concept for which it found none keeps the places of its list.
 
     Raises:
-        storage.MissingFileError: The stage is not complete.
+        MissingFileError: The stage is not complete.
         DamagedFileError: A shard is not the one that its commit record describes.
     """
     folder = stage_folder(run, "backgrounds")
     if not storage.exists(folder.index_url):
-        raise storage.MissingFileError(
+        raise MissingFileError(
             f"{folder.url} is not complete (no index.parquet): run the backgrounds stage to its "
             "end, then this command again"
         )

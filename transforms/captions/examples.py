@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from transforms.core import storage
-from transforms.core.config import Config, ConfigError, load_config
+from transforms.core.config import Config, load_config
+from transforms.core.errors import ConfigError
 
 Group = Literal["objects", "places", "textures", "background", "relation"]
 GROUPS: tuple[Group, ...] = ("objects", "places", "textures", "background", "relation")

@@ -14,8 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.config import Config, no_fingerprint
 from transforms.core.counters import Count
+from transforms.core.errors import ConfigError
 from transforms.core.records import Prompt
 
 _LIST_MARK = re.compile(r"^(?:[-*•·–—]+|\(?\d{1,2}[.):]|=+>|→)\s+")

@@ -14,12 +14,13 @@ import bisect
 import itertools
 import random
 from collections.abc import Iterator
-from typing import Annotated, Protocol
+from typing import Protocol
 
-from pydantic import Field, model_validator
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from transforms.captions.examples import EXAMPLES_PER_PROMPT, Examples, Group, query, text_digest
-from transforms.core.config import Config, ConfigError
+from transforms.core.config import Config
+from transforms.core.errors import ConfigError
 from transforms.core.records import Concept, Prompt, Template
 from transforms.core.seeding import derive
 
@@ -35,11 +36,11 @@ _KIND_GROUPS: dict[str, Group] = {"object": "objects", "place": "places", "textu
 class TemplateMix(Config):
     """Shares of the templates among objects; they need not sum to one."""
 
-    c: Annotated[float, Field(ge=0)] = 0.44
+    c: NonNegativeFloat = 0.44
     """The concept alone; reference: 0.44."""
-    background: Annotated[float, Field(ge=0)] = 0.45
+    background: NonNegativeFloat = 0.45
     """With a background; reference: 0.45. Concepts without backgrounds use the other two."""
-    relation: Annotated[float, Field(ge=0)] = 0.11
+    relation: NonNegativeFloat = 0.11
     """With a relation; reference: 0.11."""
 
     @model_validator(mode="after")
@@ -56,7 +57,7 @@ class PromptConfig(Config):
     """Shares of the templates among objects."""
     shared_examples: bool = True
     """Prompts of a shard share a pool of example triples, which saves computing them again."""
-    num_pool_triples: Annotated[int, Field(gt=0)] = 16
+    num_pool_triples: PositiveInt = 16
     """Example triples in a shard's pool, for each group of examples; needs shared_examples."""
 
 

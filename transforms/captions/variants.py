@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from transforms.captions.prompts import ConceptSampler
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, MissingFileError
 from transforms.core.records import Concept, Prompt
 from transforms.core.seeding import derive
 
@@ -116,7 +116,7 @@ class FilePrompts:
         """
         try:
             return cls(path, hashlib.sha256(storage.read_bytes(path)).hexdigest())
-        except storage.MissingFileError as error:
+        except MissingFileError as error:
             raise ConfigError(f"key 'captions_file' has value {path!r}: no such file") from error
 
     def __len__(self) -> int:

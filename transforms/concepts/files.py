@@ -13,13 +13,14 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import PositiveFloat, ValidationError
 
-from transforms.core.config import Config, ConfigError
+from transforms.core.config import Config
+from transforms.core.errors import ConfigError
 from transforms.core.records import Kind
 
 _SEPARATOR = ";"
@@ -30,7 +31,7 @@ class ConceptEntry(Config):
 
     name: str
     """What captions are about, as a person would write it."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: PositiveFloat = 1.0
     """Share of the source's captions relative to the source's other concepts."""
     kind: Kind | None = None
     """Instead of the source's kind."""

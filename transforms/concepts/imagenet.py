@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transforms.core.config import Config, ConfigError, load_config
+from transforms.core.config import Config, load_config
+from transforms.core.errors import ConfigError
 
 Subset = Literal["imagenet-1k", "imagenet-12k"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from transforms.concepts.files import ConceptEntry, Row, read_places, read_rows
 from transforms.concepts.imagenet import (
@@ -22,7 +22,8 @@ from transforms.concepts.imagenet import (
     load_backgrounds,
     load_facts,
 )
-from transforms.core.config import Config, ConfigError, load_config
+from transforms.core.config import Config, load_config
+from transforms.core.errors import ConfigError
 from transforms.core.records import Concept, Kind
 
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -38,7 +39,7 @@ class ConceptSource(Config):
 
     source: str
     """Its name, written into every caption."""
-    share: Annotated[float, Field(gt=0)] = 1.0
+    share: PositiveFloat = 1.0
     """Share of all captions, relative to the other sources."""
     kind: Kind = "object"
     """What its concepts are: object, place or texture."""

@@ -5,25 +5,31 @@ are computed by functions and never written back. Every error is one sentence th
 the value and what was expected.
 """
 
-import difflib
 import io
-import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticUndefined
 
+from transforms.core.config_keys import (
+    choice_of,
+    chosen_option,
+    flatten,
+    leaves,
+    options_of,
+    unions,
+)
+from transforms.core.config_sentences import sentence
+from transforms.core.errors import ConfigError
 
-class ConfigError(ValueError):
-    """A setting is wrong; the message is one sentence for the person who wrote it."""
+log = logging.getLogger(__name__)
 
 
 class Config(BaseModel):
@@ -39,38 +45,39 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Old dotted key or section -> the key or section that took its place. Files and overrides
+    that still use an old key get a sentence with the new one; see also `stored_config`."""
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability, 0 to 1."""
 
-OF_ANOTHER_JOB = 3
-"""Unknown keys at the top of a file from which on it is taken for another job's."""
-FEW = 2
-"""Unknown keys without a hint up to which the known keys are listed."""
-CLOSE = 0.75
-"""How like a known key (`difflib`'s ratio) a misspelt one is; `sede` and `seed` are 0.75."""
-SHOWN = 200
-"""Characters of a wrong value that a sentence repeats."""
-
-A_LIST = "a list"
-EXPECTED = {
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), A_LIST),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a section of keys"),
-    **{"string_type": "text", "finite_number": "a finite number", "literal_error": "{expected}"},
-    **{"greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}"},
-    **{"less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}"},
-}
-"""What a wrong value should have been, by pydantic's name of the mistake; with its details."""
-
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+def chosen_by(key: str, default: str) -> BeforeValidator:
+    """Let a union of sections be chosen by one of their keys, which may be left out.
+
+    Use it behind pydantic's discriminator, on sections that each give `key` its own `Literal`:
+
+        Annotated[VllmConfig | OpenAIConfig, Field(discriminator="name"), chosen_by("name", "vllm")]
+
+    Args:
+        key: The discriminator, a key of each of the sections.
+        default: Its value where the section does not have it.
+    """
+
+    def with_choice(value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"expected a section, with this as its key {key!r}")
+        return {key: default, **value} if isinstance(value, Mapping) else value
+
+    return BeforeValidator(with_choice)
+
+
 def no_fingerprint(default: Any = ...) -> Any:
-    """A field that changes where or how fast a stage runs, but never the bytes it makes."""
+    """Declare a field that changes where or how fast a stage runs, but never its bytes."""
     return Field(default, json_schema_extra={"fingerprint": False})
 
 
@@ -99,23 +106,91 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
 def parse_config(
     cls: type[ConfigT], text: str, path: str, overrides: Sequence[str] = ()
 ) -> ConfigT:
-    """As `load_config`, from YAML that was read from `path`."""
+    """Parse YAML that was read from `path`; see `load_config`."""
     try:
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"config file {path!r} must hold `key: value` lines")
-        merged = reduce(_overridden, overrides, loaded)
-        values = OmegaConf.to_container(merged, resolve=True)
+        merged = reduce(_overridden, overrides, _without_other_choices(cls, loaded, overrides))
+        values: Any = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
     except OSError as error:  # OmegaConf's way to say that it is neither a mapping nor a list.
         raise ConfigError(f"config file {path!r} must hold `key: value` lines") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path!r} cannot be resolved: {_one_line(error)}") from error
+    renamed = {key: new for key, _ in flatten(values) if (new := _new_name(cls, key))}
+    if renamed:
+        changes = "; ".join(f"key {old!r} is now {new!r}" for old, new in renamed.items())
+        raise ConfigError(f"{path}: {changes}")
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(cls, error.errors(), path, loaded, values)) from error
+        raise ConfigError(sentence(cls, error.errors(), path, loaded, values)) from error
+
+
+def stored_config(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Read the resolved config that a run or a checkpoint holds, also one of an earlier version.
+
+    Keys that moved are renamed, and keys of a choice that was not taken are left out: earlier
+    versions wrote the sections of all choices.
+
+    Args:
+        cls: The job's config class.
+        values: What was stored, nested.
+        where: Name of the file, for errors.
+
+    Raises:
+        ConfigError: The values are not a config of this job.
+    """
+    flat = {_new_name(cls, key) or key: value for key, value in flatten(values)}
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        reduce(lambda at, section: at.setdefault(section, {}), sections, nested)[name] = value
+    for section, info, given in unions(cls, nested):
+        option = chosen_option(info, given)
+        others = {name for other in options_of(info) for name in other.model_fields}
+        for name in [name for name in given if name in others - set(option.model_fields)]:
+            log.debug("%s: %s.%s is of another choice", where, section, name)
+            del given[name]
+    try:
+        return cls.model_validate(nested)
+    except ValidationError as error:
+        loaded = OmegaConf.create({})
+        raise ConfigError(sentence(cls, error.errors(), where, loaded, nested)) from error
+
+
+def fields_of_other_choices(config: Config) -> set[str]:
+    """Return the keys of sections that were not chosen; old versions fingerprinted them, too."""
+    values = config.model_dump(mode="json")
+    return {key for key, _ in leaves(type(config))} - {
+        key for key, _ in leaves(type(config), values=values)
+    }
+
+
+def _new_name(cls: type[Config], key: str) -> str | None:
+    """Return the key that took the place of one that moved, None for all other keys."""
+    for old, new in cls.moved.items():
+        # A key may also have become a section of the same name: engine -> engine.name.
+        if key == old or (key.startswith(f"{old}.") and not new.startswith(f"{old}.")):
+            return new + key.removeprefix(old)
+    return None
+
+
+def _without_other_choices(
+    cls: type[Config], loaded: DictConfig, overrides: Sequence[str]
+) -> DictConfig:
+    """Empty the sections for which an override makes another choice than the file."""
+    values: Any = OmegaConf.to_container(loaded)
+    if not isinstance(values, dict):
+        return loaded
+    for section, info, given in unions(cls, values):
+        key = f"{section}.{info.discriminator}="
+        wanted = [text.removeprefix(key) for text in overrides if text.startswith(key)]
+        if wanted and wanted[-1] != choice_of(chosen_option(info, given), info):
+            given.clear()
+    return OmegaConf.create(values)
 
 
 def _overridden(config: DictConfig, override: str) -> DictConfig:
@@ -129,19 +204,8 @@ def _overridden(config: DictConfig, override: str) -> DictConfig:
     return merged
 
 
-def describe(cls: type[Config]) -> str:
-    """Help for every key of a config class, one block a key."""
-    lines = []
-    for key, info in _leaves(cls):
-        default = _default_text(info)
-        lines.append(f"  {key}  ({_type_text(info.annotation)}{default})")
-        if info.description:
-            lines.append("      " + " ".join(info.description.split()))
-    return "\n".join(lines)
-
-
 def fingerprint_fields(config: Config) -> dict[str, Any]:
-    """The settings that change the bytes a stage makes, as flat dotted keys with JSON values."""
+    """Return the settings that change the bytes of a stage, as dotted keys with JSON values."""
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
         if not _in_fingerprint(info):
@@ -158,142 +222,6 @@ def fingerprint_fields(config: Config) -> dict[str, Any]:
 def _in_fingerprint(info: FieldInfo) -> bool:
     extra = info.json_schema_extra
     return not (isinstance(extra, dict) and extra.get("fingerprint") is False)
-
-
-def _leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, info in cls.model_fields.items():
-        sections = [t for t in (info.annotation, *get_args(info.annotation)) if _is_section(t)]
-        if sections:
-            yield from _leaves(sections[0], f"{prefix}{name}.")
-        else:
-            yield prefix + name, info
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Config)
-
-
-def _type_text(annotation: Any) -> str:
-    """As it is written in the source, without the bounds."""
-    kind, parts = get_origin(annotation), get_args(annotation)
-    if kind is Annotated:
-        return _type_text(parts[0])
-    if kind in (Union, UnionType):
-        return " | ".join(_type_text(part) for part in parts)
-    if kind is Literal:
-        return f"Literal[{', '.join(repr(part) for part in parts)}]"
-    if kind is None:
-        return {NoneType: "None", Ellipsis: "..."}.get(annotation) or annotation.__name__
-    return f"{kind.__name__}[{', '.join(_type_text(part) for part in parts)}]"
-
-
-def _default_text(info: FieldInfo) -> str:
-    if info.is_required():
-        return ", required"
-    value = info.get_default(call_default_factory=True, validated_data={})
-    return "" if value is PydanticUndefined else f", default {json.dumps(value, default=str)}"
-
-
-def _sentence(
-    cls: type[Config], details: Sequence[ErrorDetails], path: str, loaded: DictConfig, values: Any
-) -> str:
-    """What is wrong with `values`, some of which were `loaded` from `path`."""
-    unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
-    strange = [detail["loc"][0] for detail in unknown if len(detail["loc"]) == 1]
-    if sum(key in loaded for key in strange) >= OF_ANOTHER_JOB:
-        keys = ", ".join(repr(_key(detail)) for detail in unknown)
-        return f"{path} looks like the config of another job: unknown keys {keys}"
-    sentences = [_about_unknown(cls, unknown, set(_given(values)))] if unknown else []
-    sentences += [_about_value(cls, detail) for detail in details if detail not in unknown]
-    return f"{path}: {'; '.join(dict.fromkeys(sentences))}"
-
-
-def _about_unknown(cls: type[Config], unknown: Sequence[ErrorDetails], given: set[str]) -> str:
-    """One sentence about all unknown keys; a key that is `given` is nobody's misspelling."""
-    known = [name for name, _ in _leaves(cls)]
-    candidates = [name for name in (*known, *cls.model_fields) if name not in given]
-    named, without_hint = [], []
-    for detail in unknown:
-        key, value = _key(detail), _shown(detail["input"])
-        elsewhere = [name for name in known if _last(name) == _last(key)]
-        close = elsewhere[0] if len(elsewhere) == 1 else _closest(key, candidates)
-        if close and len(unknown) == 1:
-            return f"unknown key {key!r} (value {value}): did you mean {close!r}?"
-        hint = f", did you mean {close!r}?" if close else ""
-        named.append(f"{key!r} (value {value}{hint})")
-        without_hint += [] if close else [detail]
-    text = f"unknown key{'s' if len(named) > 1 else ''} {', '.join(named)}"
-    if len(without_hint) <= FEW:
-        beside = dict.fromkeys(name for d in without_hint for name in _beside(known, d))
-        text += f": known keys are {', '.join(beside)}" if beside else ""
-    return text
-
-
-def _closest(key: str, candidates: Sequence[str]) -> str | None:
-    """The key that is meant, if one is close; a common section alone makes none so."""
-    for close in difflib.get_close_matches(key, candidates, n=5, cutoff=CLOSE):
-        if difflib.get_close_matches(_last(key), [_last(close)], cutoff=CLOSE):
-            return close
-    return None
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def _beside(known: Sequence[str], detail: ErrorDetails) -> Iterator[str]:
-    """The known keys and sections of the section that a key is in."""
-    section = "".join(f"{part}." for part in detail["loc"][:-1] if isinstance(part, str))
-    for name in known:
-        if name.startswith(section):
-            yield section + name.removeprefix(section).partition(".")[0]
-
-
-def _given(values: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of nested values, with those of the sections."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            yield f"{prefix}{name}"
-            yield from _given(value, f"{prefix}{name}.")
-
-
-def _about_value(cls: type[Config], detail: ErrorDetails) -> str:
-    key, kind, value, loc = _key(detail), detail["type"], detail["input"], detail["loc"]
-    described = dict(_leaves(cls))
-    if kind == "missing" and isinstance(loc[-1], str):
-        expected = f": expected {_type_text(described[key].annotation)}" if key in described else ""
-        return f"key {key!r} is missing{expected}"
-    if kind == "missing":  # A number, in a list that is too short.
-        key = key.rpartition(".")[0]
-    message = detail["msg"].removeprefix("Value error, ")
-    size = _size(described[key].annotation) if key in described else None
-    if size and kind in ("missing", "too_long", "tuple_type"):
-        message = f"expected a list of {size} numbers"
-    elif kind in EXPECTED:
-        message = f"expected {EXPECTED[kind].format(**detail.get('ctx', {}))}"
-        names = all(isinstance(part, str) for part in loc)
-        if EXPECTED[kind] == A_LIST and names and isinstance(value, str | int | float):
-            message += f", write {key}=[{value}]"
-    if kind == "value_error" and isinstance(value, dict):  # Keys in it do not fit each other.
-        return f"section {key!r}: {message}" if loc else message
-    return f"key {key!r} has value {_shown(value)}: {message}"
-
-
-def _size(annotation: Any) -> int | None:
-    """Numbers in a list of fixed length; None where it has any length or is no list."""
-    kind, parts = get_origin(annotation), get_args(annotation)
-    if kind in (Annotated, Union, UnionType):
-        return next(filter(None, map(_size, parts)), None)
-    return len(parts) if kind is tuple and Ellipsis not in parts else None
-
-
-def _key(detail: ErrorDetails) -> str:
-    return ".".join(str(part) for part in detail["loc"]) or "config"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _one_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ def failed_ids(url: str) -> set[str]:
 
     Raises:
         DamagedFileError: The file does not hold dead letters.
-        storage.MissingFileError: It is not there.
+        MissingFileError: It is not there.
     """
     content = storage.read_bytes(url)
     with reading(f"dead-letter file {url}"):

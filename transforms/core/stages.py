@@ -9,7 +9,7 @@ import yaml
 
 from transforms.core import storage
 from transforms.core.counters import Tally
-from transforms.core.errors import DamagedFileError
+from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.records import Backgrounds, Caption, Failure, ImageSet
 from transforms.core.shards import StageFolder
@@ -110,7 +110,7 @@ def read_output(url: str) -> StageOutput | None:
     try:
         plan_text = storage.read_bytes(folder.plan_url)
         run_text = storage.read_bytes(folder.run_yaml_url)
-    except storage.MissingFileError:
+    except MissingFileError:
         return None
     try:
         plan: dict[str, Any] = json.loads(plan_text)

@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from transforms.core import storage
+from transforms.core.errors import DamagedFileError
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import derive
-from transforms.core.shards import DamagedFileError, Index
+from transforms.core.shards import Index
 from transforms.curation.hashes import Hashes, changes, mix
 
 
@@ -63,7 +64,7 @@ def order_keys(seed: int, caption_ids: pa.Array) -> Hashes:
     return mix(numbers ^ np.uint64(derive(seed, "order", bits=64)))
 
 
-def partition_of(keys: Hashes, num_partitions: int) -> npt.NDArray[np.int64]:
+def partition_of(keys: Hashes, num_partitions: int) -> NDArray[np.int64]:
     """Which range of keys each key is in: partitions are in the order of their keys."""
     return (((keys >> np.uint64(32)) * np.uint64(num_partitions)) >> np.uint64(32)).astype(np.int64)
 

@@ -25,10 +25,11 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from transforms.core import storage
+from transforms.core.errors import MissingFileError
 from transforms.curation.columns import (
     InputShard,
     column,
@@ -93,7 +94,7 @@ def read_summary(url: str) -> Summary | None:
     """What `DropDuplicates` wrote; None if it did not end."""
     try:
         return Summary(**json.loads(storage.read_bytes(url)))
-    except storage.MissingFileError:
+    except MissingFileError:
         return None
 
 
@@ -209,7 +210,7 @@ class Deduplication:
         rows = read_rows(self._file("distinct", partition), ["key", "text"])
         return rows["text"].take(np.searchsorted(rows["key"].to_numpy(), keys))
 
-    def _partitions(self, keys: Hashes) -> npt.NDArray[np.int64]:
+    def _partitions(self, keys: Hashes) -> NDArray[np.int64]:
         return partition_of(keys, self.num_partitions)
 
     def _exchange(self, name: str) -> Exchange:

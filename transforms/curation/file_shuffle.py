@@ -17,11 +17,12 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from transforms.core import storage
+from transforms.core.errors import MissingFileError
 
 Result = dict[str, Any]
 """What a task says of its work: JSON values."""
@@ -42,7 +43,7 @@ class Exchange:
     url: str
     num_partitions: int
 
-    def write(self, task: int, rows: pa.Table, partitions: npt.NDArray[np.int64]) -> None:
+    def write(self, task: int, rows: pa.Table, partitions: NDArray[np.int64]) -> None:
         """Send each row to its partition: [N] rows, [N] numbers."""
         rows = rows.take(np.argsort(partitions, kind="stable"))
         ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
@@ -147,7 +148,7 @@ class _Task(beam.DoFn):
         marker = storage.join(self._markers, f"{number:06d}.json")
         try:
             result: Result = json.loads(storage.read_bytes(marker))
-        except storage.MissingFileError:
+        except MissingFileError:
             result = self._function(number, handed)
             storage.replace_bytes(json.dumps(result).encode(), marker)
         yield number, result

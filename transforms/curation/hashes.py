@@ -1,10 +1,10 @@
 """Columns of 64-bit hashes: mixed, compared with the row before, and reduced to different rows."""
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-Hashes = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Positions = NDArray[np.int64]
 
 
 def mix(values: Hashes) -> Hashes:
@@ -14,7 +14,7 @@ def mix(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def changes(column: Hashes) -> npt.NDArray[np.bool_]:
+def changes(column: Hashes) -> NDArray[np.bool_]:
     """Where a column differs from the row before: [N] -> [N], true at the first row."""
     new = np.ones(len(column), bool)
     new[1:] = column[1:] != column[:-1]

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from transforms.core.config import Config
@@ -143,7 +143,7 @@ def candidate_pairs(bands: Hashes, keys: Hashes) -> tuple[Hashes, Hashes]:
     return distinct(smaller, larger)
 
 
-def similarity(ones: Shingles, others: Shingles) -> npt.NDArray[np.float64]:
+def similarity(ones: Shingles, others: Shingles) -> NDArray[np.float64]:
     """The Jaccard similarity of caption i of `ones` and caption i of `others`: [N]."""
     number = len(ones.starts) - 1
     sets = [

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Model:
 @contextlib.contextmanager
 def loading(model: Model) -> Iterator[None]:
     """Say that a model is loaded, and how long it took: nothing else is to be seen meanwhile."""
-    _LOGGER.info("loading %s", model.name)
+    log.info("loading %s", model.name)
     started = time.monotonic()
     yield
-    _LOGGER.info("%s is ready after %.0f s", model.name, time.monotonic() - started)
+    log.info("%s is ready after %.0f s", model.name, time.monotonic() - started)
 
 
 def local_folder(name: str, marker: str, builtin: str) -> Path | None:

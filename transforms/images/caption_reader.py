@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.core import storage
+from transforms.core.errors import DamagedFileError
 from transforms.core.records import Caption, from_table
-from transforms.core.shards import DamagedFileError, Index, read_index
+from transforms.core.shards import Index, read_index
 
 _SHARDS_KEPT = 4
 """Caption shards kept in memory, about 1 MB each. Image shards are made in random order, so most of
@@ -42,7 +43,7 @@ class CaptionRows:
         """Look at the captions of a complete stage.
 
         Raises:
-            storage.MissingFileError: The stage is not complete, or the name is wrong.
+            MissingFileError: The stage is not complete, or the name is wrong.
             DamagedFileError: The index is not one of captions.
         """
         checksum = hashlib.sha256(storage.read_bytes(index_url)).hexdigest()

@@ -4,12 +4,12 @@ import io
 import logging
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from transforms.core.config import Config, no_fingerprint
 from transforms.engines.image.base import Pixels
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class EncodingConfig(Config):
@@ -19,13 +19,13 @@ class EncodingConfig(Config):
     """Of the image files."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
     """Of JPEG and WebP; PNG keeps every pixel as it is."""
-    threads: Annotated[int, Field(gt=0)] = no_fingerprint(4)
+    threads: PositiveInt = no_fingerprint(4)
     """Threads that encode images while the next batch is painted."""
 
     @model_validator(mode="after")
     def _check(self) -> "EncodingConfig":
         if self.format == "png" and "quality" in self.model_fields_set:
-            _LOGGER.warning("encoding.quality has no effect on PNG")
+            log.warning("encoding.quality has no effect on PNG")
         return self
 
 

@@ -24,7 +24,7 @@ from transforms.engines.watchdog import deadline
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.encoding import EncodingConfig, encode
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CODE_VERSION = 1
 """Counts changes to this stage that change the bytes it makes; part of the fingerprint."""
@@ -208,7 +208,7 @@ class _ShardPainting:
 
     def _check_engine(self, error: Exception) -> None:
         """Is it the caption or the engine? One that cannot even paint nothing is broken."""
-        _LOGGER.warning("the image engine raised %s: %s", type(error).__name__, error)
+        log.warning("the image engine raised %s: %s", type(error).__name__, error)
         try:
             with deadline(self._plan.batch_timeout_s, "painting an empty caption"):
                 self._engine.paint([""], [0])

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.report.command import ReportConfig, run
 from pipelines.report.data import gather
-from pipelines.runner import UnfinishedError, finish, run_stage
+from pipelines.runner import finish, run_stage
 from tests.support.block_engine import BlockSpec
 from tests.support.captions import make_captions, write_captions
 from tests.support.counting_stage import stage
@@ -16,9 +16,10 @@ from tests.transforms.images.test_producer import plan
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
+from transforms.core.errors import DamagedFileError, UnfinishedError
 from transforms.core.records import Caption, Failure
 from transforms.core.seeding import caption_id
-from transforms.core.shards import DamagedFileError, StageFolder, write_index
+from transforms.core.shards import StageFolder, write_index
 from transforms.core.stages import stage_folder
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.producer import ImagesProducer

@@ -10,6 +10,7 @@ from tests.support.captions import make_captions
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
+from transforms.core.errors import StorageError
 from transforms.core.records import Failure
 from transforms.core.stages import stage_folder
 
@@ -76,7 +77,7 @@ def test_a_plan_whose_storage_fails_is_no_error(
     captions_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(config: CaptionsConfig) -> None:
-        raise storage.StorageError(None, "cannot read gs://lists/concepts.yaml")
+        raise StorageError(None, "cannot read gs://lists/concepts.yaml")
 
     monkeypatch.setattr("pipelines.captions.prompt_source", fails)
     run(ReportConfig(run=captions_run), [])

@@ -14,7 +14,7 @@ from trainer.checkpoints.files import CheckpointConfig
 from trainer.models.vit import EncoderConfig
 from trainer.training.step import Training
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, MissingFileError, StorageError
 
 
 def newest_step(folder: str) -> int | None:
@@ -121,7 +121,7 @@ def test_the_one_before_is_not_taken_when_the_newest_cannot_be_read(
     for step in (1, 2):
         url = checkpoint.save({"step": step}, str(tmp_path))
     monkeypatch.setattr(zipfile, "ZipFile", fail)
-    with pytest.raises(storage.StorageError, match=r"cannot read .*2\.pt: Input/output error"):
+    with pytest.raises(StorageError, match=r"cannot read .*2\.pt: Input/output error"):
         newest_step(str(tmp_path))
 
 
@@ -180,7 +180,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(url: str) -> None:
-        raise storage.StorageError(None, f"cannot delete {url}: not allowed")
+        raise StorageError(None, f"cannot delete {url}: not allowed")
 
     monkeypatch.setattr(storage, "delete", refuse)
     for step in (1, 2):
@@ -211,10 +211,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, path)
     with pytest.raises(ConfigError, match="not written by this trainer"):
         checkpoint.load(str(path))
-    with pytest.raises(storage.MissingFileError, match="no such file"):
+    with pytest.raises(MissingFileError, match="no such file"):
         checkpoint.load(str(tmp_path / "none.pt"))
     for missing in ("empty", "none.pt"):
-        with pytest.raises(storage.MissingFileError, match=r"no checkpoint .*run .*trainer\.train"):
+        with pytest.raises(MissingFileError, match=r"no checkpoint .*run .*trainer\.train"):
             url_of(str(tmp_path / missing))
     (tmp_path / "train.yaml").touch()
     with pytest.raises(ConfigError, match=r"train\.yaml is no checkpoint: expected a \.pt"):

@@ -15,7 +15,7 @@ from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import resume
 from trainer.checkpoints.files import CheckpointConfig
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 PATIENCE_S = 3.0
 SLOW_S = 9.0

@@ -12,6 +12,7 @@ from trainer.checkpoints import writer as checkpoint_writer
 from trainer.checkpoints.files import CheckpointConfig
 from trainer.checkpoints.writer import CheckpointWriter
 from transforms.core import storage
+from transforms.core.errors import StorageError
 
 
 def test_the_writer_copies_at_once_and_writes_beside_the_training(
@@ -45,7 +46,7 @@ def test_what_goes_wrong_in_the_writer_is_said_by_the_next_call(tmp_path: Path) 
     (tmp_path / "file").write_bytes(b"")
     with CheckpointWriter(str(tmp_path / "file"), CheckpointConfig()) as writer:
         writer.save({"step": 1})
-        with pytest.raises(storage.StorageError, match="cannot write"):
+        with pytest.raises(StorageError, match="cannot write"):
             writer.save({"step": 2})
 
 

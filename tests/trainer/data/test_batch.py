@@ -15,7 +15,7 @@ from trainer.data.loader import batches
 from trainer.data.photometric import PhotometricConfig
 from trainer.data.sampler import SampleOrder, Shares
 from trainer.data.shard_reader import LoaderConfig, ShardReader
-from transforms.core import storage
+from transforms.core.errors import StorageError
 from transforms.core.seeding import caption_id
 
 
@@ -136,7 +136,7 @@ def test_when_nothing_can_be_used_the_stream_ends_with_a_sentence(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     write_images(tmp_path, **wrong)
-    with pytest.raises(storage.StorageError, match="cannot be decoded or have not 2 images"):
+    with pytest.raises(StorageError, match="cannot be decoded or have not 2 images"):
         read(tmp_path, 0, 1)
 
 
@@ -161,11 +161,11 @@ def test_an_image_that_cannot_be_cropped_is_replaced(
 def test_a_vanished_shard_ends_the_stream_with_its_name(tmp_path: Path, workers: int) -> None:
     folder = write_images(tmp_path)
     Path(folder.shard_url(1)).unlink()
-    with pytest.raises(storage.StorageError, match=r"images-000001\.tar is gone"):
+    with pytest.raises(StorageError, match=r"images-000001\.tar is gone"):
         read(tmp_path, 0, 3, workers=workers)
 
 
 def test_a_damaged_shard_ends_the_stream_and_is_not_replaced(tmp_path: Path) -> None:
     os.truncate(write_images(tmp_path).shard_url(1), 700)
-    with pytest.raises(storage.StorageError, match=r"images-000001\.tar is damaged"):
+    with pytest.raises(StorageError, match=r"images-000001\.tar is damaged"):
         read(tmp_path, 0, 3)

@@ -14,6 +14,7 @@ from trainer.data.prefetch import Prefetcher
 from trainer.data.sampler import SampleOrder, Shares
 from trainer.data.shard_reader import LoaderConfig, ShardReader
 from transforms.core import storage
+from transforms.core.errors import MissingFileError
 
 SIZES = (3,) * 8
 ALONE = LoaderConfig(num_workers=0)
@@ -165,7 +166,7 @@ def test_a_shard_that_cannot_be_fetched_is_left_to_whoever_needs_it(
     with Prefetcher(reader, shares_of(reader), range(12), ALONE) as ahead:
         ahead.reach(0)
     assert copies(tmp_path / "cache") == set()
-    with pytest.raises(storage.MissingFileError, match="is gone"):
+    with pytest.raises(MissingFileError, match="is gone"):
         reader[0]
 
 

@@ -14,9 +14,9 @@ from trainer.data import shard_reader as data
 from trainer.data.shard_reader import BrokenSampleError, ShardReader
 from trainer.data.tar_index import read_headers
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
 from transforms.core.seeding import caption_id
-from transforms.core.shards import DamagedFileError, file_sha256
+from transforms.core.shards import file_sha256
 
 
 def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_missing_index_says_that_the_stage_is_not_complete(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="holds no stage"):
         ShardReader(str(tmp_path / "index.parquet"))
     (tmp_path / "run.yaml").write_text("config: {}")
-    with pytest.raises(storage.MissingFileError, match="images stage is not complete"):
+    with pytest.raises(MissingFileError, match="images stage is not complete"):
         ShardReader(str(tmp_path / "index.parquet"))
 
 
@@ -124,7 +124,7 @@ def test_a_vanished_shard_is_named(tmp_path: Path) -> None:
     reader = ShardReader(folder.index_url)
     os.unlink(folder.shard_url(1))
     assert reader[0].text == text_of(0)
-    with pytest.raises(storage.MissingFileError, match=r"images-000001\.tar is gone"):
+    with pytest.raises(MissingFileError, match=r"images-000001\.tar is gone"):
         reader[3]
 
 
@@ -141,7 +141,7 @@ def test_a_folder_in_a_shards_place_is_named(tmp_path: Path) -> None:
     folder = write_images(tmp_path)
     os.unlink(folder.shard_url(0))
     os.mkdir(folder.shard_url(0))
-    with pytest.raises(storage.StorageError, match=r"cannot read .*000000\.tar: Is a directory"):
+    with pytest.raises(StorageError, match=r"cannot read .*000000\.tar: Is a directory"):
         ShardReader(folder.index_url)[0]
 
 
@@ -224,5 +224,5 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     reader = ShardReader(
         "memory://no-cache/index.parquet", cache_folder=str(tmp_path / "cache" / "shards")
     )
-    with pytest.raises(storage.StorageError, match=r"cannot read .*: Not a directory \(.*cache"):
+    with pytest.raises(StorageError, match=r"cannot read .*: Not a directory \(.*cache"):
         reader[0]

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.evaluation import COLOURS, save_pictures
 from trainer.evaluate import paper
 from trainer.evaluate.datasets import BUILT_IN, DATA_FOLDER, load_dataset, read_pictures
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -17,7 +17,7 @@ from trainer.evaluate.features import (
     pixels_subject,
 )
 from trainer.models.vit import build_encoder
-from transforms.core.shards import DamagedFileError
+from transforms.core.errors import DamagedFileError
 
 
 def png(pixels: np.ndarray) -> bytes:

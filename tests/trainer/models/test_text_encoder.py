@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.models.text_encoder import TextConfig, TextEncoder, tokenize, vocabulary_size
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 TINY = TextConfig(context=12, width=8, depth=2, num_heads=2, out=4)
 

@@ -9,7 +9,7 @@ from tests.support.evaluation import save_pictures
 from tests.support.gradients import tiny_config
 from trainer.models.vit import build_encoder
 from trainer.monitor.knn import Probe
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 
 @pytest.fixture

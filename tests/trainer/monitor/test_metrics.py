@@ -11,7 +11,7 @@ import pytest
 from tests.support.training_runs import command, make_run
 from trainer.monitor.metrics import MetricsLog, Monitor, MonitorConfig, TensorBoard
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, StorageError
 
 
 def steps(url: str) -> list[int]:
@@ -55,10 +55,10 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log = MetricsLog(str(path), 0)
     path.unlink()
     path.symlink_to("/dev/full")
-    with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: the disk is full"):
+    with pytest.raises(StorageError, match=r"cannot write .*jsonl: the disk is full"):
         log.write(0, {"loss": 1.0})
     path.unlink()
-    with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: No such file"):
+    with pytest.raises(StorageError, match=r"cannot write .*jsonl: No such file"):
         log.flush()
     path.touch()
 
@@ -66,7 +66,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(storage.StorageError, match=r"cannot write .*jsonl: Input/output error"):
+    with pytest.raises(StorageError, match=r"cannot write .*jsonl: Input/output error"):
         log.flush()
 
 
@@ -154,10 +154,10 @@ def test_a_log_that_cannot_be_finished_is_an_error_but_hides_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: MetricsLog) -> None:
-        raise storage.StorageError(None, "the disk is full")
+        raise StorageError(None, "the disk is full")
 
     monkeypatch.setattr(MetricsLog, "close", fail)
-    with pytest.raises(storage.StorageError, match="the disk is full"), monitor(tmp_path):
+    with pytest.raises(StorageError, match="the disk is full"), monitor(tmp_path):
         pass
     with pytest.raises(RuntimeError, match="a bug"), monitor(tmp_path):
         raise RuntimeError("a bug")

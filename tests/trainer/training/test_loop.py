@@ -27,6 +27,7 @@ from trainer.training import loop
 from trainer.training import throughput as pace
 from trainer.training.step import Training
 from transforms.core import storage
+from transforms.core.errors import StorageError
 from transforms.core.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
 
 WRITING_S = 1.0
@@ -53,7 +54,7 @@ def signal_to_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 def bad_data_on_rank_1(patch: pytest.MonkeyPatch, rank: int) -> None:
     def fail(self: Training, batch: Any) -> None:
-        raise storage.StorageError(None, "cannot read shard: gone")
+        raise StorageError(None, "cannot read shard: gone")
 
     if rank == 1:
         patch.setattr(Training, "update", fail)

@@ -18,12 +18,11 @@ from transforms.captions.backgrounds import (
     with_run_backgrounds,
 )
 from transforms.captions.filters import words_of
-from transforms.core import storage
 from transforms.core.commit import ShardBuild
-from transforms.core.config import ConfigError
 from transforms.core.counters import Count, Tally
+from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError
 from transforms.core.records import Backgrounds, Concept, Failure
-from transforms.core.shards import DamagedFileError, write_index
+from transforms.core.shards import write_index
 from transforms.core.stages import stage_folder
 from transforms.engines.text.base import Completion
 
@@ -193,7 +192,7 @@ def write(run: str, records: list[Backgrounds | Failure]) -> None:
 
 def test_captions_take_what_a_run_has_found(any_storage: str) -> None:
     found = Backgrounds("animals", "fox", ("den", "café"))
-    with pytest.raises(storage.MissingFileError, match="run the backgrounds stage"):
+    with pytest.raises(MissingFileError, match="run the backgrounds stage"):
         with_run_backgrounds(CONCEPTS, any_storage)
     write(any_storage, [found, Failure("animals/owl", "drop_too_few_places", "none")])
     fox, owl, ox, harbour = with_run_backgrounds((*CONCEPTS, HARBOUR), any_storage)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.paths import PIPELINE_DATA
 from transforms.captions.examples import GROUPS, load_examples, load_relations
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 DATA = PIPELINE_DATA
 RELATIONS = load_relations(str(DATA / "relations.yaml"))

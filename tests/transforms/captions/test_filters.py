@@ -14,8 +14,8 @@ from transforms.captions.filters import (
     mentions,
     words_of,
 )
-from transforms.core.config import ConfigError
 from transforms.core.counters import Count
+from transforms.core.errors import ConfigError
 from transforms.core.records import Concept, Prompt
 
 EXAMPLE = "fox => A young fox with bright orange fur looks up from the frozen grass in the morning"

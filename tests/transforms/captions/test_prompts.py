@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.paths import PIPELINE_DATA
 from transforms.captions.examples import Examples, load_examples, load_relations
 from transforms.captions.prompts import INSTRUCTIONS, PromptBuilder, PromptConfig, TemplateMix
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.records import Concept, Prompt
 
 DATA = PIPELINE_DATA

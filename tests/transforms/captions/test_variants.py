@@ -11,8 +11,8 @@ from tests.transforms.captions.test_prompts import CONCEPTS, chi_square
 from transforms.captions.filters import FilterConfig
 from transforms.captions.producer import CaptionProducer
 from transforms.captions.variants import FilePrompts, WordPrompts, variant_concepts
-from transforms.core.config import ConfigError
 from transforms.core.counters import Tally
+from transforms.core.errors import ConfigError
 from transforms.core.records import Caption, Concept, Failure
 
 FOX = Concept("fox", "animals", "object", 0.5, ("forest",), "canine")

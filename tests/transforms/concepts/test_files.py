@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms.concepts.lists import load_concepts
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.records import CONCEPT_SCHEMA, Concept, Kind, to_table
 
 TABLE = """name,weight,kind,backgrounds,hypernym

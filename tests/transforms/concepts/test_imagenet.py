@@ -10,7 +10,7 @@ from transforms.concepts.imagenet import (
     load_facts,
 )
 from transforms.concepts.lists import load_concepts, read_list
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 TENCH, WHITE_SHARK, BIRD_CRANE, MACHINE_CRANE = "n01440764", "n01484850", "n02012849", "n03126707"
 

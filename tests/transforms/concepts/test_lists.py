@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from transforms.concepts.imagenet import MAX_NAME_LENGTH
 from transforms.concepts.lists import Duplicate, load_concepts, read_list
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 
 LIST = """
 backgrounds:

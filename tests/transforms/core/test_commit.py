@@ -9,7 +9,7 @@ from tests.support.records import caption
 from transforms.core import parquet_shards, storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
-from transforms.core.errors import DamagedFileError, reading
+from transforms.core.errors import DamagedFileError, StorageError, reading
 from transforms.core.records import FAILURE_SCHEMA, Failure
 from transforms.core.shards import (
     CommitRecord,
@@ -160,7 +160,7 @@ def test_a_damaged_file_is_not_adopted(tmp_path: Path, in_footer: bool) -> None:
 def test_an_error_of_the_system_is_no_damage() -> None:
     with pytest.raises(PermissionError), reading("a file"):
         raise PermissionError(errno.EACCES, "no")
-    with pytest.raises(storage.StorageError), reading("a file"):
-        raise storage.StorageError(None, "the server is gone")
+    with pytest.raises(StorageError), reading("a file"):
+        raise StorageError(None, "the server is gone")
     with pytest.raises(DamagedFileError, match="a file is damaged"), reading("a file"):
         raise OSError("ZSTD decompression failed")

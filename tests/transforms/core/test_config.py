@@ -1,17 +1,21 @@
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import Field
 
 from transforms.core.config import (
     Config,
-    ConfigError,
-    describe,
+    chosen_by,
+    fields_of_other_choices,
     fingerprint_fields,
     load_config,
     no_fingerprint,
+    parse_config,
+    stored_config,
 )
+from transforms.core.config_keys import describe
+from transforms.core.errors import ConfigError
 
 
 class Sampler(Config):
@@ -160,3 +164,93 @@ def test_help_describes_every_key() -> None:
     text = describe(Job)
     for words in ("sampler.steps  (int, default 50)", "the paper uses 50", "run  (str, required)"):
         assert words in text
+
+
+class Wood(Config):
+    kind: Literal["wood"] = "wood"
+    grain: int = 3
+    """Lines."""
+
+
+class Steel(Config):
+    kind: Literal["steel"] = "steel"
+    grade: int = 304
+    """Alloy."""
+    coating: str | None = None
+    """Paint."""
+
+
+Material = Annotated[Wood | Steel, Field(discriminator="kind"), chosen_by("kind", "wood")]
+
+
+class Chair(Config):
+    moved: ClassVar[dict[str, str]] = {"paint": "material.coating", "old": "material"}
+    legs: int = 4
+    """Number."""
+    material: Material = Wood()
+    """What it is made of."""
+
+
+def chair(*overrides: str, text: str = "legs: 3\n") -> Chair:
+    return parse_config(Chair, text, "CONFIG", overrides)
+
+
+def test_a_section_is_chosen_by_its_key() -> None:
+    assert chair().material == Wood()
+    assert chair("material.grain=5").material == Wood(grain=5)
+    assert chair("material.kind=steel", "material.grade=316").material == Steel(grade=316)
+    assert fingerprint_fields(chair("material.kind=steel")) == {
+        "legs": 4 - 1,
+        "material.kind": "steel",
+        "material.grade": 304,
+        "material.coating": None,
+    }
+
+
+def test_another_choice_leaves_the_section_of_the_file_behind() -> None:
+    text = "material: {kind: steel, grade: 1}\n"
+    assert chair(text=text).material == Steel(grade=1)
+    assert chair("material.kind=steel", "material.coating=red", text=text).material == Steel(
+        grade=1, coating="red"
+    )
+    assert chair("material.kind=wood", text=text).material == Wood()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("material.kind=glass", "key 'material.kind' has value 'glass': expected 'wood', 'steel'"),
+        ("material=steel", "key 'material' has value 'steel': expected a section, with this as"),
+        ("material.grain=few", "key 'material.grain' has value 'few': expected a whole number"),
+        ("material.grade=1", "unknown key 'material.grade' (value 1): known keys are material."),
+        ("material.grian=1", "unknown key 'material.grian' (value 1): did you mean"),
+        ("paint=red", "CONFIG: key 'paint' is now 'material.coating'"),
+        ("old.grain=1", "CONFIG: key 'old.grain' is now 'material.grain'"),
+    ],
+)
+def test_mistakes_in_a_chosen_section_are_sentences(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        chair(override)
+    assert expected in str(caught.value)
+    assert ".wood." not in str(caught.value)
+
+
+def test_help_names_the_keys_of_every_choice() -> None:
+    text = describe(Chair)
+    assert "with material.kind=steel:" in text
+    assert "material.grain" in text
+    assert "material.coating" in text
+
+
+def test_a_stored_config_of_an_earlier_version_is_read() -> None:
+    stored = {"legs": 3, "paint": "red", "material": {"kind": "steel", "grain": 7, "grade": 5}}
+    assert stored_config(Chair, stored, "run.yaml") == Chair(
+        legs=3, material=Steel(grade=5, coating="red")
+    )
+    with pytest.raises(ConfigError, match=r"run\.yaml: unknown key 'wings'"):
+        stored_config(Chair, {"wings": 2}, "run.yaml")
+
+
+def test_the_keys_of_other_choices_are_known() -> None:
+    assert fields_of_other_choices(Chair()) == {"material.grade", "material.coating"}
+    assert fields_of_other_choices(Chair(material=Steel())) == {"material.grain"}

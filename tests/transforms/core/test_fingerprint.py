@@ -1,7 +1,7 @@
 import pytest
 
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint, FingerprintMismatchError, claim
 
 

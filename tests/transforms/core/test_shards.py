@@ -4,9 +4,9 @@ import random
 import pytest
 
 from transforms.core import storage
+from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.shards import (
     CommitRecord,
-    DamagedFileError,
     StageFolder,
     committed_shards,
     encode_commit,
@@ -85,7 +85,7 @@ def test_commits_are_read_in_order(any_storage: str) -> None:
     for shard in range(9):
         storage.publish_bytes(encode_commit(record(shard)), folder.commit_url(shard))
     assert list(read_commits(folder, range(8))) == [record(shard) for shard in range(8)]
-    with pytest.raises(storage.MissingFileError, match="images-000009"):
+    with pytest.raises(MissingFileError, match="images-000009"):
         list(read_commits(folder, range(10)))
 
 
@@ -98,7 +98,7 @@ def test_committed_are_found_by_one_listing(any_storage: str) -> None:
 
 def test_wrong_index_is_a_sentence(tmp_path: object) -> None:
     url = f"{tmp_path}/index.parquet"
-    with pytest.raises(storage.MissingFileError, match="no such file"):
+    with pytest.raises(MissingFileError, match="no such file"):
         read_index(url)
     storage.replace_bytes(b"no parquet", url)
     with pytest.raises(DamagedFileError, match=r"index\.parquet is damaged"):

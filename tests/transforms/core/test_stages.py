@@ -2,8 +2,8 @@ import pytest
 
 from tests.support.counting_stage import stage
 from transforms.core import storage
+from transforms.core.errors import DamagedFileError
 from transforms.core.fingerprint import claim
-from transforms.core.shards import DamagedFileError
 from transforms.core.stages import StageOutput, find_outputs, read_output, write_plan
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from pipelines.options import beam_options
 from tests.transforms.curation.test_minhash import altered, sentences, slow_jaccard
 from transforms.core import parquet_shards, storage
+from transforms.core.errors import DamagedFileError
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
-from transforms.core.shards import DamagedFileError, StageFolder, read_commit
+from transforms.core.shards import StageFolder, read_commit
 from transforms.curation.columns import (
     InputShard,
     first_written,

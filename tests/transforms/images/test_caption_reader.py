@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from tests.support.captions import make_captions, write_captions
 from transforms.core import parquet_shards, storage
-from transforms.core.shards import DamagedFileError
+from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.images.caption_reader import CaptionRows
 
 
@@ -50,7 +50,7 @@ def test_an_index_that_changed_after_planning_is_refused(tmp_path: object) -> No
 
 
 def test_no_index_and_an_index_of_something_else(tmp_path: object) -> None:
-    with pytest.raises(storage.MissingFileError):
+    with pytest.raises(MissingFileError):
         CaptionRows.open(f"{tmp_path}/captions/index.parquet")
     storage.replace_bytes(b"no Parquet", f"{tmp_path}/index.parquet")
     with pytest.raises(DamagedFileError):

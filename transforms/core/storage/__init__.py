@@ -14,22 +14,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from transforms.core.errors import MissingFileError, StorageError
 from transforms.core.storage import local, object_store
 from transforms.core.storage.local import sync, temporary_beside, write_synced
 
 _MEMORY_LOCK = threading.RLock()
 _GO_ON = "nothing committed is lost; mend the cause and run the same command again"
-
-
-class StorageError(OSError):
-    """Storage failed; the message is one sentence: what, where, and how to go on."""
-
-    def __str__(self) -> str:
-        return str(self.args[-1])
-
-
-class MissingFileError(StorageError):
-    """A file that should be there is not."""
 
 
 def join(url: str, *parts: str) -> str:

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.storage.local import temporary_name
 
 log = logging.getLogger(__name__)

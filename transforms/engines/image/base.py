@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import Field, model_validator
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from transforms.core.config import Config, no_fingerprint
 from transforms.core.counters import Count
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 class GeneratorConfig(Config):
     """How images are painted (paper, section 3.2)."""
 
-    num_steps: Annotated[int, Field(gt=0)] = 50
+    num_steps: PositiveInt = 50
     """Denoising steps; reference: 50."""
     guidance: Annotated[float, Field(ge=1)] = 2.5
     """Classifier-free guidance; paper: 2.5. 1 is none, and then half the work."""
@@ -28,11 +28,11 @@ class GeneratorConfig(Config):
     the one that the model's folder names."""
     size: Annotated[int, Field(gt=0, multiple_of=8)] = 512
     """Pixels of an image's side as painted; paper: 512."""
-    stored_size: Annotated[int, Field(gt=0)] = 256
+    stored_size: PositiveInt = 256
     """Pixels of an image's side as stored; reference: 256."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights and activations."""
-    batch_size: Annotated[int, Field(gt=0)] = 64
+    batch_size: PositiveInt = 64
     """Images painted together. Every batch has this shape: a short one is filled up."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to paint; a device that is missing is an error."""
@@ -46,7 +46,7 @@ class GeneratorConfig(Config):
     """Compile the networks with `torch.compile`: minutes at the start, faster from then on."""
     compile_cache: str | None = no_fingerprint(None)
     """Folder for what was compiled, to be found by the next start; default: torch's own."""
-    batch_timeout_s: Annotated[float, Field(gt=0)] = no_fingerprint(1800.0)
+    batch_timeout_s: PositiveFloat = no_fingerprint(1800.0)
     """Longest time for a batch, the first one's compilation included, in seconds; an engine that
     takes longer hangs, and its process ends."""
 

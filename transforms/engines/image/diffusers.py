@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.config import ConfigError
 from transforms.core.counters import Count
+from transforms.core.errors import ConfigError
 from transforms.engines.image.base import GeneratorConfig, Painted
 from transforms.engines.image.diffusers_pipeline import denoiser, load_pipeline
 from transforms.engines.image.models import ImageModel
@@ -34,7 +34,7 @@ from transforms.engines.model_refs import loading
 if TYPE_CHECKING:
     import torch
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class DiffusersEngine:
             # Out here, where the exception no longer holds the batch in memory.
             torch.cuda.empty_cache()
             self.batch_size = -(-self.batch_size // 2)
-            _LOGGER.warning(
+            log.warning(
                 "a batch did not fit the device's memory: going on with batches of %d; set "
                 "generator.batch_size so from the start",
                 self.batch_size,

@@ -7,7 +7,7 @@ Only safetensors are read, and nothing of a model's repository is executed. Atte
 import os
 from typing import TYPE_CHECKING, Any
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.engines.image.base import GeneratorConfig
 from transforms.engines.image.models import ImageModel
 

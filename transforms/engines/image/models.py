@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.shards import file_sha256
 from transforms.engines.model_refs import Model, hub_commit, local_folder, refuse_revision
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from transforms.core.config import Config, ConfigError
+from transforms.core.config import Config
+from transforms.core.errors import ConfigError
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 STOP = "\n"
 """A caption is one line."""
@@ -37,11 +38,11 @@ class EngineError(RuntimeError):
 class SamplingConfig(Config):
     """How captions are sampled (paper, section 3.1)."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.8
+    temperature: NonNegativeFloat = 0.8
     """Reference: 0.8. 0 is greedy: each try then gives the same caption."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Reference: 0.9."""
-    max_new_tokens: Annotated[int, Field(gt=0)] = 100
+    max_new_tokens: PositiveInt = 100
     """Tokens after which a caption is cut; reference: 100."""
 
 
@@ -90,7 +91,7 @@ def complete_each(
         part = _attempt(engine, prompts[start:end], seeds[start:end])
         if isinstance(part, str):
             reason = part
-            _LOGGER.warning("the text engine failed on %d prompts: %s", end - start, reason)
+            log.warning("the text engine failed on %d prompts: %s", end - start, reason)
             num_restarts += _restarted(engine, reason)
             # More than it takes to find one prompt that kills the engine: it dies of itself.
             if num_restarts > len(prompts).bit_length() + 1:
@@ -133,7 +134,7 @@ def _restarted(engine: TextEngine, reason: str) -> bool:
     with contextlib.suppress(Exception):
         engine.complete([HARMLESS_PROMPT], [0])
         return False
-    _LOGGER.warning("the text engine does not answer and is restarted")
+    log.warning("the text engine does not answer and is restarted")
     try:
         engine.restart()
         engine.complete([HARMLESS_PROMPT], [0])

@@ -17,11 +17,11 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.core.shards import file_sha256
 from transforms.engines.model_refs import Model, hub_commit, local_folder, refuse_revision
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PACKAGE_PREFIX = "package:"
 _MARKER = "config.json"
@@ -128,7 +128,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    _LOGGER.info("de-quantising %s", gguf.name)
+    log.info("de-quantising %s", gguf.name)
     source = str(gguf.parent)
     # Its bars have no switch; ours holds the real standard error already.
     with contextlib.redirect_stderr(io.StringIO()):

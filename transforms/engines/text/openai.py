@@ -8,11 +8,12 @@ server that cannot be reached, or refuses the key or the model, stops the run.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import ConfigError
 from transforms.engines.text.base import STOP, Completion, EngineError, SamplingConfig
 
 _PROMPT_REFUSED = (400, 413, 422)
@@ -25,11 +26,11 @@ class OpenAIConfig(Config):
     """Address of the API, up to and including its version."""
     api_key_file: str | None = no_fingerprint(None)
     """File that holds the key, as secrets are mounted; null sends none that matters."""
-    concurrency: Annotated[int, Field(gt=0)] = no_fingerprint(64)
+    concurrency: PositiveInt = no_fingerprint(64)
     """Requests under way at the same time."""
-    max_retries: Annotated[int, Field(ge=0)] = no_fingerprint(6)
+    max_retries: NonNegativeInt = no_fingerprint(6)
     """Further attempts of one request, each after twice the pause, at most 8 s."""
-    timeout_s: Annotated[float, Field(gt=0)] = no_fingerprint(120.0)
+    timeout_s: PositiveFloat = no_fingerprint(120.0)
     """Seconds after which an attempt counts as lost."""
 
 

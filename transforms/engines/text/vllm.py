@@ -18,16 +18,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from transforms.core.config import Config, ConfigError, no_fingerprint
+from transforms.core.config import Config, no_fingerprint
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
+from transforms.core.errors import ConfigError
 from transforms.engines.text.base import STOP, Completion, EngineError, SamplingConfig
 from transforms.engines.text.models import TextModel
 from transforms.engines.text.top_p import nucleus_processor
 from transforms.engines.text.vllm_replicas import ReplicatedLLM
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CPU_BLOCK_SIZE = 32
 """Tokens per cache block on a CPU; the kernels want a multiple of 32."""
@@ -40,19 +41,19 @@ class VllmConfig(Config):
     """Accelerator; one that is missing is an error."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Of weights and activations; auto takes the model's own."""
-    max_model_len: Annotated[int, Field(gt=0)] = 1024
+    max_model_len: PositiveInt = 1024
     """Tokens of prompt and caption together; longer prompts become dead letters."""
-    max_num_seqs: Annotated[int, Field(gt=0)] = no_fingerprint(256)
+    max_num_seqs: PositiveInt = no_fingerprint(256)
     """Captions that are written at the same time."""
-    max_num_batched_tokens: Annotated[int, Field(gt=0)] = no_fingerprint(8192)
+    max_num_batched_tokens: PositiveInt = no_fingerprint(8192)
     """Tokens of one step; at least max_model_len."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = no_fingerprint(None)
+    kv_cache_gib: PositiveFloat | None = no_fingerprint(None)
     """Memory for the key-value cache; null takes what gpu_memory_utilization leaves."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = no_fingerprint(0.9)
     """Share of the device's memory that vLLM may take."""
-    tensor_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
+    tensor_parallel_size: PositiveInt = no_fingerprint(1)
     """Devices that one copy of the model is spread over."""
-    data_parallel_size: Annotated[int, Field(gt=0)] = no_fingerprint(1)
+    data_parallel_size: PositiveInt = no_fingerprint(1)
     """Copies of the model that share a shard, each on devices of its own."""
     enforce_eager: bool = no_fingerprint(False)
     """Skip compilation: a quicker start, slower steps."""
@@ -70,7 +71,7 @@ class VllmEngine:
         self._sampling = sampling
         check_device(config)
         if config.device == "cpu" and config.dtype != "float32" and bfloat16_is_slow():
-            _LOGGER.warning(SLOW_BFLOAT16, "vllm.dtype=float32")
+            log.warning(SLOW_BFLOAT16, "vllm.dtype=float32")
         self._source = model.source(config.model_cache)
         self._commit = model.commit
         self._llm: Any = self._load()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from transforms.core import storage
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError, MissingFileError, StorageError
 from transforms.core.storage import object_store
 
 
@@ -128,7 +128,7 @@ def test_an_upload_in_parts_that_fails_leaves_the_old_file_and_no_parts(
 
     monkeypatch.setattr(object_store, "_PART_BYTES", 10)
     monkeypatch.setattr(files, "pipe_file", broken)
-    with pytest.raises(storage.StorageError, match=r"cannot write .*large: Connection reset"):
+    with pytest.raises(StorageError, match=r"cannot write .*large: Connection reset"):
         storage.replace_bytes(bytes(200), url)
     assert storage.read_bytes(url) == b"old"
     assert storage.list_unfinished(gcs_bucket) == {}
@@ -190,21 +190,21 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(any_storage: str) -> None:
 
 def test_missing_file_is_a_sentence(any_storage: str, tmp_path: Path) -> None:
     url = storage.join(any_storage, "absent")
-    with pytest.raises(storage.MissingFileError, match=r"cannot read .*absent: there is no such"):
+    with pytest.raises(MissingFileError, match=r"cannot read .*absent: there is no such"):
         storage.read_bytes(url)
-    with pytest.raises(storage.MissingFileError):
+    with pytest.raises(MissingFileError):
         storage.download(url, str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
 
 
 def test_missing_bucket_is_a_sentence(gcs_bucket: str) -> None:
-    with pytest.raises(storage.MissingFileError, match="there is no such bucket"):
+    with pytest.raises(MissingFileError, match="there is no such bucket"):
         storage.publish_bytes(b"", f"{gcs_bucket}-absent/a")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write to")
 def test_a_folder_that_cannot_be_made_is_a_sentence() -> None:
-    with pytest.raises(storage.MissingFileError, match=r"absent/a: its folder cannot be made"):
+    with pytest.raises(MissingFileError, match=r"absent/a: its folder cannot be made"):
         storage.publish_bytes(b"", "/proc/absent/a")
 
 
@@ -212,7 +212,7 @@ def test_whether_a_folder_can_be_written_leaves_nothing(any_storage: str, tmp_pa
     storage.check_writable(storage.join(any_storage, "scores"))
     assert storage.list_files(any_storage) == {}
     (tmp_path / "file").touch()
-    with pytest.raises(storage.StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match="cannot write"):
         storage.check_writable(str(tmp_path / "file" / "scores"))
     assert not storage.exists(storage.join(any_storage, "scores/.writable"))
 
@@ -238,7 +238,7 @@ def test_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
         pytest.skip("this machine does not allow mounting a tmpfs")
     try:
         assert storage.publish_bytes(b"kept", str(disk / "kept"))
-        with pytest.raises(storage.StorageError, match="the disk is full"):
+        with pytest.raises(StorageError, match="the disk is full"):
             storage.publish_bytes(bytes(2**20), str(disk / "large"))
         assert os.listdir(disk) == ["kept"]
     finally:
@@ -246,6 +246,6 @@ def test_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_unavailable_server_is_retried_then_a_sentence(unavailable_gcs: Callable[[], int]) -> None:
-    with pytest.raises(storage.StorageError, match=r"503.*run the same command again"):
+    with pytest.raises(StorageError, match=r"503.*run the same command again"):
         storage.publish_bytes(b"x", "gs://bucket/x")
     assert unavailable_gcs() > 3

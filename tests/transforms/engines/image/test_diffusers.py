@@ -10,8 +10,8 @@ import torch
 
 from tests.support.random_engines import SEEDS, TEXTS, load_from
 from tests.support.random_sd import write_random_sd3, write_random_sdxl
-from transforms.core.config import ConfigError
 from transforms.core.counters import Count
+from transforms.core.errors import ConfigError
 from transforms.engines.image.base import GeneratorConfig
 from transforms.engines.image.diffusers import DiffusersEngine
 

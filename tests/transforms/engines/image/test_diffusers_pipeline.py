@@ -7,8 +7,8 @@ import pytest
 
 from tests.support.random_engines import SEEDS, TEXTS, load_from
 from tests.support.random_sd import write_random_sd, write_random_sd3
-from transforms.core.config import ConfigError
 from transforms.core.counters import Count
+from transforms.core.errors import ConfigError
 from transforms.engines.image.diffusers import DiffusersEngine
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.engines.image.models import find_model
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.engines.text import models as text_models
 from transforms.engines.text.models import find_text_model
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.openai_endpoint import Answer, Endpoint, serving
-from transforms.core.config import ConfigError
+from transforms.core.errors import ConfigError
 from transforms.engines.text.base import EngineError, SamplingConfig
 from transforms.engines.text.openai import OpenAIConfig, OpenAIEngine
 
