@@ -88,7 +88,7 @@ def first_rank_here() -> int:
     return rank() - dist.get_node_local_rank(fallback_rank=0) if is_on() else 0
 
 
-def everyone() -> Group | None:
+def world_group() -> Group | None:
     """The group of all processes, None when alone."""
     return dist.group.WORLD if is_on() else None
 
@@ -124,7 +124,7 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def together(work: Callable[[], T]) -> T:
+def run_on_all_ranks(work: Callable[[], T]) -> T:
     """Do a piece of work that takes ranks unequally long, and return when all have done theirs.
 
     However long that is: they tell each other meanwhile that they are there. The work itself must

@@ -103,7 +103,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
         _warn(config, device)
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
-    samples, probe = distributed.together(
+    samples, probe = distributed.run_on_all_ranks(
         lambda: (open_samples(config), open_probe(config, device))
     )
     _check_batch(config, samples.order.num_samples)

@@ -26,8 +26,8 @@ def check_folder(folder: str) -> None:
         return
     main = distributed.rank() == 0
     url = storage.join(folder, distributed.gather_objects(temporary_name("shared"))[0])
-    distributed.together(lambda: main and storage.publish_bytes(b"", url))
-    seen = distributed.gather_objects(distributed.together(lambda: storage.exists(url)))
+    distributed.run_on_all_ranks(lambda: main and storage.publish_bytes(b"", url))
+    seen = distributed.gather_objects(distributed.run_on_all_ranks(lambda: storage.exists(url)))
     if main:
         storage.delete(url)
     blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
@@ -58,10 +58,10 @@ def newest_here(folder: str) -> Iterator[Opened | None]:
         def take(url: str, path: str) -> Opened:
             return here or Opened(url, path, mapped(path, url))
 
-        here = distributed.together(choose)
+        here = distributed.run_on_all_ranks(choose)
         url = distributed.gather_objects(here.url if here else None)[0]
         if url is not None:
-            here = distributed.together(lambda: bring(url))
+            here = distributed.run_on_all_ranks(lambda: bring(url))
             path = distributed.gather_objects(here.path if here else "")[first]
-            here = distributed.together(lambda: take(url, path))  # Then copies may go.
+            here = distributed.run_on_all_ranks(lambda: take(url, path))  # Then copies may go.
         yield here

@@ -133,7 +133,7 @@ class SynCLR(Objective):
                 step, start=start, end=end, num_steps=self.config.teacher_temperature_steps
             ),
             iterations=self.config.sinkhorn_iterations,
-            group=distributed.everyone(),
+            group=distributed.world_group(),
             chunk_size=self.config.ibot_chunk,
             compiled=self.settings.compiled,
         )

@@ -89,7 +89,7 @@ def run_steps(
                         monitor.write(step - 1, values)
             if saves:
                 with clock.paused():
-                    distributed.together(writer.wait)
+                    distributed.run_on_all_ranks(writer.wait)
                     state = training.state()
                     if monitor is not None:
                         monitor.flush()
@@ -97,12 +97,12 @@ def run_steps(
                     del state  # What was spread is whole in it.
                 saved_at, saved_step = time.monotonic(), step
             if stopped and not done:
-                distributed.together(writer.wait)
+                distributed.run_on_all_ranks(writer.wait)
                 who = stop[0] if stop else "a signal to another rank"
                 raise StoppedError(
                     f"stopped by {who}, saved at step {saved_step} of {config.steps}"
                 )
-        return distributed.together(writer.wait)
+        return distributed.run_on_all_ranks(writer.wait)
 
 
 def _measured(training: Training, clock: Clock, probe: Probe | None) -> dict[str, float]:

@@ -76,7 +76,7 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
             write(state, replay)
             storage.replace_bytes(json.dumps(content, indent=1).encode("utf-8"), note)
 
-    distributed.together(write_down)
+    distributed.run_on_all_ranks(write_down)
     return NotFiniteError(sentence, step, error.caption_ids)
 
 

@@ -105,7 +105,7 @@ def test_no_checkpoint_and_no_whole_one_are_known_to_all(tmp_path: Path) -> None
 def _patient(rank: int, patch: pytest.MonkeyPatch) -> tuple[float, str]:
     patch.setattr(distributed, "HEARTBEAT_S", 0.3)
     distributed.expect_answers_within(PATIENCE_S)
-    distributed.together(lambda: time.sleep(SLOW_S * rank))
+    distributed.run_on_all_ranks(lambda: time.sleep(SLOW_S * rank))
     started = time.monotonic()
     try:
         if rank == 1:
