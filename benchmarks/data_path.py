@@ -28,7 +28,7 @@ from benchmarks.resume import write_run, write_shard
 from trainer.data.batch import CroppedSamples, CropSpec
 from trainer.data.crops import CropsConfig, crop_image, decode
 from trainer.data.photometric import PhotometricConfig, augment
-from trainer.data.sampler import SampleOrder, Shares
+from trainer.data.sampler import RankSampler, ShuffleSampler
 from trainer.data.shard_reader import ShardReader
 from trainer.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
@@ -109,16 +109,16 @@ def samples_of_paper(folder: Path, images: list[bytes]) -> CroppedSamples:
         patch_share=0.5,
         images_per_caption=4,
     )
-    order = SampleOrder(reader.shard_sizes, seed=0, window=100)
-    return CroppedSamples(reader, order, spec, seed=0)
+    sampler = ShuffleSampler(reader.shard_sizes, seed=0, window=100)
+    return CroppedSamples(reader, sampler, spec, seed=0)
 
 
 def worker_rate(samples: CroppedSamples, steps: range) -> float:
     """Images per second of CPU time of a worker that takes these steps of rank 5 of 32."""
-    shares = Shares(samples.order, 8192, rank=5, ranks=32)
+    rank_sampler = RankSampler(samples.sampler, 8192, rank=5, ranks=32)
     started = time.process_time()
     for step in steps:
-        samples.batch(shares(step))
+        samples.batch(rank_sampler(step))
     return len(steps) * 256 * 4 / (time.process_time() - started)
 
 

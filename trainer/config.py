@@ -13,8 +13,8 @@ from pydantic import (
 
 from trainer.checkpoints.files import CheckpointConfig
 from trainer.data.crops import CropsConfig
+from trainer.data.loader import LoaderConfig
 from trainer.data.photometric import PhotometricConfig
-from trainer.data.shard_reader import LoaderConfig
 from trainer.execution import ExecutionConfig, Precision
 from trainer.models.vit import EncoderConfig
 from trainer.monitor.metrics import MonitorConfig

@@ -29,7 +29,7 @@ from trainer.checkpoints.resume import check_folder, newest_here
 from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
 from trainer.data.batch import CroppedSamples, CropSpec
 from trainer.data.loader import LostWorkerError
-from trainer.data.sampler import SampleOrder
+from trainer.data.sampler import ShuffleSampler
 from trainer.data.shard_reader import ShardReader
 from trainer.signals import ignore_stops, stop_signals
 from trainer.training import nonfinite
@@ -106,7 +106,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
     samples, probe = distributed.run_on_all_ranks(
         lambda: (open_samples(config), open_probe(config, device))
     )
-    _check_batch(config, samples.order.num_samples)
+    _check_batch(config, samples.sampler.num_samples)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     training = Training(config, device)
@@ -158,7 +158,7 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
     )
     if len(reader) == 0:
         raise DamagedFileError(f"index {index_url} lists no samples: there is nothing to train on")
-    order = SampleOrder(reader.shard_sizes, config.seed, config.loader.shuffle_shards)
+    sampler = ShuffleSampler(reader.shard_sizes, config.seed, config.loader.shuffle_shards)
     spec = CropSpec(
         crops=config.crops,
         photometric=config.photometric,
@@ -168,7 +168,7 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
         images_per_caption=config.images_per_caption,
         one_image=images_per_step(config) < config.images_per_caption,
     )
-    return CroppedSamples(reader, order, spec, config.seed, target_reader(config))
+    return CroppedSamples(reader, sampler, spec, config.seed, target_reader(config))
 
 
 def check_ranks(config: TrainConfig) -> None:

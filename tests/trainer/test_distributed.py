@@ -9,7 +9,7 @@ from tests.support.gradients import assert_same, gradients_of_ranks, step_gradie
 from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.config import TrainConfig
-from trainer.data.sampler import Shares
+from trainer.data.sampler import RankSampler
 from trainer.execution import ExecutionConfig
 from trainer.losses.ibot import choose_masked_images
 from trainer.train import open_samples
@@ -26,8 +26,8 @@ def masked_per_rank(config: TrainConfig, step: int) -> list[int]:
         captions * config.images_per_caption, 0.5, derive(config.seed, "masked images", step)
     )
     by_caption = chosen.reshape(captions, -1)
-    order = open_samples(config).order
-    shares = [Shares(order, captions, rank, ranks=2)(step) for rank in range(2)]
+    sampler = open_samples(config).sampler
+    shares = [RankSampler(sampler, captions, rank, ranks=2)(step) for rank in range(2)]
     return [int(by_caption[share.positions - step * captions].sum()) for share in shares]
 
 

@@ -16,7 +16,7 @@ from tests.support.image_shards import write_images
 from tests.support.training_runs import command, final_state, flat, losses, make_run, write_config
 from trainer import distributed, replay, train
 from trainer.config import TrainConfig
-from trainer.data.sampler import Shares
+from trainer.data.sampler import RankSampler
 from trainer.evaluate import __main__ as evaluate
 from trainer.training.step import Training
 from transforms.core import storage
@@ -258,9 +258,9 @@ def test_data_are_read_as_the_config_says(run: Path) -> None:
     changes: dict[str, Any] = {"loader": {"cache_gib": 2}, "objective": {"masked_patches": 0.25}}
     one, other = (train.open_samples(tiny_config(run, seed=seed, **changes)) for seed in (3, 4))
     assert one.reader.cache_bytes == 2 << 30
-    crops = one.batch(Shares(one.order, captions_per_batch=4)(0)).crops
+    crops = one.batch(RankSampler(one.sampler, captions_per_batch=4)(0)).crops
     assert crops.patch_masks.sum(dim=1).tolist() == [1] * 8, "of four patches"
-    assert one.order(range(12)).tolist() != other.order(range(12)).tolist()
+    assert one.sampler(range(12)).tolist() != other.sampler(range(12)).tolist()
 
 
 def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:

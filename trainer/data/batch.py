@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.data.crops import Crops, CropsConfig, concatenate, crop_image, decode
 from trainer.data.photometric import PhotometricConfig
-from trainer.data.sampler import SampleOrder, Share
+from trainer.data.sampler import BatchIndices, ShuffleSampler
 from trainer.data.shard_reader import Sample, ShardReader
 from transforms.core.errors import DamagedFileError
 from transforms.core.seeding import derive
@@ -67,7 +67,7 @@ class CroppedSamples:
 
     Args:
         reader: Of the shards.
-        order: Which sample each position has.
+        sampler: The sample at each position.
         spec: How samples are cropped.
         seed: Of the training.
         target: What goes into `Batch.targets`, int64 [W] of a sample; None for W = 0.
@@ -76,29 +76,29 @@ class CroppedSamples:
     def __init__(
         self,
         reader: ShardReader,
-        order: SampleOrder,
+        sampler: ShuffleSampler,
         spec: CropSpec,
         seed: int,
         target: Callable[[Sample], Tensor] | None = None,
     ) -> None:
         self.reader = reader
-        self.order = order
+        self.sampler = sampler
         self.spec = spec
         self.seed = seed
         self.target = target
 
-    def batch(self, share: Share) -> Batch:
-        """The samples of a share.
+    def batch(self, indices: BatchIndices) -> Batch:
+        """Return the batch of these samples.
 
         Raises:
             StorageError, DamagedFileError: A shard cannot be read.
         """
-        found = map(self._sample, share.positions.tolist(), share.numbers.tolist())
+        found = map(self._sample, indices.positions.tolist(), indices.samples.tolist())
         samples, crops, num_replaced = zip(*found, strict=True)
         return Batch(
             crops=concatenate([crop for of_sample in crops for crop in of_sample]),
             caption_ids=torch.tensor([_as_int64(sample.caption_id) for sample in samples]),
-            positions=torch.from_numpy(share.positions),
+            positions=torch.from_numpy(indices.positions),
             targets=torch.stack([self._target(sample) for sample in samples]),
             num_replaced=sum(num_replaced),
         )
@@ -112,7 +112,7 @@ class CroppedSamples:
         """
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                sample = self.reader[(number + attempt) % self.order.num_samples]
+                sample = self.reader[(number + attempt) % self.sampler.num_samples]
                 return sample, self._crops(sample, position), attempt
             except DamagedFileError:
                 raise  # Not this sample's fault.
@@ -131,7 +131,7 @@ class CroppedSamples:
         """
         if len(sample.images) != self.spec.images_per_caption:
             raise ValueError(f"{len(sample.images)} images")
-        epoch = position // self.order.num_samples
+        epoch = position // self.sampler.num_samples
         return [
             crop_image(
                 decode(sample.images[number]),

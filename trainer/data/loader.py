@@ -13,20 +13,38 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from trainer.data.batch import Batch, CroppedSamples
 from trainer.data.prefetch import Prefetcher
-from trainer.data.sampler import Shares
-from trainer.data.shard_reader import LoaderConfig
+from trainer.data.sampler import RankSampler
+from trainer.data.shard_reader import DEFAULT_CACHE_BYTES, DEFAULT_CACHE_FOLDER
 from trainer.signals import held
+from transforms.core.config import Config, no_fingerprint
 from transforms.core.errors import DamagedFileError, StorageError
 
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 """Of the workers, in a row without a batch in between."""
+
+
+class LoaderConfig(Config):
+    """How shards become batches: their order, the processes that read them, local copies."""
+
+    shuffle_shards: PositiveInt = 100
+    """Shards are shuffled, then samples within each window of this many shards."""
+    num_workers: NonNegativeInt = no_fingerprint(2)
+    """Processes per rank that decode and crop; 0 does it in the training process."""
+    prefetch: PositiveInt = no_fingerprint(2)
+    """Batches that each worker prepares ahead."""
+    cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
+    """Folder for copies of remote shards; local shards are read in place."""
+    cache_gib: PositiveFloat = no_fingerprint(DEFAULT_CACHE_BYTES / (1 << 30))
+    """Bound of `cache_folder` in GiB, for all ranks of a machine. The shards of one window and of
+    the batches that workers prepare ahead should fit."""
 
 
 class LostWorkerError(RuntimeError):
@@ -43,13 +61,13 @@ class _Failed:
 class _Steps(Dataset[Any]):
     """A rank's batch of each step."""
 
-    def __init__(self, samples: CroppedSamples, shares: Shares) -> None:
+    def __init__(self, samples: CroppedSamples, rank_sampler: RankSampler) -> None:
         self._samples = samples
-        self._shares = shares
+        self._rank_sampler = rank_sampler
 
     def __getitem__(self, step: int) -> Batch | _Failed:
         try:
-            return self._samples.batch(self._shares(step))
+            return self._samples.batch(self._rank_sampler(step))
         except (StorageError, DamagedFileError) as error:
             return _Failed(str(error))
 
@@ -84,13 +102,18 @@ def batches(
         StorageError: A shard cannot be read.
         LostWorkerError: Workers die again and again.
     """
-    shares = Shares(samples.order, captions_per_batch, rank, ranks)
-    steps = _Steps(samples, shares)
+    rank_sampler = RankSampler(samples.sampler, captions_per_batch, rank, ranks)
+    steps = _Steps(samples, rank_sampler)
     # A process that has spoken to a server must not be forked.
     context = "spawn" if samples.reader.is_remote else "fork"
     step, restarts = first_step, 0
     with Prefetcher(
-        samples.reader, shares, range(first_step, last_step), config, ranks_here
+        samples.reader,
+        rank_sampler,
+        range(first_step, last_step),
+        num_workers=config.num_workers,
+        batches_per_worker=config.prefetch,
+        ranks_here=ranks_here,
     ) as ahead:
         while step < last_step:
             ahead.reach(step)

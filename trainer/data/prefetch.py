@@ -10,8 +10,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from trainer.data.sampler import Shares
-from trainer.data.shard_reader import LoaderConfig, ShardReader
+from trainer.data.sampler import RankSampler
+from trainer.data.shard_reader import ShardReader
 from transforms.core.errors import DamagedFileError, StorageError
 
 log = logging.getLogger(__name__)
@@ -25,28 +25,31 @@ class Prefetcher:
 
     Args:
         reader: Of the shards.
-        shares: What the rank takes of each step.
-        steps: Of the training.
-        config: How the shards are read.
-        ranks_here: Ranks that share the cache.
+        rank_sampler: The samples of the rank in each step.
+        steps: Steps of the training.
+        num_workers: Worker processes of the rank; 0 without any.
+        batches_per_worker: Batches that each worker prepares ahead.
+        ranks_here: Number of ranks that share the cache.
     """
 
     def __init__(
         self,
         reader: ShardReader,
-        shares: Shares,
+        rank_sampler: RankSampler,
         steps: range,
-        config: LoaderConfig,
+        *,
+        num_workers: int,
+        batches_per_worker: int = 1,
         ranks_here: int = 1,
     ) -> None:
         self._reader = reader
-        self._shares = shares
+        self._rank_sampler = rank_sampler
         self._ranks_here = ranks_here
         self._steps = steps
-        self._workers_ahead = max(1, config.num_workers * config.prefetch)
-        window = math.ceil(shares.order.window_samples / shares.captions_per_batch)
+        self._workers_ahead = max(1, num_workers * batches_per_worker)
+        window = math.ceil(rank_sampler.sampler.window_samples / rank_sampler.captions_per_batch)
         self._ahead = self._workers_ahead + window
-        self._at_start = max(1, config.num_workers)
+        self._at_start = max(1, num_workers)
         """How far workers are at the start: each at its first step."""
         self._next = steps.start
         """First step whose shards are not yet among the needed."""
@@ -81,7 +84,7 @@ class Prefetcher:
             self._next = coming + 1
 
     def _shards(self, step: int) -> set[int]:
-        return self._reader.shards_of(self._shares(step).numbers)
+        return self._reader.shards_of(self._rank_sampler(step).samples)
 
     def _bytes(self, shards: set[int]) -> int:
         """What all ranks of this machine need where this one needs these shards."""

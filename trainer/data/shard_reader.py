@@ -18,34 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from trainer.data.shard_cache import ShardCache
-from trainer.data.tar_index import ShardHeaders, read_headers
+from trainer.data.tar_index import TarIndex, read_tar_index
 from transforms.core import storage
-from transforms.core.config import Config, no_fingerprint
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
 from transforms.core.shards import Index, read_index
 
 MAX_OPEN_SHARDS = 64
 DEFAULT_CACHE_FOLDER = ".cache/shards"
 DEFAULT_CACHE_BYTES = 50 << 30
-
-
-class LoaderConfig(Config):
-    """How shards become batches: their order, the processes that read them, local copies."""
-
-    shuffle_shards: PositiveInt = 100
-    """Samples are shuffled inside a window of this many shards, which are shuffled themselves."""
-    num_workers: NonNegativeInt = no_fingerprint(2)
-    """Processes per rank that decode and crop; 0 does it in the training process."""
-    prefetch: PositiveInt = no_fingerprint(2)
-    """Batches that each worker prepares ahead."""
-    cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
-    """Where copies of remote shards are kept; local shards are read in place."""
-    cache_gib: PositiveFloat = no_fingerprint(50.0)
-    """Bound of `cache_folder` in GiB, for all ranks of a machine; the shards of a window, and of
-    the batches that workers prepare ahead, should fit."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +90,7 @@ class ShardReader:
         self._ends = np.cumsum(self.shard_sizes)
         self._cache = ShardCache(cache_folder, cache_bytes)
         self._remembered_shards = remembered_shards
-        self._headers: OrderedDict[int, ShardHeaders] = OrderedDict()
+        self._headers: OrderedDict[int, TarIndex] = OrderedDict()
         self._open: OrderedDict[int, int] = OrderedDict()
 
     @property
@@ -182,7 +164,7 @@ class ShardReader:
                 raise tarfile.ReadError("it was cut off while it was read")
         return headers.keys[within], content
 
-    def _shard_headers(self, shard: int) -> ShardHeaders:
+    def _shard_headers(self, shard: int) -> TarIndex:
         if shard not in self._headers:
             self._descriptor(shard)
             try:
@@ -213,8 +195,8 @@ class ShardReader:
             return self._cache.open(self._url(shard), self._checksums[shard].as_py())
         return os.open(self._url(shard), os.O_RDONLY)
 
-    def _scan(self, shard: int) -> ShardHeaders:
-        headers = read_headers(self._descriptor(shard))
+    def _scan(self, shard: int) -> TarIndex:
+        headers = read_tar_index(self._descriptor(shard))
         if len(headers.keys) != self.shard_sizes[shard]:
             raise tarfile.ReadError(
                 f"it holds {len(headers.keys)} samples, but {self.index_path} says "

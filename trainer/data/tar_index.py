@@ -14,7 +14,7 @@ from transforms.core.tar_shards import list_members
 
 
 @dataclass(frozen=True)
-class ShardHeaders:
+class TarIndex:
     """Where the samples of a shard are, in a few bytes a file: many shards are remembered."""
 
     keys: list[str]
@@ -33,7 +33,7 @@ class ShardHeaders:
             yield name, int(place[0]), int(place[1])
 
 
-def read_headers(descriptor: int) -> ShardHeaders:
+def read_tar_index(descriptor: int) -> TarIndex:
     """The headers of an open shard.
 
     Raises:
@@ -45,7 +45,7 @@ def read_headers(descriptor: int) -> ShardHeaders:
         key, _, name = base.partition(".")
         samples.setdefault(folder + slash + key, []).append((sys.intern(name), offset, size))
     files = [file for sample in samples.values() for file in sample]
-    return ShardHeaders(
+    return TarIndex(
         keys=list(samples),
         ends=np.cumsum([len(sample) for sample in samples.values()]),
         names=[name for name, _, _ in files],

@@ -11,10 +11,10 @@ from tests.support.image_shards import text_of, write_images
 from trainer.data import batch as stream
 from trainer.data.batch import Batch, CroppedSamples, CropSpec, hex_ids
 from trainer.data.crops import CropsConfig, crop_image
-from trainer.data.loader import batches
+from trainer.data.loader import LoaderConfig, batches
 from trainer.data.photometric import PhotometricConfig
-from trainer.data.sampler import SampleOrder, Shares
-from trainer.data.shard_reader import LoaderConfig, ShardReader
+from trainer.data.sampler import RankSampler, ShuffleSampler
+from trainer.data.shard_reader import ShardReader
 from transforms.core.errors import StorageError
 from transforms.core.seeding import caption_id
 
@@ -31,7 +31,7 @@ def cropped(
         patch_share=0.5,
         images_per_caption=2,
     )
-    return CroppedSamples(reader, SampleOrder(reader.shard_sizes, seed, window), spec, seed)
+    return CroppedSamples(reader, ShuffleSampler(reader.shard_sizes, seed, window), spec, seed)
 
 
 def read(folder: Path, first: int, last: int, workers: int = 0, **ranks: int) -> list[Batch]:
@@ -67,8 +67,8 @@ def test_no_two_images_of_any_epoch_or_seed_are_cropped_alike(tmp_path: Path) ->
     write_images(tmp_path)
     draws = []
     for samples in (cropped(tmp_path, seed) for seed in (5, 6)):
-        shares = Shares(samples.order, captions_per_batch=12)
-        draws += [samples.batch(shares(epoch)).crops.global_draws for epoch in range(2)]
+        rank_sampler = RankSampler(samples.sampler, captions_per_batch=12)
+        draws += [samples.batch(rank_sampler(epoch)).crops.global_draws for epoch in range(2)]
     assert len(torch.cat(draws).unique(dim=0)) == 2 * 2 * 12 * 2
 
 
@@ -124,7 +124,7 @@ def test_a_broken_sample_is_replaced_by_the_next_of_its_shard(tmp_path: Path) ->
             batch.positions.tolist(), hex_ids(batch.caption_ids), strict=True
         )
     }
-    order = cropped(tmp_path).order(range(16)).tolist()
+    order = cropped(tmp_path).sampler(range(16)).tolist()
     for broken, instead in ((2, 3), (11, 13), (12, 13)):
         assert ids[order.index(broken)] == ids[order.index(instead)] == caption_id(text_of(instead))
 

@@ -21,9 +21,8 @@ from tests.support.training_runs import make_run
 from tests.trainer.data.test_batch import cropped, read, same
 from trainer.data import loader
 from trainer.data.batch import Batch, CroppedSamples
-from trainer.data.loader import LostWorkerError, _Steps, batches
-from trainer.data.sampler import Share
-from trainer.data.shard_reader import LoaderConfig
+from trainer.data.loader import LoaderConfig, LostWorkerError, _Steps, batches
+from trainer.data.sampler import BatchIndices
 from trainer.signals import STOP_SIGNALS
 
 
@@ -63,7 +62,7 @@ def test_stop_signals_do_not_reach_workers_and_one_that_is_stuck_leaves_with_the
     write_images(tmp_path)
     whole = cropped(tmp_path)
     stream = batches(
-        _Stuck(whole.reader, whole.order, whole.spec, whole.seed),
+        _Stuck(whole.reader, whole.sampler, whole.spec, whole.seed),
         LoaderConfig(num_workers=1, prefetch=1),
         first_step=0,
         last_step=8,
@@ -82,14 +81,14 @@ def test_stop_signals_do_not_reach_workers_and_one_that_is_stuck_leaves_with_the
 
 
 class _Stuck(CroppedSamples):
-    def batch(self, share: Share) -> Batch:
-        if share.positions.min() >= 2 * 4:
+    def batch(self, indices: BatchIndices) -> Batch:
+        if indices.positions.min() >= 2 * 4:
             time.sleep(600)
-        return super().batch(share)
+        return super().batch(indices)
 
 
 class _Deadly(CroppedSamples):
-    def batch(self, share: object) -> Batch:
+    def batch(self, indices: object) -> Batch:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -101,7 +100,7 @@ def test_workers_that_always_die_end_the_stream_with_a_sentence(
     write_images(tmp_path)
     whole = cropped(tmp_path)
     stream = batches(
-        _Deadly(whole.reader, whole.order, whole.spec, whole.seed),
+        _Deadly(whole.reader, whole.sampler, whole.spec, whole.seed),
         LoaderConfig(num_workers=1),
         first_step=0,
         last_step=2,

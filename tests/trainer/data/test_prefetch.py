@@ -9,10 +9,10 @@ import pytest
 from tests.support.image_shards import write_images
 from tests.trainer.data.test_batch import cropped, same
 from tests.trainer.data.test_shard_reader import upload
-from trainer.data.loader import batches
+from trainer.data.loader import LoaderConfig, batches
 from trainer.data.prefetch import Prefetcher
-from trainer.data.sampler import SampleOrder, Shares
-from trainer.data.shard_reader import LoaderConfig, ShardReader
+from trainer.data.sampler import RankSampler, ShuffleSampler
+from trainer.data.shard_reader import ShardReader
 from transforms.core import storage
 from transforms.core.errors import MissingFileError
 
@@ -30,16 +30,16 @@ def reader_of(url: str, cache: Path, cache_bytes: int = 1 << 30) -> ShardReader:
     return ShardReader(f"{url}/index.parquet", cache_folder=str(cache), cache_bytes=cache_bytes)
 
 
-def shares_of(reader: ShardReader, rank: int = 0, ranks: int = 1, window: int = 2) -> Shares:
-    return Shares(SampleOrder(reader.shard_sizes, 0, window), 2, rank, ranks)
+def sampler_of(reader: ShardReader, rank: int = 0, ranks: int = 1, window: int = 2) -> RankSampler:
+    return RankSampler(ShuffleSampler(reader.shard_sizes, 0, window), 2, rank, ranks)
 
 
 def copies(cache: Path) -> set[str]:
     return {path.stem for path in cache.glob("*.tar")}
 
 
-def checksums(reader: ShardReader, shares: Shares, steps: Iterable[int]) -> set[str]:
-    shards = {shard for step in steps for shard in reader.shards_of(shares(step).numbers)}
+def checksums(reader: ShardReader, sampler: RankSampler, steps: Iterable[int]) -> set[str]:
+    shards = {shard for step in steps for shard in reader.shards_of(sampler(step).samples)}
     return {reader._checksums[shard].as_py() for shard in shards}
 
 
@@ -56,25 +56,25 @@ def test_the_shards_of_the_ranks_own_coming_steps_are_fetched(
 ) -> None:
     upload(made, f"memory://prefetch-{rank}")
     reader = reader_of(f"memory://prefetch-{rank}", tmp_path / "cache")
-    shares = shares_of(reader, rank, ranks=2)
+    sampler = sampler_of(reader, rank, ranks=2)
     # Workers take step 0; a window lasts three steps: 1 to 3 are coming.
-    with Prefetcher(reader, shares, range(12), ALONE) as ahead:
+    with Prefetcher(reader, sampler, range(12), num_workers=0) as ahead:
         ahead.reach(0)
-        expected = checksums(reader, shares, range(1, 4)) - checksums(reader, shares, [0])
+        expected = checksums(reader, sampler, range(1, 4)) - checksums(reader, sampler, [0])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
         ahead.reach(1)
-        expected |= checksums(reader, shares, [4]) - checksums(reader, shares, [0])
+        expected |= checksums(reader, sampler, [4]) - checksums(reader, sampler, [0])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
 
 
 def test_what_workers_have_asked_for_already_is_left_to_them(made: str, tmp_path: Path) -> None:
     upload(made, "memory://prefetch-workers")
     reader = reader_of("memory://prefetch-workers", tmp_path / "cache")
-    shares = shares_of(reader)
+    sampler = sampler_of(reader)
     # Two workers are at steps 3 and 4 when the training is at 3, then two more batches ahead.
-    with Prefetcher(reader, shares, range(3, 12), LoaderConfig(num_workers=2, prefetch=2)) as ahead:
+    with Prefetcher(reader, sampler, range(3, 12), num_workers=2, batches_per_worker=2) as ahead:
         ahead.reach(3)
-        expected = checksums(reader, shares, range(5, 10)) - checksums(reader, shares, [3, 4])
+        expected = checksums(reader, sampler, range(5, 10)) - checksums(reader, sampler, [3, 4])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
 
 
@@ -107,13 +107,13 @@ def test_a_small_cache_is_full_all_the_time_and_never_overfull(made: str, tmp_pa
     upload(made, "memory://full-cache")
     size = 3 * int(reader_of("memory://full-cache", tmp_path / "cache").shard_bytes[0])
     reader = reader_of("memory://full-cache", tmp_path / "cache", size)
-    shares = shares_of(reader)
+    sampler = sampler_of(reader)
 
     def needed(steps: range) -> int:
-        shards = set().union(*(reader.shards_of(shares(step).numbers) for step in steps))
+        shards = set().union(*(reader.shards_of(sampler(step).samples) for step in steps))
         return int(reader.shard_bytes[list(shards)].sum())
 
-    with Prefetcher(reader, shares, range(12), LoaderConfig(num_workers=1, prefetch=6)) as ahead:
+    with Prefetcher(reader, sampler, range(12), num_workers=1, batches_per_worker=6) as ahead:
         for step in range(12):
             ahead.reach(step)
             assert needed(range(step, ahead._next)) <= size
@@ -138,15 +138,15 @@ def test_too_small_a_cache_is_filled_as_far_as_it_goes(
     """Its bound is for all ranks of the machine, of which each needs about as much."""
     upload(made, f"memory://small-cache-{ranks_here}")
     plenty = reader_of(f"memory://small-cache-{ranks_here}", tmp_path / "cache")
-    shares = shares_of(plenty)
+    sampler = sampler_of(plenty)
     size = int(plenty.shard_bytes[0])
     assert set(plenty.shard_bytes) == {size}
     fits, wanted = (
-        len(checksums(plenty, shares, range(last))) * size * ranks_here for last in (3, 4)
+        len(checksums(plenty, sampler, range(last))) * size * ranks_here for last in (3, 4)
     )
     reader = reader_of(f"memory://small-cache-{ranks_here}", tmp_path / "cache", fits)
-    expected = checksums(plenty, shares, [1, 2]) - checksums(plenty, shares, [0])
-    with Prefetcher(reader, shares, range(12), ALONE, ranks_here) as ahead:
+    expected = checksums(plenty, sampler, [1, 2]) - checksums(plenty, sampler, [0])
+    with Prefetcher(reader, sampler, range(12), num_workers=0, ranks_here=ranks_here) as ahead:
         ahead.reach(0)
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
         ahead.reach(0)
@@ -163,7 +163,7 @@ def test_a_shard_that_cannot_be_fetched_is_left_to_whoever_needs_it(
     for path in storage.list_files("memory://vanished/shards"):
         storage.delete(f"memory://vanished/shards/{path}")
     reader = reader_of("memory://vanished", tmp_path / "cache")
-    with Prefetcher(reader, shares_of(reader), range(12), ALONE) as ahead:
+    with Prefetcher(reader, sampler_of(reader), range(12), num_workers=0) as ahead:
         ahead.reach(0)
     assert copies(tmp_path / "cache") == set()
     with pytest.raises(MissingFileError, match="is gone"):
@@ -172,6 +172,6 @@ def test_a_shard_that_cannot_be_fetched_is_left_to_whoever_needs_it(
 
 def test_local_shards_are_read_in_place(made: str, tmp_path: Path) -> None:
     reader = reader_of(made, tmp_path / "cache")
-    with Prefetcher(reader, shares_of(reader), range(12), ALONE) as ahead:
+    with Prefetcher(reader, sampler_of(reader), range(12), num_workers=0) as ahead:
         ahead.reach(0)
     assert not (tmp_path / "cache").exists()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.sampler import SampleOrder, Shares
+from trainer.data.sampler import RankSampler, ShuffleSampler
 
 
 @given(
@@ -17,10 +17,10 @@ from trainer.data.sampler import SampleOrder, Shares
 def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
     sizes: list[int], window: int, seed: int
 ) -> None:
-    order = SampleOrder(np.array(sizes), seed, window)
+    sampler = ShuffleSampler(np.array(sizes), seed, window)
     total = sum(sizes)
-    assert 0 < order.window_samples <= total
-    epochs = [order(range(epoch * total, (epoch + 1) * total)).tolist() for epoch in range(3)]
+    assert 0 < sampler.window_samples <= total
+    epochs = [sampler(range(epoch * total, (epoch + 1) * total)).tolist() for epoch in range(3)]
     ends = np.cumsum(sizes)
     for samples in epochs:
         assert sorted(samples) == list(range(total))
@@ -31,13 +31,15 @@ def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
             assert len(set(shards[places[0] : places[-1] + 1])) <= window
     together = [sample for samples in epochs for sample in samples]
     for first, last in ((0, 1), (total // 2, 2 * total + 1), (total - 1, total + 1)):
-        assert order(range(first, last)).tolist() == together[first:last], "asked for in any order"
+        assert sampler(range(first, last)).tolist() == together[first:last], (
+            "asked for in any order"
+        )
 
 
 @pytest.mark.parametrize("sizes", [[60], [1] * 60], ids=["inside a shard", "of shards"])
 def test_epochs_and_seeds_differ_in_order(sizes: list[int]) -> None:
     orders = [
-        SampleOrder(np.array(sizes), seed, 1)(range(start, start + 60)).tolist()
+        ShuffleSampler(np.array(sizes), seed, 1)(range(start, start + 60)).tolist()
         for seed, start in ((0, 0), (0, 60), (1, 0))
     ]
     assert orders[0] != orders[1]
@@ -53,21 +55,21 @@ def test_epochs_and_seeds_differ_in_order(sizes: list[int]) -> None:
 def test_ranks_share_a_step_in_the_same_sequence_for_any_number(
     sizes: list[int], ranks: int, step: int
 ) -> None:
-    order = SampleOrder(np.array(sizes), 0, 2)
-    shares = [Shares(order, 12, rank, ranks)(step) for rank in range(ranks)]
-    assert {len(share.positions) for share in shares} == {12 // ranks}
-    positions = np.concatenate([share.positions for share in shares])
-    numbers = np.concatenate([share.numbers for share in shares])
+    sampler = ShuffleSampler(np.array(sizes), 0, 2)
+    slices = [RankSampler(sampler, 12, rank, ranks)(step) for rank in range(ranks)]
+    assert {len(indices.positions) for indices in slices} == {12 // ranks}
+    positions = np.concatenate([indices.positions for indices in slices])
+    samples = np.concatenate([indices.samples for indices in slices])
     assert sorted(positions) == list(range(12 * step, 12 * (step + 1)))
-    assert [order(range(p, p + 1))[0] for p in positions.tolist()] == numbers.tolist()
-    assert positions.tolist() == Shares(order, 12)(step).positions.tolist()
+    assert [sampler(range(p, p + 1))[0] for p in positions.tolist()] == samples.tolist()
+    assert positions.tolist() == RankSampler(sampler, 12)(step).positions.tolist()
 
 
 def test_a_rank_needs_few_shards_and_its_own_part_of_a_window() -> None:
     """As in the paper's run: 8,192 captions of 100 shards of 250, for 32 ranks."""
-    order = SampleOrder(np.full(400, 250), 0, 100)
+    sampler = ShuffleSampler(np.full(400, 250), 0, 100)
     found = [
-        [Shares(order, 8192, rank, 32)(step).numbers // 250 for step in (0, 1)]
+        [RankSampler(sampler, 8192, rank, 32)(step).samples // 250 for step in (0, 1)]
         for rank in range(32)
     ]
     assert max(len(set(shards)) for steps in found for shards in steps) <= 8

@@ -12,7 +12,7 @@ import webdataset
 from tests.support.image_shards import concept_of, picture, text_of, write_captions, write_images
 from trainer.data import shard_reader as data
 from trainer.data.shard_reader import BrokenSampleError, ShardReader
-from trainer.data.tar_index import read_headers
+from trainer.data.tar_index import read_tar_index
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
 from transforms.core.seeding import caption_id
@@ -46,7 +46,7 @@ def test_equal_names_in_two_folders_of_a_shard_are_two_samples(tmp_path: Path) -
         for key in ("cat/1", "dog/1"):
             writer.write({"__key__": key, "0.png": picture(0), "txt": key})
     with (tmp_path / "a.tar").open("rb") as file:
-        headers = read_headers(file.fileno())
+        headers = read_tar_index(file.fileno())
     assert headers.keys == ["cat/1", "dog/1"]
     assert [[name for name, *_ in headers.files(n)] for n in (0, 1)] == [["0.png", "txt"]] * 2
 
