@@ -123,7 +123,7 @@ def gcs(num_shards: int) -> None:
         log = server._process.stderr
         # It logs every request into a pipe, and stands still when nobody reads it.
         threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
-        object_store.filesystem("gs://bucket").mkdir("bucket")
+        object_store.filesystem().mkdir("bucket")
         storage.publish_bytes(b"", "gs://bucket/example")
         bucket = f"{server._tmpdir.name}/bucket"
         # What the server knows of a file stands in its extended attributes.

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
+from transforms.core.exit_codes import INTERRUPTED, OK, UNFINISHED, WRONG_CONFIG
+
 if TYPE_CHECKING:
     from transforms.core.config import Config
 
@@ -33,8 +35,6 @@ JOBS = {
 
 OF_A_RUN = {"report", "status", "verify", "index"}
 """Jobs that take the folder of a run in place of a config file."""
-
-OK, UNFINISHED, WRONG_CONFIG, INTERRUPTED = 0, 1, 2, 130
 
 USAGE = """\
 usage: python -m pipelines STAGE CONFIG [key=value ...] [--beam_flag=value ...]

@@ -186,7 +186,8 @@ def test_a_full_disk_at_checkpoint_time_is_one_sentence_and_keeps_the_last(
 
     def full(data: bytes, url: str) -> None:
         if url.endswith("step-000000003.pt"):
-            raise storage.disk_full("write", url, OSError(errno.ENOSPC, "No space left on device"))
+            with storage.accessing("write", url):
+                raise OSError(errno.ENOSPC, "No space left on device")
         replace_bytes(data, url)
 
     monkeypatch.setattr(storage, "replace_bytes", full)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from transforms.core import storage
 from transforms.core.shards import file_sha256
-from transforms.core.storage.local import temporary_beside
+from transforms.core.storage.local import temporary_path
 
 ABANDONED_S = 3600.0
 """Age at which a download that nothing is added to any more is taken for a dead process's."""
@@ -93,7 +93,7 @@ class ShardCache:
 
 def _download(url: str, path: str, sha256: str) -> None:
     """Fetch a shard, once more if something happened to it on the way."""
-    with temporary_beside(path) as temporary:
+    with temporary_path(path) as temporary:
         for _ in range(2):
             storage.download(url, temporary)
             if file_sha256(temporary) == sha256:

@@ -247,7 +247,7 @@ def _sentences(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise storage.disk_full("write", path, error) from error
+            raise StorageError(error.errno, f"cannot write {path}: the disk is full") from error
         raise StorageError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 

@@ -70,8 +70,9 @@ class ShardBuild:
             self._ids = _WRITERS[self.folder.name](self._path, samples)
         except OSError as error:
             if error.errno != errno.ENOSPC:
+                raise  # Perhaps the producer's: its records are made while the file is written.
+            with storage.accessing("write", self._path):
                 raise
-            raise storage.disk_full("write", self._path, error) from error
         self._built = True
 
     def published_by_another(self, owed: Sequence[str]) -> bool:

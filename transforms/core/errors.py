@@ -1,4 +1,7 @@
-"""Errors with one sentence for the user, and the translation of parser errors into them."""
+"""Errors with one sentence for the user, and the translation of parser errors into them.
+
+The other translator, for errors of the system and of storage, is `storage.accessing`.
+"""
 
 import contextlib
 import tarfile
@@ -13,11 +16,11 @@ class ConfigError(ValueError):
 
 
 class UnfinishedError(RuntimeError):
-    """Work is left undone; the message says what is missing and how to go on."""
+    """Work is left undone; the message says what is missing and which command continues."""
 
 
 class StorageError(OSError):
-    """Storage failed; the message is one sentence: what failed, where, and how to go on."""
+    """Storage failed; the message is one sentence: what failed, where, and how to continue."""
 
     def __str__(self) -> str:
         return str(self.args[-1])
@@ -28,7 +31,7 @@ class MissingFileError(StorageError):
 
 
 class DamagedFileError(ValueError):
-    """A file of a run does not hold what it must; the message names it."""
+    """A file of a run does not have the expected content; the message names it."""
 
 
 DAMAGE = (
@@ -42,22 +45,23 @@ DAMAGE = (
     yaml.YAMLError,
     pa.ArrowException,
 )
-"""What parsers raise on bytes that are not what they must be.
+"""What parsers raise on damaged content.
 
-A flipped bit in a Parquet file is a plain `OSError`, an `ArrowNotImplementedError` or another of
-Arrow's, by where it is.
+A flipped bit in a Parquet file raises a plain `OSError`, an `ArrowNotImplementedError` or another
+of Arrow's errors, depending on where it is.
 """
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Around the parsing of a file.
+    """Translate what a parser raises on damaged content into a `DamagedFileError`.
 
     Args:
         what: The file, as the subject of a sentence in the singular.
 
     Raises:
-        DamagedFileError: It does not hold what it must. Errors of the storage stay as they are.
+        DamagedFileError: The file does not have the expected content. Errors of storage and of the
+            operating system pass through.
     """
     try:
         yield
@@ -65,6 +69,6 @@ def reading(what: str) -> Iterator[None]:
         raise
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # The system's, which says nothing about the content.
+            raise  # An error of the operating system says nothing about the content.
         reason = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise DamagedFileError(f"{what} is damaged: {reason}") from error

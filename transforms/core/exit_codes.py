@@ -1,18 +1,19 @@
-"""What the training command's exit codes say to whoever might start it again.
+"""Exit codes of all commands: what a job manager may do next.
 
-`trainer.launch` passes them on from the ranks; a job manager goes by them (see
-`docker/kubernetes/trainer.yaml`).
+`trainer.launch` passes the codes of its ranks on (see also `docker/kubernetes/trainer.yaml`).
 """
 
 OK = 0
-"""All steps are done."""
+"""Everything that was asked for is done."""
 UNFINISHED = 1
-"""Steps are left, since data or storage failed, or a rank of this machine died: mend it, then start
-again."""
+"""Work is left: data or storage failed, the engine hung, or a rank of this machine died. Fix the
+cause, then run the same command again."""
 WRONG_CONFIG = 2
-"""A setting is wrong, and will be the next time."""
+"""A setting is wrong. The same command fails again."""
 NOT_FINITE = 3
-"""A loss or a gradient is not finite, and will be the next time unless something is changed."""
+"""A loss or a gradient is not finite. The same command fails again unless something is changed."""
 RESTART = 75
-"""A signal stopped it, or a rank of another machine is gone: start it again. `sysexits.h` calls 75
-a temporary failure."""
+"""A signal stopped a training, which saved its state, or a rank of another machine is lost: run the
+same command again. `sysexits.h` calls 75 a temporary failure."""
+INTERRUPTED = 130
+"""Ctrl-C stopped a batch job. Committed shards are kept: run the same command again."""

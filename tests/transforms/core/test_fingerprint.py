@@ -47,3 +47,17 @@ def test_damaged_run_yaml_is_a_sentence(tmp_path: object) -> None:
     storage.publish_bytes(b"hello", url)
     with pytest.raises(ConfigError, match="is damaged"):
         claim(url, Fingerprint({"a": 1}), {})
+
+
+def test_a_retired_field_of_an_existing_folder_is_no_difference(tmp_path: object) -> None:
+    url = f"{tmp_path}/run.yaml"
+    claim(url, Fingerprint({"lr": 1, "clip.width": 512}), {})
+    with pytest.raises(FingerprintMismatchError, match=r"clip\.width: 512 there, nothing here"):
+        claim(url, Fingerprint({"lr": 1}), {})
+    claim(url, Fingerprint({"lr": 1}), {}, retired={"clip.width", "unused"})
+    with pytest.raises(FingerprintMismatchError, match=r"clip\.width: 512 there, 256 here"):
+        claim(url, Fingerprint({"lr": 1, "clip.width": 256}), {}, retired={"clip.width"})
+    with pytest.raises(FingerprintMismatchError, match="lr: 1 there, 2 here"):
+        claim(url, Fingerprint({"lr": 2}), {}, retired={"clip.width"})
+    with pytest.raises(FingerprintMismatchError, match="size: nothing there, 3 here"):
+        claim(url, Fingerprint({"lr": 1, "size": 3}), {}, retired={"clip.width", "size"})

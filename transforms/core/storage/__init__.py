@@ -1,113 +1,149 @@
-"""All reading and writing of runs: local disk, `memory://` and `gs://` behind a few calls.
+"""Storage of runs: local disk, `memory://` and `gs://` behind one interface.
 
 Files are published, never edited: a publish creates the final name exclusively or reports that it
-was there already, and a reader never sees half a file. On GCS this is `ifGenerationMatch=0`
-(`object_store`), on local disk a hard link to a synced temporary file (`local`). Whatever
-goes wrong arrives as a `StorageError` with a sentence.
+existed already, and a reader never sees half a file. On GCS this is `ifGenerationMatch=0`
+(`object_store`), on local disk a hard link to a synced temporary file (`local`). Every error is
+raised as a `StorageError` with one sentence; `accessing` does the same for code that opens files
+itself.
 """
 
 import contextlib
 import errno
 import os
-import shutil
-import threading
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Protocol
 
-from transforms.core.errors import MissingFileError, StorageError
-from transforms.core.storage import local, object_store
-from transforms.core.storage.local import sync, temporary_beside, write_synced
+from transforms.core.errors import ConfigError, MissingFileError, StorageError
+from transforms.core.storage import local, memory, object_store
+from transforms.core.storage.local import is_temporary, sync, temporary_path
 
-_MEMORY_LOCK = threading.RLock()
-_GO_ON = "nothing committed is lost; mend the cause and run the same command again"
+_CONTINUE = "nothing committed is lost; fix the cause and run the same command again"
+
+
+class Backend(Protocol):
+    """One kind of storage. The modules `local`, `memory` and `object_store` implement it.
+
+    They raise `FileNotFoundError` for a missing file, and otherwise whatever their library raises.
+    """
+
+    def exists(self, url: str) -> bool:
+        """Return whether a file or folder has this name."""
+
+    def read(self, url: str) -> bytes:
+        """Return the content of a file."""
+
+    def download(self, url: str, local_path: str) -> None:
+        """Copy a file to local disk."""
+
+    def walk(self, url: str) -> Iterator[tuple[str, int, float]]:
+        """Yield every file below a folder: relative name, size, time of the last change."""
+
+    def create(self, url: str, data: bytes) -> bool:
+        """Create a whole file; return False if the name is taken."""
+
+    def create_from_file(self, url: str, local_path: str) -> bool:
+        """Create a whole file from a local one; return False if the name is taken."""
+
+    def overwrite(self, url: str, data: bytes) -> None:
+        """Create or replace a whole file."""
+
+    def delete(self, url: str) -> None:
+        """Delete a file."""
+
+    def delete_folder(self, url: str) -> None:
+        """Delete a folder and every file below it."""
+
+
+def backend_of(url: str) -> Backend:
+    """Return the storage that a path or URL belongs to.
+
+    Raises:
+        ConfigError: The URL has an unsupported scheme.
+    """
+    if is_local(url):
+        return local
+    if url.startswith("memory://"):
+        return memory
+    if url.startswith(("gs://", "gcs://")):
+        return object_store
+    raise ConfigError(f"{url!r}: expected a local path, gs://bucket/... or memory://...")
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` and further path parts, joined by single slashes."""
+    """Return `url` and further path parts, joined by single slashes."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def is_local(url: str) -> bool:
-    """Whether `url` is a path on this machine's disk."""
+    """Return whether `url` is a path on a disk of this machine."""
     return "://" not in url
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder stands under this name."""
-    with _sentences("look up", url):
-        return os.path.exists(url) if is_local(url) else object_store.exists(url)
+    """Return whether a file or folder has this name."""
+    with accessing("look up", url):
+        return backend_of(url).exists(url)
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole content of a file.
+    """Return the whole content of a file.
 
     Raises:
-        MissingFileError: There is no such file.
-        StorageError: It cannot be read.
+        MissingFileError: The file does not exist.
+        StorageError: The file cannot be read.
     """
-    with _sentences("read", url):
-        if is_local(url):
-            return Path(url).read_bytes()
-        return object_store.read(url)
+    with accessing("read", url):
+        return backend_of(url).read(url)
 
 
 def download(url: str, local_path: str) -> None:
     """Copy a file to local disk; `local_path` is whole or absent, also after a power failure."""
-    with _sentences("download", url), temporary_beside(local_path) as temporary:
-        if is_local(url):
-            shutil.copyfile(url, temporary)
-        else:
-            object_store.download(url, temporary)
+    with accessing("download", url), temporary_path(local_path) as temporary:
+        backend_of(url).download(url, temporary)
         sync(temporary)
         os.replace(temporary, local_path)
 
 
 def list_files(url: str) -> dict[str, int]:
-    """Every file below a folder: name relative to it -> size in bytes.
+    """Return every file below a folder: name relative to it -> size in bytes.
 
-    A folder that does not exist is empty. Names that start with a dot (files under construction)
-    are left out. No request per file: on GCS one for each 1,000 files, several at once.
+    A folder that does not exist is empty. Names that start with a dot (temporary files) are left
+    out. No request per file: on GCS one for each 1,000 files, several at once.
     """
-    return {name: size for name, size, _ in _walk(url)}
+    return {name: size for name, size, _ in _walk(url) if not _is_hidden(name)}
 
 
 def list_times(url: str) -> dict[str, float]:
-    """As `list_files`: name -> when it was written, in seconds since 1970."""
-    return {name: modified for name, _, modified in _walk(url)}
+    """Return every file below a folder: name -> when it was written, in seconds since 1970."""
+    return {name: modified for name, _, modified in _walk(url) if not _is_hidden(name)}
 
 
 def list_unfinished(url: str) -> dict[str, float]:
-    """Files under construction below a folder: name -> when they were last written to.
+    """Return the temporary files below a folder: name -> when they were last written to.
 
-    A process that is killed leaves its own behind on local disk, and on a server the parts of a
-    large file.
+    A process that is killed leaves its own behind: on local disk every file that it was writing, on
+    a server the parts of a large file.
     """
-    return {name: written for name, _, written in _walk_all(url) if local.is_temporary(name)}
+    return {name: written for name, _, written in _walk(url) if is_temporary(name)}
 
 
 def publish_file(local_path: str, url: str) -> bool:
-    """Create `url` with the content of a local file, if nothing stands there yet.
+    """Create `url` with the content of a local file, unless the name is taken.
 
     Returns:
-        True if this call created it, False if it was there already (whatever its content).
+        True if this call created it, False if it existed already (whatever its content).
 
     Raises:
         StorageError: The disk is full, the server refuses, access is denied, ...
     """
-    with _sentences("write", url):
-        if is_local(url):
-            return local.link(local_path, url)
-        return object_store.create(url, Path(local_path).read_bytes())
+    with accessing("write", url):
+        return backend_of(url).create_from_file(url, local_path)
 
 
 def publish_bytes(data: bytes, url: str) -> bool:
-    """As `publish_file`, from memory."""
-    with _sentences("write", url):
-        if is_local(url):
-            with temporary_beside(url) as temporary:
-                write_synced(data, temporary)
-                return local.link(temporary, url)
-        return object_store.create(url, data)
+    """Create `url` with `data`, unless the name is taken; see `publish_file`."""
+    with accessing("write", url):
+        return backend_of(url).create(url, data)
 
 
 def replace_bytes(data: bytes, url: str) -> None:
@@ -116,18 +152,12 @@ def replace_bytes(data: bytes, url: str) -> None:
     Readers see the old content or the new, never a mixture. Shards and commit records are never
     written this way.
     """
-    with _sentences("write", url):
-        if is_local(url):
-            with temporary_beside(url) as temporary:
-                write_synced(data, temporary)
-                os.replace(temporary, url)
-                local.sync_folder(url)
-        else:
-            object_store.overwrite(url, data)
+    with accessing("write", url):
+        backend_of(url).overwrite(url, data)
 
 
 def update_bytes(data: bytes, url: str) -> None:
-    """As `replace_bytes`, but a file that says the same already stays as it is."""
+    """Write a derived file like `replace_bytes`, unless it has this content already."""
     try:
         if read_bytes(url) == data:
             return
@@ -137,7 +167,7 @@ def update_bytes(data: bytes, url: str) -> None:
 
 
 def check_writable(folder: str) -> None:
-    """Find out before long work whether its results can be written to a folder.
+    """Check before long work that its results can be written to a folder.
 
     Raises:
         StorageError: They cannot.
@@ -148,46 +178,33 @@ def check_writable(folder: str) -> None:
 
 
 def delete(url: str) -> None:
-    """Remove a file; one that is not there is no error, so that several may tidy up at once."""
-    with _sentences("delete", url), contextlib.suppress(FileNotFoundError):
-        if is_local(url):
-            os.unlink(url)
-        else:
-            object_store.delete(url)
+    """Delete a file. A missing file is no error, so that several processes may clean up at once."""
+    with accessing("delete", url), contextlib.suppress(FileNotFoundError):
+        backend_of(url).delete(url)
 
 
 def delete_folder(url: str) -> None:
-    """Remove a folder of scratch files; one that is not there is no error."""
-    with _sentences("delete", url), contextlib.suppress(FileNotFoundError):
-        if is_local(url):
-            shutil.rmtree(url)
-        else:
-            object_store.delete_folder(url)
-
-
-def disk_full(action: str, path: str, error: OSError) -> StorageError:
-    """The sentence for a full disk, also for files that others write."""
-    return StorageError(error.errno, f"cannot {action} {path}: the disk is full; {_GO_ON}")
-
-
-def _walk(url: str) -> Iterator[tuple[str, int, float]]:
-    return (found for found in _walk_all(url) if not os.path.basename(found[0]).startswith("."))
-
-
-def _walk_all(url: str) -> Iterator[tuple[str, int, float]]:
-    with _sentences("list", url), contextlib.suppress(FileNotFoundError):
-        yield from local.walk(url) if is_local(url) else object_store.walk(url)
+    """Delete a folder of scratch files. A missing folder is no error."""
+    with accessing("delete", url), contextlib.suppress(FileNotFoundError):
+        backend_of(url).delete_folder(url)
 
 
 @contextlib.contextmanager
-def _sentences(action: str, url: str) -> Iterator[None]:
-    """Turn whatever a storage library raises into a `StorageError` with a sentence.
+def accessing(action: str, url: str) -> Iterator[None]:
+    """Translate what the system or a storage library raises into a `StorageError`.
 
-    fsspec's memory shows files while they are written: there, one call at a time.
+    The other translator, for the content of files, is `errors.reading`.
+
+    Args:
+        action: What the body does with the file, a verb: "read", "write", ...
+        url: Path or URL of the file, for the sentence.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        StorageError: Anything else that the disk or the server refuses.
     """
     try:
-        with _MEMORY_LOCK if url.startswith("memory://") else contextlib.nullcontext():
-            yield
+        yield
     except StorageError:
         raise
     except FileNotFoundError as error:
@@ -196,15 +213,23 @@ def _sentences(action: str, url: str) -> Iterator[None]:
             reason = "its folder cannot be made" if is_local(url) else "there is no such bucket"
         raise MissingFileError(error.errno, f"cannot {action} {url}: {reason}") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise disk_full(action, url, error) from error
-        reason = error.strerror or _one_line(error)
-        raise StorageError(error.errno, f"cannot {action} {url}: {reason}; {_GO_ON}") from error
+        full = error.errno == errno.ENOSPC
+        reason = "the disk is full" if full else error.strerror or _one_line(error)
+        raise StorageError(error.errno, f"cannot {action} {url}: {reason}; {_CONTINUE}") from error
     except Exception as error:
-        if not object_store.is_failure(error):
+        if is_local(url) or not object_store.is_failure(error):
             raise
         reason = f"the server answered {_one_line(error)!r} and retrying did not help"
-        raise StorageError(None, f"cannot {action} {url}: {reason}; {_GO_ON}") from error
+        raise StorageError(None, f"cannot {action} {url}: {reason}; {_CONTINUE}") from error
+
+
+def _walk(url: str) -> Iterator[tuple[str, int, float]]:
+    with accessing("list", url), contextlib.suppress(FileNotFoundError):
+        yield from backend_of(url).walk(url)
+
+
+def _is_hidden(name: str) -> bool:
+    return os.path.basename(name).startswith(".")
 
 
 def _one_line(error: Exception) -> str:

@@ -118,7 +118,7 @@ def test_an_upload_in_parts_that_fails_leaves_the_old_file_and_no_parts(
 ) -> None:
     url = f"{gcs_bucket}/large"
     storage.replace_bytes(b"old", url)
-    files, tries = object_store.filesystem(url), iter(range(100))
+    files, tries = object_store.filesystem(), iter(range(100))
     pipe = files.pipe_file
 
     def broken(path: str, data: bytes) -> None:
@@ -223,6 +223,26 @@ def test_no_temporary_file_is_left(tmp_path: Path) -> None:
     storage.publish_bytes(b"2", url)
     storage.replace_bytes(b"3", url)
     assert os.listdir(tmp_path / "out") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (FileNotFoundError(2, "No such file"), MissingFileError, "there is no such file"),
+        (PermissionError(13, "Permission denied"), StorageError, "Permission denied; nothing"),
+        (OSError(errno.ENOSPC, "No space left"), StorageError, "the disk is full; nothing"),
+        (StorageError(None, "kept as it is"), StorageError, "^kept as it is$"),
+        (RuntimeError("not of the disk"), RuntimeError, "^not of the disk$"),
+    ],
+)
+def test_errors_of_the_system_become_sentences(
+    error: Exception, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as caught, storage.accessing("read", "/run/file"):
+        raise error
+    assert type(caught.value) is kind
+    if caught.value is not error:
+        assert str(caught.value).startswith("cannot read /run/file: ")
 
 
 def test_unknown_protocol_names_what_is_expected() -> None:
