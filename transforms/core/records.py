@@ -1,12 +1,12 @@
-"""The records that move through a run, each a frozen dataclass; those in Parquet have a schema.
+"""Records of a run, each a frozen dataclass; the Arrow schema follows from its fields.
 
 Concept -> Prompt -> Caption -> ImageSet. A record that could not be made is a `Failure`.
 """
 
-import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -20,19 +20,19 @@ class Concept:
 
     name: str
     source: str
-    """The list it came from, for instance "imagenet-1k"."""
+    """List that the concept comes from, for instance "imagenet-1k"."""
     kind: Kind
     weight: float
     """Share of the captions relative to the other concepts."""
     backgrounds: tuple[str, ...]
-    """Places where it plausibly is; empty when nobody listed any."""
+    """Places where it plausibly is; empty if its list names none."""
     hypernym: str | None = None
-    """What it is a kind of, where a list says so: a tench is a cyprinid fish."""
+    """What it is a kind of, if its list says so: a tench is a cyprinid fish."""
 
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """The places that a language model found for a concept; the columns of background shards."""
+    """Places that a language model found for a concept; a row of a background shard."""
 
     source: str
     concept: str
@@ -40,13 +40,13 @@ class Backgrounds:
 
     @property
     def record_id(self) -> str:
-        """Names are unique within a source."""
+        """Source and name; names are unique within a source."""
         return f"{self.source}/{self.concept}"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the language model is asked, a pure function of (run seed, ordinal)."""
+    """What the language model is asked: a pure function of (run seed, ordinal)."""
 
     ordinal: int
     concept: Concept
@@ -59,7 +59,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Caption:
-    """A cleaned caption and where it came from; the columns of caption shards."""
+    """A cleaned caption and where it comes from; a row of a caption shard."""
 
     caption_id: str
     text: str
@@ -73,7 +73,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one caption, encoded, with their seeds and the generator's settings."""
+    """Encoded images of one caption, with their seeds and the settings of the generator."""
 
     caption: Caption
     images: tuple[bytes, ...]
@@ -84,60 +84,67 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Failure:
-    """A record that could not be made: one row of a shard's dead-letter file."""
+    """A record that could not be made: a row of a shard's dead-letter file."""
 
     record_id: str
     reason: str
-    """A counter's name."""
+    """Name of a counter, `counters.Count`."""
     detail: str
-    """A sentence for people: the exception or the rejected text."""
+    """The exception or the rejected text, for people."""
 
-
-CONCEPT_SCHEMA = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("weight", pa.float64(), nullable=False),
-        pa.field("backgrounds", pa.list_(pa.string()), nullable=False),
-        pa.field("hypernym", pa.string()),
-    ]
-)
-
-BACKGROUNDS_SCHEMA = pa.schema(
-    [
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("concept", pa.string(), nullable=False),
-        pa.field("places", pa.list_(pa.string()), nullable=False),
-    ]
-)
-
-CAPTION_SCHEMA = pa.schema(
-    [
-        pa.field("caption_id", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("ordinal", pa.int64(), nullable=False),
-        pa.field("concept", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("template", pa.string(), nullable=False),
-        pa.field("background", pa.string()),
-        pa.field("relation", pa.string()),
-    ]
-)
-
-FAILURE_SCHEMA = pa.schema(
-    [
-        pa.field("record_id", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
-)
 
 RecordT = TypeVar("RecordT")
 
+_ARROW_TYPES = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    bytes: pa.binary(),
+}
+
+
+def schema_of(cls: type[Any]) -> pa.Schema:
+    """Return the Arrow schema of a record dataclass: one column per field.
+
+    `str`, `int`, `float`, `bool` and `bytes` become the type of that name (64 bits); a `Literal`
+    the type of its values; `tuple[X, ...]` a list; `X | None` a column that may hold null.
+
+    Raises:
+        TypeError: A field has a type that has no column.
+    """
+    hints = get_type_hints(cls)
+    return pa.schema([_column(cls, field.name, hints[field.name]) for field in fields(cls)])
+
+
+def _column(cls: type[Any], name: str, hint: Any) -> pa.Field:
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    types = [part for part in parts if part is not NoneType]
+    arrow_type = _arrow_type(types[0]) if len(types) == 1 else None
+    if arrow_type is None:
+        raise TypeError(f"field {name!r} of {cls.__name__} has type {hint}, which has no column")
+    return pa.field(name, arrow_type, nullable=NoneType in parts)
+
+
+def _arrow_type(hint: Any) -> pa.DataType | None:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        (kind,) = {type(value) for value in parts}
+        return _ARROW_TYPES.get(kind)
+    if origin is tuple and len(parts) == 2 and parts[1] is Ellipsis:
+        item = _arrow_type(parts[0])
+        return None if item is None else pa.list_(item)
+    return _ARROW_TYPES.get(hint)
+
+
+CONCEPT_SCHEMA = schema_of(Concept)
+BACKGROUNDS_SCHEMA = schema_of(Backgrounds)
+CAPTION_SCHEMA = schema_of(Caption)
+FAILURE_SCHEMA = schema_of(Failure)
+
 
 def to_table(records: Iterable[Any], schema: pa.Schema) -> pa.Table:
-    """Records as an Arrow table, one column per field of `schema`."""
+    """Return records as an Arrow table, one column per field of `schema`."""
     rows = list(records)
     columns = [[getattr(row, name) for row in rows] for name in schema.names]
     return pa.table(
@@ -147,6 +154,10 @@ def to_table(records: Iterable[Any], schema: pa.Schema) -> pa.Table:
 
 
 def from_table(table: pa.Table, cls: type[RecordT]) -> list[RecordT]:
-    """The rows of a table as records of dataclass `cls`; further columns are left out."""
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return [cls(**row) for row in table.select(names).to_pylist()]
+    """Return the rows of a table as records of dataclass `cls`, without any further columns."""
+    schema = schema_of(cls)
+    rows: list[dict[str, Any]] = table.select(schema.names).to_pylist()
+    for name in (field.name for field in schema if pa.types.is_list(field.type)):
+        for row in rows:
+            row[name] = None if row[name] is None else tuple(row[name])
+    return [cls(**row) for row in rows]
