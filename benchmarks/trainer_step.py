@@ -23,9 +23,9 @@ from torch.nn import functional
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
 from trainer.data.crops import Crops, CropsConfig
+from trainer.data.masking import choose_masked_images
 from trainer.data.photometric import NUM_DRAWS
 from trainer.execution import ExecutionConfig
-from trainer.losses import ibot
 from trainer.models.heads import ContrastiveHeadConfig, PrototypeHeadConfig
 from trainer.models.student_teacher import Network, Outputs
 from trainer.models.vit import EncoderConfig, use_plain_attention
@@ -131,7 +131,7 @@ class Straightforward:
         side = self.config.crops.local_size
         local_pixels = batch.crops.local_pixels.view(num_images, num_local, 3, side, side)
         locals_ = [self.normalise(local_pixels[:, number]) for number in range(num_local)]
-        chosen = torch.from_numpy(ibot.choose_masked_images(num_images, 0.5, seed=0))
+        chosen = torch.from_numpy(choose_masked_images(num_images, 0.5, seed=0))
         mask = (batch.crops.patch_masks & chosen[:, None]).to(self.device)
         patches = mask.flatten().nonzero().squeeze(1)
         ids = batch.caption_ids.repeat_interleave(self.config.images_per_caption).to(self.device)

@@ -9,9 +9,9 @@ from tests.support.gradients import assert_same, gradients_of_ranks, step_gradie
 from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.config import TrainConfig
+from trainer.data.masking import choose_masked_images
 from trainer.data.sampler import RankSampler
 from trainer.execution import ExecutionConfig
-from trainer.losses.ibot import choose_masked_images
 from trainer.train import open_samples
 from transforms.core.seeding import derive
 

@@ -18,8 +18,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
+from trainer.data.masking import draw_patch_mask
 from trainer.data.photometric import PhotometricConfig, draw_global, draw_local
-from trainer.losses.ibot import draw_patch_mask
 from transforms.core.config import Config, Probability
 
 Range = tuple[float, float]

@@ -10,6 +10,7 @@ Order: downsample, colour jitter (its four operations in a random order), grey, 
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Self
 
 import numpy as np
@@ -19,8 +20,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.losses import fused
-from trainer.objectives.transfer import to_device
 from transforms.core.config import Config, Probability
 
 # Columns of the draws. ORDER is the first of four: the operation that is the first, second, ...
@@ -28,6 +27,9 @@ DOWNSAMPLE, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, S
     0, 1, 2, 6, 7, 8, 9, 10, 11, 12,
 )  # fmt: skip
 NUM_DRAWS = 13
+Run = Callable[[Callable[..., Tensor], tuple[Tensor, ...]], Tensor]
+"""Runs a chain of elementwise operations on tensors, perhaps compiled."""
+
 LUMA = (0.2989, 0.587, 0.114)
 SOLARISE_THRESHOLD = 128 / 255
 
@@ -106,6 +108,18 @@ def _draw(
     return draws
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device. A GPU copies it from pinned memory; the CPU does not wait."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def run_as_is(chain: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
+    """Run a chain with torch's own kernels, one after the other."""
+    return chain(*tensors)
+
+
 @torch.no_grad()
 def augment(
     pixels: Tensor,
@@ -114,7 +128,7 @@ def augment(
     *,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    compiled: bool = False,
+    run: Run = run_as_is,
 ) -> Tensor:
     """Carry out the draws and normalise.
 
@@ -124,19 +138,20 @@ def augment(
         config: The settings that the draws were made with.
         mean: Per channel, in [0, 1].
         std: Per channel.
-        compiled: Compile the operations of colour jitter, grey and solarise.
+        run: Runs the operations of colour jitter, grey and solarise (`trainer.losses.fused` can
+            compile them).
 
     Returns:
         float32 [N, 3, H, W] on the device of the pixels.
     """
     images = pixels.float() / 255.0
     _downsample(images, draws[:, DOWNSAMPLE])
-    _jitter(images, draws, compiled)
+    _jitter(images, draws, run)
     grey = _rows(draws[:, GREY] > 0, images)
-    images[grey] = fused.run(_grey, (images[grey],), compiled=compiled).expand(-1, 3, -1, -1)
+    images[grey] = run(_grey, (images[grey],)).expand(-1, 3, -1, -1)
     _blur(images, draws[:, SIGMA], reach=math.ceil(3 * config.sigma[1]))
     solarised = _rows(draws[:, SOLARISE] > 0, images)
-    images[solarised] = fused.run(_solarise, (images[solarised],), compiled=compiled)
+    images[solarised] = run(_solarise, (images[solarised],))
     for channel, its_mean, its_std in zip(images.unbind(dim=1), mean, std, strict=True):
         channel.sub_(its_mean).div_(its_std)
     return images
@@ -161,7 +176,7 @@ def _resize(images: Tensor, side: int) -> Tensor:
     return functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
 
 
-def _jitter(images: Tensor, draws: Tensor, compiled: bool) -> None:
+def _jitter(images: Tensor, draws: Tensor, run: Run) -> None:
     """In place: the four operations of colour jitter, in each image's own order."""
     jittered = draws[:, JITTER] > 0
     operations = (
@@ -175,7 +190,7 @@ def _jitter(images: Tensor, draws: Tensor, compiled: bool) -> None:
             chosen = jittered & (draws[:, ORDER + turn] == number)
             rows = _rows(chosen, images)
             factors = to_device(draws[chosen, column].view(-1, 1, 1, 1), images.device)
-            images[rows] = fused.run(operation, (images[rows], factors), compiled=compiled)
+            images[rows] = run(operation, (images[rows], factors))
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -9,10 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -160,30 +158,3 @@ def _cross_entropy(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tenso
     targets = target_logits.softmax(dim=1)
     values = -(targets * log_probability).sum(dim=1)
     return values, log_probability.exp_().sub_(targets)
-
-
-def choose_masked_images(num_images: int, share: float, seed: int) -> NDArray[np.bool_]:
-    """Which images of a batch are masked: exactly `round(share * num_images)` of them.
-
-    Args:
-        num_images: Images (global crops) of the whole batch, over all ranks and micro-batches.
-        share: Of them that are masked (paper: 0.5).
-        seed: Of this step.
-
-    Returns:
-        bool [num_images].
-    """
-    return _choose(num_images, share, np.random.default_rng(seed))
-
-
-def draw_patch_mask(
-    num_patches: int, share: float, generator: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Patches of one image that are hidden: uniformly `round(share * num_patches)` of them."""
-    return _choose(num_patches, share, generator)
-
-
-def _choose(number: int, share: float, generator: np.random.Generator) -> NDArray[np.bool_]:
-    chosen = np.zeros(number, dtype=np.bool_)
-    chosen[generator.permutation(number)[: round(share * number)]] = True
-    return chosen

@@ -14,6 +14,7 @@ Source: paper section 3.3 and tables 4 and 5. The objectives that the paper comp
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -22,13 +23,13 @@ from torch import Tensor, nn
 
 from trainer import distributed
 from trainer.data.batch import Batch
-from trainer.data.photometric import PhotometricConfig, augment
+from trainer.data.photometric import PhotometricConfig, augment, to_device
 from trainer.execution import Precision, gradients_wait
+from trainer.losses import fused
 from trainer.models.heads import ContrastiveHeadConfig, PrototypeHeadConfig
 from trainer.models.text_encoder import TextConfig
 from trainer.models.vit import EncoderConfig
 from trainer.objectives.micro_batch import Piece, StepMasks, image_ids, split
-from trainer.objectives.transfer import to_device
 from transforms.core.config import Config, Probability, no_fingerprint
 from transforms.core.seeding import derive
 
@@ -184,7 +185,7 @@ class Objective(ABC):
             self.settings.photometric,
             mean=self.settings.model.mean,
             std=self.settings.model.std,
-            compiled=self.settings.compiled,
+            run=partial(fused.run, compiled=self.settings.compiled),
         )
         return images.to(self.dtype)
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from trainer import distributed
 from trainer.data.batch import Batch
+from trainer.data.photometric import to_device
 from trainer.losses.contrastive import multi_positive_loss
 from trainer.models.text_encoder import TextConfig, TextEncoder
 from trainer.models.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from trainer.objectives.base import Objective, gather_keys
 from trainer.objectives.collapse import feature_signs
 from trainer.objectives.micro_batch import Piece
-from trainer.objectives.transfer import to_device
 from transforms.core.seeding import derive
 
 FIRST_TEMPERATURE = 0.07

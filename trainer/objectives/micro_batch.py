@@ -12,8 +12,9 @@ from torch import Tensor
 
 from trainer import distributed
 from trainer.data.batch import Batch
+from trainer.data.masking import choose_masked_images
+from trainer.data.photometric import to_device
 from trainer.losses import ibot
-from trainer.objectives.transfer import to_device
 
 Augment = Callable[[Tensor, Tensor], Tensor]
 """From uint8 pixels and their draws to normalised images on the device."""
@@ -88,7 +89,7 @@ def step_masks(
         seed: Of this step.
     """
     per_caption = len(batch.crops.patch_masks) // len(batch.positions)
-    chosen = ibot.choose_masked_images(captions_per_batch * per_caption, share, seed)
+    chosen = choose_masked_images(captions_per_batch * per_caption, share, seed)
     slots = (batch.positions - first_position).numpy()
     mine = torch.from_numpy(chosen.reshape(-1, per_caption)[slots].reshape(-1, 1))
     images_per_rank = int(chosen.sum()) / distributed.world_size()

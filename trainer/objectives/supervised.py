@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from trainer import distributed
 from trainer.data.batch import Batch
+from trainer.data.photometric import to_device
 from trainer.data.shard_reader import Sample, read_stage_index
 from trainer.models.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from trainer.objectives.base import Objective
 from trainer.objectives.collapse import feature_signs
 from trainer.objectives.micro_batch import Piece
-from trainer.objectives.transfer import to_device
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, reading
 from transforms.core.seeding import derive

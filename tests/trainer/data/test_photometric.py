@@ -1,6 +1,7 @@
 """Each colour operation against torchvision's per-image one, and the statistics of the draws."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.transforms.v2 import functional as v2f
 
 from trainer.data import photometric as p
 from trainer.data.photometric import PhotometricConfig, augment, draw_global, draw_local
+from trainer.losses import fused
 
 IDENTITY: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -138,7 +140,8 @@ def test_compiled_it_gives_the_same_pictures() -> None:
         draws = torch.from_numpy(np.stack([draw_global(config, generator) for _ in range(number)]))
         pixels = pictures(number, side)
         expected = augment(pixels, draws, config, **IDENTITY)
-        compiled = augment(pixels, draws, config, **IDENTITY, compiled=True)
+        compiling = partial(fused.run, compiled=True)
+        compiled = augment(pixels, draws, config, **IDENTITY, run=compiling)
         torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=0)
     assert counters["unique_graphs"] == 2 * 6
 

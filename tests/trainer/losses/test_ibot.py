@@ -1,4 +1,4 @@
-"""iBOT's loss against loops, its chunked form against the dense one, and the masks."""
+"""iBOT's loss against loops, and its chunked form against the dense one."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.losses.ibot import (
-    choose_masked_images,
     chunked_ibot_loss,
-    draw_patch_mask,
     ibot_loss,
     teacher_targets,
     token_weights,
@@ -84,20 +82,3 @@ def test_without_masked_tokens_the_loss_is_zero_with_a_gradient() -> None:
     assert prototypes.direction.grad.abs().sum() == 0.0
     dense = ibot_loss(torch.empty(0, 5), torch.empty(0, 5), no_ids, temperature=0.1)
     assert dense.item() == 0.0
-
-
-def test_images_are_chosen_over_the_batch_and_not_by_slot() -> None:
-    choices = np.stack([choose_masked_images(64, 0.5, seed) for seed in range(400)])
-    assert (choices.sum(axis=1) == 32).all()
-    often = choices.mean(axis=0)
-    assert often.min() > 0.38
-    assert often.max() < 0.62
-
-
-def test_half_of_the_patches_are_hidden_uniformly() -> None:
-    generator = np.random.default_rng(0)
-    masks = np.stack([draw_patch_mask(196, 0.5, generator) for _ in range(500)])
-    assert (masks.sum(axis=1) == 98).all()
-    assert draw_patch_mask(9, 0.3, generator).sum() == 3, "2.7, rounded"
-    assert masks.mean(axis=0).min() > 0.39
-    assert masks.mean(axis=0).max() < 0.61
