@@ -26,15 +26,15 @@ CONFIG = Path(__file__).parents[1] / "trainer" / "configs" / "demo.yaml"
 
 CHILD = """
 import sys, torch
-from trainer import train
 from trainer.config import TrainConfig
 from trainer.data.loader import batches
+from trainer.training.session import open_samples
 from trainer.training.step import Training
 from transforms.core.config import load_config
 
 path, run, position, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 config = load_config(TrainConfig, path, [f"run={run}", "loader.num_workers=0"])
-samples = train.open_samples(config)
+samples = open_samples(config)
 training = Training(config, torch.device("cpu"))
 if checkpoint == "write":
     training.step = position // config.captions_per_batch

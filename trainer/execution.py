@@ -20,8 +20,10 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from trainer import distributed
 from trainer.models.vit import EncoderNetwork, use_plain_attention
 from transforms.core.config import Config, no_fingerprint
+from transforms.core.errors import ConfigError
 
 Precision = Literal["fp32", "bf16"]
+DeviceSetting = Literal["auto", "cpu", "cuda"]
 
 aten = torch.ops.aten
 KEPT_PRODUCTS = [
@@ -53,6 +55,22 @@ class ExecutionConfig(Config):
     """A rank that does not answer for so many seconds is taken for lost, and the job ends; 30
     minutes until the first step is done, since some ranks compile or fetch data longer. At least
     30: a rank that is busy with a checkpoint gives a sign of life every 10."""
+
+
+def device_type(setting: DeviceSetting) -> Literal["cpu", "cuda"]:
+    """Return the kind of device that a config's `device` means on this machine.
+
+    Args:
+        setting: `auto` is CUDA if the machine has a usable CUDA device and the CPU otherwise.
+
+    Raises:
+        ConfigError: `cuda` is asked for, but there is no usable CUDA device.
+    """
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but this machine has no usable CUDA device")
+    return "cuda"
 
 
 def prepare(

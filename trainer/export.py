@@ -9,7 +9,6 @@ file, or the folder of a training or run (its newest checkpoint). Exit code 0: w
 no encoder of ours, or the exported features differ; 1: a file cannot be read or written.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,10 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from trainer import cli
 from trainer.checkpoints.files import found, load_encoder
 from trainer.models.vit import EncoderConfig, architecture
 from transforms.core import storage
-from transforms.core.errors import ConfigError, StorageError
+from transforms.core.errors import ConfigError
 from transforms.core.scratch import scratch_folder
 
 BASE = "vit_base_patch16_224"
@@ -100,10 +100,8 @@ def _check_features(encoder: nn.Module, config: EncoderConfig, folder: str) -> N
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.export", description="Write an encoder as a timm model folder."
-    )
+    """Run the command; return its exit code."""
+    parser = cli.command_parser("trainer.export", "Write an encoder as a timm model folder.")
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a training or run")
     parser.add_argument("out", help="the folder to write")
     parser.add_argument(
@@ -113,16 +111,13 @@ def main(arguments: Sequence[str]) -> int:
         help="whose weights; without a teacher (StableRep, SimCLR) both are the student's",
     )
     parsed = parser.parse_args(arguments)
-    try:
+    cli.show_log()
+
+    def work() -> str:
         url = export(parsed.checkpoint, parsed.out, parsed.which)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"Exported the encoder of {url} to {parsed.out}")
-    return 0
+        return f"Exported the encoder of {url} to {parsed.out}"
+
+    return cli.run_command(work)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Exit code 0: the report is printed; 2: the file is none, or an override is wrong
 cannot be read.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -23,17 +22,31 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trainer import distributed
+from trainer import cli
 from trainer.checkpoints.files import State, load
+from trainer.cli import Ending
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch, hex_ids
 from trainer.data.loader import LostWorkerError
-from trainer.train import check_ranks, open_samples, start_rank
-from trainer.training.loop import rank_batches
+from trainer.distributed import LostRankError
 from trainer.training.nonfinite import ABSURD, few, ruined_weights
+from trainer.training.session import (
+    check_ranks,
+    open_samples,
+    rank_batches,
+    rank_session,
+    start_rank,
+)
 from trainer.training.step import Training
-from transforms.core.config import parse_config
-from transforms.core.errors import ConfigError, DamagedFileError, StorageError
+from transforms.core.config import parse_config, stored_config
+from transforms.core.errors import ConfigError
+from transforms.core.exit_codes import UNFINISHED
+
+ENDINGS = (
+    Ending(LostWorkerError, UNFINISHED),
+    Ending(LostRankError, UNFINISHED),
+    *cli.ENDINGS,
+)
 
 
 def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]:
@@ -118,36 +131,35 @@ def _tensors(output: Any) -> list[Tensor]:
     return []
 
 
+def _config(state: State, path: str, overrides: Sequence[str]) -> TrainConfig:
+    """Return the config that a replay file holds, with overrides."""
+    stored = stored_config(TrainConfig, state["config"], path)
+    text = yaml.safe_dump(stored.model_dump(mode="json"))
+    return parse_config(TrainConfig, text, path, overrides)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.replay",
-        description="Compute a step again whose loss or gradient was not finite.",
+    """Run the command; return its exit code."""
+    parser = cli.command_parser(
+        "trainer.replay",
+        "Compute a step again whose loss or gradient was not finite.",
+        TrainConfig,
     )
-    parser.add_argument("file", help="replay-step-*.pt of a training")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
-    )
+    cli.add_config_arguments(parser, "file", "replay-step-*.pt of a training")
     parsed = parser.parse_args(arguments)
-    try:
-        if not parsed.file.endswith(".pt"):
-            raise ConfigError(f"{parsed.file} is no replay file: expected a replay-step-*.pt")
-        state = load(parsed.file)
-        if "caption_ids" not in state:
-            raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")
-        text = yaml.safe_dump(state["config"])
-        config = parse_config(TrainConfig, text, parsed.file, parsed.overrides)
-        print("\n".join(replay(state, config, start_rank(config))))
-        distributed.stop()
-        return 0
-    except ConfigError as error:
-        line, code = str(error), 2
-    except (StorageError, DamagedFileError, LostWorkerError) as error:
-        line, code = str(error), 1
-    finally:
-        distributed.abort()
-    print(line, file=sys.stderr)
-    return code
+    cli.show_log()
+
+    def work() -> str:
+        with rank_session():
+            if not parsed.file.endswith(".pt"):
+                raise ConfigError(f"{parsed.file} is no replay file: expected a replay-step-*.pt")
+            state = load(parsed.file)
+            if "caption_ids" not in state:
+                raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")
+            config = _config(state, parsed.file, parsed.overrides)
+            return "\n".join(replay(state, config, start_rank(config)))
+
+    return cli.run_command(work, ENDINGS, every_rank=True)
 
 
 if __name__ == "__main__":

@@ -14,71 +14,54 @@ with 1 whatever its processes said, passes SIGUSR1 on only with
 `--shutdown-timeout=SECONDS` gives more time to save.
 """
 
-import argparse
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from trainer import distributed
+from trainer import cli, distributed
 from trainer.checkpoints.files import checkpoints_folder, list_steps
 from trainer.checkpoints.resume import check_folder, newest_here
-from trainer.config import TrainConfig, data_folder, images_per_step, train_folder
-from trainer.data.batch import CroppedSamples, CropSpec
+from trainer.cli import Ending
+from trainer.config import TrainConfig, data_folder, train_folder
 from trainer.data.loader import LostWorkerError
-from trainer.data.sampler import ShuffleSampler
-from trainer.data.shard_reader import ShardReader
-from trainer.signals import ignore_stops, stop_signals
+from trainer.distributed import LostRankError
+from trainer.signals import stop_signals
 from trainer.training import nonfinite
-from trainer.training.loop import StoppedError, open_probe, run_steps
+from trainer.training.errors import NotFiniteError, RankConfigError, RankError, StoppedError
+from trainer.training.loop import open_probe, run_steps
+from trainer.training.session import check_ranks, open_samples, rank_session, start_rank
 from trainer.training.settings_history import fixed, note_settings
-from trainer.training.setup import target_reader
-from trainer.training.step import NotFiniteError, Training, TrainingError
+from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.config import load_config
-from transforms.core.config_keys import describe
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
-from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from transforms.core.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
 from transforms.core.fingerprint import Fingerprint, claim
 
 log = logging.getLogger(__name__)
 
-
-class RankError(TrainingError):
-    """Storage or data failed on one rank of several; the sentence names it."""
-
-
-class NoDeviceError(ConfigError):
-    """This process has no device, though others may; the sentence is for it to say."""
-
-
-GO_ON = "Training is not finished: {}; run the same command to go on."
-ONCE_MENDED = GO_ON.replace("; ", "; once that is mended, ")
-ENDINGS: Sequence[tuple[type[BaseException], int, str, bool]] = (
-    (NoDeviceError, WRONG_CONFIG, "{}", True),
-    (ConfigError, WRONG_CONFIG, "{}", False),
-    (StorageError, UNFINISHED, "{}", False),
-    (DamagedFileError, UNFINISHED, "{}", False),
-    (RankError, UNFINISHED, "{}", True),
-    (StoppedError, RESTART, GO_ON, False),
-    (NotFiniteError, NOT_FINITE, "Training is not finished: {}", False),
-    (LostWorkerError, RESTART, GO_ON, True),
-    (distributed.LostRankError, RESTART, ONCE_MENDED, True),
-    (
-        torch.OutOfMemoryError,
-        WRONG_CONFIG,
-        "rank {rank}: the device is out of memory: expected a smaller captions_per_batch, a larger "
-        "accumulation, execution.recompute=elementwise or =blocks, or execution.sharding=shard",
-        True,
+CONTINUE = "Training is not finished: {}; run the same command to continue."
+ENDINGS = (
+    Ending(RankConfigError, WRONG_CONFIG, every_rank=True),
+    Ending(RankError, UNFINISHED, every_rank=True),
+    Ending(StoppedError, RESTART, CONTINUE),
+    Ending(NotFiniteError, NOT_FINITE, "Training is not finished: {}"),
+    Ending(LostWorkerError, RESTART, CONTINUE, every_rank=True),
+    Ending(
+        LostRankError,
+        RESTART,
+        "Training is not finished: {}; once that is fixed, run the same command to continue.",
+        every_rank=True,
     ),
-    (KeyboardInterrupt, RESTART, GO_ON.format("interrupted"), False),
+    # Nothing is saved at once, but a training continues from its newest checkpoint.
+    Ending(KeyboardInterrupt, RESTART, CONTINUE.replace("{}", "interrupted")),
+    *cli.ENDINGS,
 )
-"""How a training ends without having finished: the error, the exit code, the last line, and whether
-other ranks than the first say it, too. The first that fits counts."""
+"""How a training ends without having finished; the first ending that fits the error is used."""
 
 
 def train(config: TrainConfig, device: torch.device) -> str:
@@ -142,49 +125,6 @@ def _rank_named() -> Iterator[None]:
         raise RankError(f"rank {distributed.rank()}: {error}") from error
 
 
-def open_samples(config: TrainConfig) -> CroppedSamples:
-    """The data of the training.
-
-    Raises:
-        StorageError, ConfigError, DamagedFileError: It is not there or does not fit.
-    """
-    index_url = storage.join(data_folder(config), "index.parquet")
-    reader = ShardReader(
-        index_url,
-        images_per_caption=config.images_per_caption,
-        cache_folder=config.loader.cache_folder,
-        cache_bytes=int(config.loader.cache_gib * (1 << 30)),
-        remembered_shards=2 * config.loader.shuffle_shards,  # A window's, and the next one's.
-    )
-    if len(reader) == 0:
-        raise DamagedFileError(f"index {index_url} lists no samples: there is nothing to train on")
-    sampler = ShuffleSampler(reader.shard_sizes, config.seed, config.loader.shuffle_shards)
-    spec = CropSpec(
-        crops=config.crops,
-        photometric=config.photometric,
-        global_size=config.model.image_size,
-        patch_size=config.model.patch_size,
-        patch_share=config.objective.masked_patches,
-        images_per_caption=config.images_per_caption,
-        one_image=images_per_step(config) < config.images_per_caption,
-    )
-    return CroppedSamples(reader, sampler, spec, config.seed, target_reader(config))
-
-
-def check_ranks(config: TrainConfig) -> None:
-    """See that the batch can be shared out among the ranks and their pieces.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    pieces = distributed.world_size() * config.accumulation
-    if config.captions_per_batch % pieces:
-        raise ConfigError(
-            f"captions_per_batch is {config.captions_per_batch}: expected a multiple of {pieces}, "
-            f"which is {distributed.world_size()} ranks times accumulation {config.accumulation}"
-        )
-
-
 def _check_batch(config: TrainConfig, num_samples: int) -> None:
     """See that no batch has to have a caption twice."""
     if config.captions_per_batch > num_samples:
@@ -208,91 +148,21 @@ def _warn(config: TrainConfig, device: torch.device) -> None:
         log.warning("Batch norms see a piece at a time; norm=ln gives the whole batch's gradient.")
 
 
-def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        NoDeviceError: A CUDA device is asked for, and there is none for this process.
-    """
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise NoDeviceError("device is 'cuda', but this machine has no usable CUDA device")
-    num_devices = torch.cuda.device_count()
-    if local_rank >= num_devices:
-        raise NoDeviceError(
-            f"local rank {local_rank} has no GPU of its own, this machine has {num_devices}: "
-            f"expected --nproc-per-node={num_devices} or less"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def start_rank(config: TrainConfig) -> torch.device:
-    """Join the processes that `torchrun` started, if it did; returns the device of this one.
-
-    Raises:
-        ConfigError: There is no device for it, or the environment does not say who the others are.
-    """
-    device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
-    if "WORLD_SIZE" in os.environ:
-        try:
-            distributed.start(device)
-        except ValueError as error:
-            raise ConfigError(
-                f"WORLD_SIZE is set as for one process of several, but {error}: start them with "
-                "torchrun, or unset WORLD_SIZE"
-            ) from error
-    return device
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.train",
-        description="Train an encoder on the image shards of a run.",
-        epilog="Keys:\n" + describe(TrainConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Run the command; return its exit code."""
+    parser = cli.command_parser(
+        "trainer.train", "Train an encoder on the image shards of a run.", TrainConfig
     )
-    parser.add_argument("config", help="YAML file of the training")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
-    )
+    cli.add_config_arguments(parser, "config", "YAML file of the training")
     parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    speaks = os.environ.get("RANK", "0") == "0"
-    try:
-        config = load_config(TrainConfig, parsed.config, parsed.overrides)
-        line, code = train(config, start_rank(config)), OK
-        distributed.stop()
-    except (Exception, KeyboardInterrupt) as error:
-        ignore_stops()  # Else the launcher's, once another rank has left, would hide this code.
-        code, line, any_rank = ending(error)
-        speaks = speaks or any_rank
-        if isinstance(error, StoppedError):
-            distributed.stop()
-    finally:
-        distributed.abort()  # Unless all have left together: the others may be stuck.
-    if speaks:
-        print(line, file=sys.stderr if code else sys.stdout)
-    return code
+    cli.show_log()
 
+    def work() -> str:
+        with rank_session():
+            config = load_config(TrainConfig, parsed.config, parsed.overrides)
+            return train(config, start_rank(config))
 
-def ending(error: BaseException) -> tuple[int, str, bool]:
-    """What an error means for the person who started it.
-
-    Returns:
-        The exit code, the last line, and whether other ranks than the first say it.
-
-    Raises:
-        BaseException: The error itself, where it is nobody's but a programmer's.
-    """
-    if distributed.is_lost(error):
-        error = distributed.lost(error)
-    for kind, code, line, any_rank in ENDINGS:
-        if isinstance(error, kind):
-            return code, line.format(error, rank=distributed.rank()), any_rank
-    raise error
+    return cli.run_command(work, ENDINGS)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from trainer.config import TrainConfig
 from trainer.data.batch import Batch
 from trainer.execution import prepare, whole
 from trainer.models.vit import EncoderNetwork
-from trainer.train import open_samples
-from trainer.training.loop import rank_batches
+from trainer.training.session import open_samples, rank_batches
 from trainer.training.setup import build_networks, build_objective
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -12,7 +12,7 @@ from trainer.config import TrainConfig
 from trainer.data.masking import choose_masked_images
 from trainer.data.sampler import RankSampler
 from trainer.execution import ExecutionConfig
-from trainer.train import open_samples
+from trainer.training.session import open_samples
 from transforms.core.seeding import derive
 
 Case = tuple[TrainConfig, int]

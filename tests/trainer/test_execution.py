@@ -20,8 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data.loader import batches
 from trainer.execution import ExecutionConfig, prepare
 from trainer.monitor.knn import Probe
-from trainer.train import open_samples
-from trainer.training.loop import rank_batches
+from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
 NO_COLOURS = {"jitter": 0.0, "grey": 0.0, "global_solarise": 0.0}

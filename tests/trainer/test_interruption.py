@@ -60,7 +60,7 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
     monkeypatch.setattr(Training, "update", interrupted)
     assert command(run) == RESTART
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"stopped by {name}, saved at step 2 of 4; run the same command to go on" in said
+    assert f"stopped by {name}, saved at step 2 of 4; run the same command to continue" in said
     monkeypatch.undo()
     assert list(checkpoint.list_steps(checkpoints(run))) == [2]
     assert command(run) == 0

@@ -79,7 +79,7 @@ def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
     os.kill(int(ranks[1]), signal.SIGKILL)
     errors = process.communicate(timeout=100)[1]
     assert process.returncode == UNFINISHED, errors
-    assert re.search(r"rank 0 lost the others .* once that is mended, run the same", errors)
+    assert re.search(r"rank 0 lost the others .* once that is fixed, run the same", errors)
     assert "Root Cause" in errors
     assert "Traceback" not in errors
 

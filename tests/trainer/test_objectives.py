@@ -22,7 +22,7 @@ from trainer.data.batch import Batch
 from trainer.models.text_encoder import tokenize
 from trainer.objectives.clip import ImageText
 from trainer.objectives.supervised import Classifier, concept_labels
-from trainer.train import open_samples
+from trainer.training.session import open_samples
 from trainer.training.setup import build_networks, build_objective, target_reader
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.seeding import caption_id

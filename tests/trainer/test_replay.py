@@ -19,7 +19,8 @@ from trainer.data.batch import hex_ids
 from trainer.data.photometric import augment
 from trainer.data.shard_reader import ShardReader
 from trainer.training import nonfinite
-from trainer.training.step import NotFiniteError, Training
+from trainer.training.errors import NotFiniteError
+from trainer.training.step import Training
 from transforms.core.config import load_config
 from transforms.core.errors import ConfigError
 from transforms.core.exit_codes import NOT_FINITE, UNFINISHED

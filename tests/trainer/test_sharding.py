@@ -15,8 +15,7 @@ from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.execution import gradients_wait, whole
-from trainer.train import open_samples
-from trainer.training.loop import rank_batches
+from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
 CPU = torch.device("cpu")

@@ -3,7 +3,6 @@
 import itertools
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,13 +13,11 @@ from tests.support.evaluation import save_pictures
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
 from tests.support.training_runs import command, final_state, flat, losses, make_run, write_config
-from trainer import distributed, replay, train
-from trainer.config import TrainConfig
+from trainer import distributed
 from trainer.data.sampler import RankSampler
-from trainer.evaluate import __main__ as evaluate
+from trainer.training.session import check_ranks, open_samples
 from trainer.training.step import Training
 from transforms.core import storage
-from transforms.core.config_keys import describe
 from transforms.core.errors import ConfigError
 from transforms.core.exit_codes import RESTART, WRONG_CONFIG
 
@@ -109,20 +106,9 @@ def test_wrong_settings_are_one_sentence_and_exit_2(
 
 def test_a_batch_is_shared_out_over_ranks_and_their_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    train.check_ranks(tiny_config("unused", accumulation=2))
+    check_ranks(tiny_config("unused", accumulation=2))
     with pytest.raises(ConfigError, match="multiple of 8, which is 2 ranks times accumulation 4"):
-        train.check_ranks(tiny_config("unused", accumulation=4))
-
-
-@pytest.mark.parametrize(
-    ("module", "needed"), [(train, "config"), (replay, "file"), (evaluate, "task, config")]
-)
-def test_wrong_calls_name_only_what_is_required(
-    module: ModuleType, needed: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        module.main([])
-    assert last_line(capsys).endswith(f"the following arguments are required: {needed}")
+        check_ranks(tiny_config("unused", accumulation=4))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -178,7 +164,7 @@ def test_collectives_inside_torch_that_fail_are_a_sentence(
     assert command(run) == RESTART
     said = last_line(capsys)
     assert "rank 0 lost the others (" in said and "remote process exited); the launcher" in said
-    assert said.endswith("once that is mended, run the same command to go on.")
+    assert said.endswith("once that is fixed, run the same command to continue.")
     assert "gloo" not in said
 
 
@@ -256,18 +242,11 @@ def test_knn_on_real_pictures_stands_in_the_log(run: Path, tmp_path: Path) -> No
 
 def test_data_are_read_as_the_config_says(run: Path) -> None:
     changes: dict[str, Any] = {"loader": {"cache_gib": 2}, "objective": {"masked_patches": 0.25}}
-    one, other = (train.open_samples(tiny_config(run, seed=seed, **changes)) for seed in (3, 4))
+    one, other = (open_samples(tiny_config(run, seed=seed, **changes)) for seed in (3, 4))
     assert one.reader.cache_bytes == 2 << 30
     crops = one.batch(RankSampler(one.sampler, captions_per_batch=4)(0)).crops
     assert crops.patch_masks.sum(dim=1).tolist() == [1] * 8, "of four patches"
     assert one.sampler(range(12)).tolist() != other.sampler(range(12)).tolist()
-
-
-def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        train.main(["--help"])
-    assert stopped.value.code == 0
-    assert describe(TrainConfig) in capsys.readouterr().out
 
 
 @pytest.mark.gpu

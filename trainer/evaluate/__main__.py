@@ -5,17 +5,17 @@
 TASK is `knn`, `logistic` or `all`. It scores the newest checkpoint of `<run>/train` (or
 `checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and `scores.md`.
 Run again for the same checkpoint, it scores what is new and prints all. Exit code 0: everything
-asked for is scored; 2: a setting is wrong; 1: something is missing, and the last line says what.
+asked for is scored; 2: a setting is wrong; 1: something is missing, and the last line says what;
+130: Ctrl-C.
 """
 
-import argparse
 import hashlib
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from trainer import cli
 from trainer.evaluate import scoresheet
 from trainer.evaluate.datasets import LabelledSet, load_dataset
 from trainer.evaluate.features import Extraction, Subject, encoder_subject, pixels_subject
@@ -23,8 +23,7 @@ from trainer.evaluate.scoresheet import TaskScores
 from trainer.evaluate.tasks import TASKS, EvaluateConfig, Evaluation
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields, load_config
-from transforms.core.config_keys import describe
-from transforms.core.errors import ConfigError, DamagedFileError, StorageError
+from transforms.core.errors import ConfigError
 from transforms.core.seeding import derive
 
 if TYPE_CHECKING:
@@ -102,9 +101,10 @@ def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
 def _subjects(
     config: EvaluateConfig, encoder: "nn.Module", shape: "EncoderConfig"
 ) -> list[Subject]:
+    from trainer.execution import device_type
     from trainer.models.vit import build_encoder
 
-    extraction = Extraction(_device(config), config.batch_size, config.num_workers)
+    extraction = Extraction(device_type(config.device), config.batch_size, config.num_workers)
     subjects = [encoder_subject("trained", encoder, shape, extraction)]
     for number in range(config.num_untrained):
         fresh = build_encoder(shape, derive(config.seed, "untrained", number))
@@ -112,43 +112,23 @@ def _subjects(
     return [*subjects, pixels_subject()] if config.pixels else subjects
 
 
-def _device(config: EvaluateConfig) -> str:
-    import torch
-
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but this machine has no usable CUDA device")
-    return "cuda"
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate",
-        description="Score an encoder on labelled pictures that its training never saw.",
-        epilog="Keys:\n" + describe(EvaluateConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Run the command; return its exit code."""
+    parser = cli.command_parser(
+        "trainer.evaluate",
+        "Score an encoder on labelled pictures that its training never saw.",
+        EvaluateConfig,
     )
     parser.add_argument("task", choices=[*TASKS, ALL], help="what to score it by")
-    parser.add_argument("config", help="YAML file of the evaluation")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
-    )
+    cli.add_config_arguments(parser, "config", "YAML file of the evaluation")
     parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    cli.show_log()
+
+    def work() -> str:
         config = load_config(EvaluateConfig, parsed.config, parsed.overrides)
-        print(evaluate(list(TASKS) if parsed.task == ALL else [parsed.task], config))
-        return 0
-    except ConfigError as error:
-        line, code = str(error), 2
-    except (StorageError, DamagedFileError) as error:
-        line, code = f"Evaluation is not finished: {error}", 1
-    except KeyboardInterrupt:
-        line, code = "Evaluation is not finished: interrupted; run the same command again", 1
-    print(line, file=sys.stderr)
-    return code
+        return evaluate(list(TASKS) if parsed.task == ALL else [parsed.task], config)
+
+    return cli.run_command(work)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ being written, that one is finished and no other begun: the steps since are comp
 
 import contextlib
 import time
-from collections.abc import Generator
 
 import torch
 
@@ -17,16 +16,13 @@ from trainer import distributed
 from trainer.checkpoints.files import checkpoints_folder
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainConfig, batch_images, is_skipped
-from trainer.data.batch import Batch, CroppedSamples
-from trainer.data.loader import batches
+from trainer.data.batch import CroppedSamples
 from trainer.monitor.knn import Probe
 from trainer.monitor.metrics import Monitor
-from trainer.training.step import Training, TrainingError
+from trainer.training.errors import StoppedError
+from trainer.training.session import rank_batches
+from trainer.training.step import Training
 from trainer.training.throughput import Clock
-
-
-class StoppedError(TrainingError):
-    """A signal stopped it; everything is saved."""
 
 
 def run_steps(
@@ -112,22 +108,6 @@ def _measured(training: Training, clock: Clock, probe: Probe | None) -> dict[str
         with clock.paused():
             score["knn"] = probe.accuracy(training.network)
     return {**score, **clock.lap(training.step).values()}
-
-
-def rank_batches(
-    config: TrainConfig, samples: CroppedSamples, steps: range
-) -> Generator[Batch, None, None]:
-    """This rank's batches of consecutive steps; close it, or its processes outlive an error."""
-    return batches(
-        samples,
-        config.loader,
-        first_step=steps.start,
-        last_step=steps.stop,
-        captions_per_batch=config.captions_per_batch,
-        rank=distributed.rank(),
-        ranks=distributed.world_size(),
-        ranks_here=distributed.ranks_on_machine(),
-    )
 
 
 def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:

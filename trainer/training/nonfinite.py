@@ -12,7 +12,8 @@ from typing import Any
 from trainer import distributed
 from trainer.checkpoints.files import State, write
 from trainer.config import CHANGEABLE, TrainConfig
-from trainer.training.step import NotFiniteError, Training
+from trainer.training.errors import NotFiniteError
+from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.errors import MissingFileError, reading

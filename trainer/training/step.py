@@ -20,27 +20,9 @@ from trainer.losses import schedules
 from trainer.models.student_teacher import update_teacher
 from trainer.models.vit import EncoderNetwork
 from trainer.optim import build_optimizer, set_schedule
+from trainer.training.errors import NotFiniteError
 from trainer.training.setup import build_networks, build_objective
 from transforms.core.errors import ConfigError
-
-
-class TrainingError(RuntimeError):
-    """The training cannot go on; the message is one sentence."""
-
-
-class NotFiniteError(TrainingError):
-    """A loss or a gradient is not finite.
-
-    Attributes:
-        step: Where it first happened; weights, optimiser and teacher are as before it, but for the
-            running estimates of batch norms, which no training reads.
-        caption_ids: Of that step's batch, over all ranks, 16 hex digits each.
-    """
-
-    def __init__(self, message: str, step: int, caption_ids: list[str]) -> None:
-        super().__init__(message)
-        self.step = step
-        self.caption_ids = caption_ids
 
 
 class Training:

@@ -15,8 +15,7 @@ from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.execution import whole
 from trainer.objectives.clip import LOWEST_TEMPERATURE, ImageText
-from trainer.train import open_samples
-from trainer.training.loop import rank_batches
+from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
 BOUND = -math.log(LOWEST_TEMPERATURE)

@@ -16,8 +16,7 @@ from tests.support.image_shards import TINY_TRAINING, write_captions, write_imag
 from tests.support.training_runs import command, write_config
 from trainer.losses.ibot import teacher_targets
 from trainer.objectives.collapse import NUM_TOKENS, feature_signs, target_signs
-from trainer.train import open_samples
-from trainer.training.loop import rank_batches
+from trainer.training.session import open_samples, rank_batches
 from trainer.training.setup import build_networks, build_objective
 
 

@@ -16,8 +16,7 @@ from trainer.models.student_teacher import update_teacher
 from trainer.objectives import synclr
 from trainer.objectives.base import ObjectiveConfig
 from trainer.objectives.synclr import build_networks
-from trainer.train import open_samples
-from trainer.training.loop import rank_batches
+from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
 STABLEREP: dict[str, Any] = {

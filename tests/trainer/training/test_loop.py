@@ -23,7 +23,7 @@ from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import writer as checkpoint_writer
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.data import photometric
-from trainer.training import loop
+from trainer.training import loop, session
 from trainer.training import throughput as pace
 from trainer.training.step import Training
 from transforms.core import storage
@@ -198,9 +198,10 @@ def test_a_rank_reads_its_share_and_leaves_others_their_part_of_the_cache(
     asked: list[dict[str, Any]] = []
     for name, number in (("rank", 1), ("world_size", 4), ("ranks_on_machine", 2)):
         monkeypatch.setattr(distributed, name, lambda number=number: number)
-    monkeypatch.setattr(loop, "batches", lambda *_, **settings: asked.append(settings))
+    monkeypatch.setattr(session, "batches", lambda *_, **settings: asked.append(settings))
     run = make_run(tmp_path / "run")
-    loop.rank_batches(tiny_config(run), train.open_samples(tiny_config(run)), range(3, 5))
+    config = tiny_config(run)
+    session.rank_batches(config, session.open_samples(config), range(3, 5))
     (settings,) = asked
     steps = [settings.pop(name) for name in ("first_step", "last_step")]
     assert steps == [3, 5]

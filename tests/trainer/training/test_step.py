@@ -23,8 +23,9 @@ from trainer.data.batch import Batch, hex_ids
 from trainer.data.photometric import augment
 from trainer.losses.ibot import ibot_loss
 from trainer.objectives.micro_batch import step_masks
+from trainer.training.errors import NotFiniteError
 from trainer.training.setup import build_networks, build_objective
-from trainer.training.step import NotFiniteError, Training
+from trainer.training.step import Training
 from transforms.core.seeding import derive
 
 STEP = 3

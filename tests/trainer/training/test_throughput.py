@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from tests.support.gradients import tiny_config
 from tests.support.training_runs import command, is_rank, make_run, meeting_point
 from trainer import distributed
-from trainer.training import loop
+from trainer.training import loop, session
 from trainer.training.throughput import Clock
 
 
@@ -78,7 +78,7 @@ def logged(run: Path, name: str) -> list[float]:
 
 def _rank(rank: int, port: int, run: str) -> None:
     """Rank 1 starves, and needs more memory."""
-    stream = loop.rank_batches
+    stream = session.rank_batches
 
     def slow(*arguments: Any) -> Iterator[Any]:
         for batch in stream(*arguments):

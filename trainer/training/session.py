@@ -1,0 +1,158 @@
+"""One process of a training or a replay: the other ranks, its device and the data it reads."""
+
+import contextlib
+import os
+from collections.abc import Generator, Iterator
+
+import torch
+
+from trainer import distributed
+from trainer.config import TrainConfig, data_folder, images_per_step
+from trainer.data.batch import Batch, CroppedSamples, CropSpec
+from trainer.data.loader import batches
+from trainer.data.sampler import ShuffleSampler
+from trainer.data.shard_reader import ShardReader
+from trainer.execution import device_type
+from trainer.signals import ignore_stops
+from trainer.training.errors import RankConfigError, StoppedError
+from trainer.training.setup import target_reader
+from transforms.core import storage
+from transforms.core.errors import ConfigError, DamagedFileError
+
+
+@contextlib.contextmanager
+def rank_session() -> Iterator[None]:
+    """Leave the process group at the end of the body.
+
+    After success or a stop signal all ranks leave together. After any other error this rank leaves
+    alone, because the others may be stuck. From an error on the process ignores stop signals: the
+    launcher ends all ranks once one has failed, which would hide the exit code of this one.
+
+    Raises:
+        LostRankError: Another rank is gone or does not answer.
+        RankConfigError: The device is out of memory.
+    """
+    try:
+        yield
+        distributed.stop()
+    except BaseException as error:
+        ignore_stops()
+        if isinstance(error, StoppedError):
+            distributed.stop()
+        if distributed.is_lost(error):
+            raise distributed.lost(error) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RankConfigError(
+                f"rank {distributed.rank()}: the device is out of memory: expected a smaller "
+                "captions_per_batch, a larger accumulation, execution.recompute=elementwise or "
+                "=blocks, or execution.sharding=shard"
+            ) from error
+        raise
+    finally:
+        distributed.abort()
+
+
+def start_rank(config: TrainConfig) -> torch.device:
+    """Join the other ranks, if `torchrun` started this process; return the device of this rank.
+
+    Raises:
+        ConfigError: There is no such device, or the environment does not name the other ranks.
+    """
+    device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
+    if "WORLD_SIZE" in os.environ:
+        try:
+            distributed.start(device)
+        except ValueError as error:
+            raise ConfigError(
+                f"WORLD_SIZE is set as for one process of several, but {error}: start them with "
+                "torchrun, or unset WORLD_SIZE"
+            ) from error
+    return device
+
+
+def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
+    """Return the device of this rank: the CPU, or the GPU with the number of the rank.
+
+    Args:
+        config: The training.
+        local_rank: Number of this rank among those of its machine.
+
+    Raises:
+        RankConfigError: The config wants a GPU, and there is none for this rank.
+    """
+    try:
+        kind = device_type(config.device)
+    except ConfigError as error:  # Machines may differ, so each rank has to say so.
+        raise RankConfigError(str(error)) from error
+    if kind == "cpu":
+        return torch.device("cpu")
+    num_devices = torch.cuda.device_count()
+    if local_rank >= num_devices:
+        raise RankConfigError(
+            f"local rank {local_rank} has no GPU of its own, this machine has {num_devices}: "
+            f"expected --nproc-per-node={num_devices} or less"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def check_ranks(config: TrainConfig) -> None:
+    """Check that the batch divides evenly among the ranks and their micro-batches.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    parts = distributed.world_size() * config.accumulation
+    if config.captions_per_batch % parts:
+        raise ConfigError(
+            f"captions_per_batch is {config.captions_per_batch}: expected a multiple of {parts}, "
+            f"which is {distributed.world_size()} ranks times accumulation {config.accumulation}"
+        )
+
+
+def open_samples(config: TrainConfig) -> CroppedSamples:
+    """Open the data of a training.
+
+    Raises:
+        StorageError, ConfigError, DamagedFileError: The data are missing, or do not fit the config.
+    """
+    index_url = storage.join(data_folder(config), "index.parquet")
+    reader = ShardReader(
+        index_url,
+        images_per_caption=config.images_per_caption,
+        cache_folder=config.loader.cache_folder,
+        cache_bytes=int(config.loader.cache_gib * (1 << 30)),
+        remembered_shards=2 * config.loader.shuffle_shards,  # Of this window and the next.
+    )
+    if len(reader) == 0:
+        raise DamagedFileError(f"index {index_url} lists no samples: there is nothing to train on")
+    sampler = ShuffleSampler(reader.shard_sizes, config.seed, config.loader.shuffle_shards)
+    spec = CropSpec(
+        crops=config.crops,
+        photometric=config.photometric,
+        global_size=config.model.image_size,
+        patch_size=config.model.patch_size,
+        patch_share=config.objective.masked_patches,
+        images_per_caption=config.images_per_caption,
+        one_image=images_per_step(config) < config.images_per_caption,
+    )
+    return CroppedSamples(reader, sampler, spec, config.seed, target_reader(config))
+
+
+def rank_batches(
+    config: TrainConfig, samples: CroppedSamples, steps: range
+) -> Generator[Batch, None, None]:
+    """Yield this rank's batches of consecutive steps.
+
+    Close the generator at the end: otherwise its loader processes survive an error.
+    """
+    return batches(
+        samples,
+        config.loader,
+        first_step=steps.start,
+        last_step=steps.stop,
+        captions_per_batch=config.captions_per_batch,
+        rank=distributed.rank(),
+        ranks=distributed.world_size(),
+        ranks_here=distributed.ranks_on_machine(),
+    )
