@@ -1,9 +1,9 @@
-"""The score sheet of a run: rows of scores, as JSON for programs and as a table for people.
+"""The score sheet of a run: scores as JSON for programs and as tables for people.
 
-Every task leaves a file for each data set, `<run>/scores/<task>-<data set>.json`, with its rows and
-the fingerprint of what they depend on. `scores.json` (all rows, a list) and `scores.md` are put
-together from those of the newest checkpoint, so that data sets may be scored one after another.
-All are derived files: what is scored again for another checkpoint replaces its own file.
+Each task writes one file per data set, `<run>/scores/<task>-<data set>.json`, with its scores and
+the fingerprint of what they depend on. `scores.json` (a list of all scores) and `scores.md` are
+assembled from the files about the newest checkpoint, so data sets can be scored one after another.
+All are derived files: scores of another checkpoint replace those of the same task and data set.
 """
 
 import dataclasses
@@ -12,81 +12,58 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tabulate import tabulate
+
 from trainer.evaluate import paper
 from transforms.core import storage
 from transforms.core.errors import MissingFileError
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.scores import FILE_NAME, Score, decode_score, encode_scores
 
 ENCODERS = ("pixels", "untrained", "trained")
-"""Columns of the table, from the least to the most that a row can know."""
+"""Columns of the table, from the weakest to the strongest baseline."""
 TITLES = ("data set", "protocol", "metric", "chance", *ENCODERS)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One score, or the mean over several seeds; scores are in percent."""
-
-    encoder: str
-    """trained, untrained (the same architecture with fresh weights) or pixels."""
-    dataset: str
-    protocol: str
-    """The task: knn, logistic."""
-    metric: str
-    value: float
-    error: float
-    """Standard error that comes from the number of test pictures."""
-    spread: float | None
-    """Standard deviation over seeds; null for a single one."""
-    values: list[float]
-    """The score of each seed."""
-    chance: float
-    """What always naming the most frequent class scores."""
-    num_classes: int
-    num_train: int
-    num_test: int
-    details: list[dict[str, Any]]
-    """What the protocol chose, for each seed."""
-
-
-@dataclass(frozen=True)
 class TaskScores:
-    """What one task found on one data set, and what that depends on."""
+    """Scores of one task on one data set, and what they depend on."""
 
     task: str
     dataset: str
     checkpoint: str
-    """Digest of the checkpoint that was scored."""
+    """Digest of the checkpoint file."""
     fingerprint: str
-    rows: list[Row]
+    rows: list[Score]
 
 
 def save(folder: str, scores: TaskScores) -> None:
-    """Write a task's file about a data set."""
+    """Write the file of a task and data set."""
     content = json.dumps(dataclasses.asdict(scores), indent=1)
     url = storage.join(folder, _name(scores.task, scores.dataset))
     storage.replace_bytes(content.encode("utf-8"), url)
 
 
 def load(folder: str, task: str, dataset: str) -> TaskScores | None:
-    """Read a task's file about a data set; None if it is not there or not readable as one."""
+    """Read the file of a task and data set; None if it is missing or of another format."""
     return _read(storage.join(folder, _name(task, dataset)))
 
 
 def _read(url: str) -> TaskScores | None:
     try:
         content = json.loads(storage.read_bytes(url))
-        rows = [Row(**row) for row in content.pop("rows")]
+        rows = [decode_score(row) for row in content.pop("rows")]
         return TaskScores(**content, rows=rows)
     except MissingFileError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # A derived file of another version: it is made again.
+        return None  # Of another version: the scores are computed again.
 
 
 def fingerprint(
     task: str, settings: dict[str, Any], checkpoint: str, dataset: str, version: int
 ) -> str:
-    """Digest of what a task's rows about a data set depend on."""
+    """Return the digest of everything that a task's scores on a data set depend on."""
     return Fingerprint(
         {
             "task": task,
@@ -98,69 +75,59 @@ def fingerprint(
     ).digest
 
 
-def publish(folder: str, tasks: Iterable[str], checkpoint: str) -> list[Row]:
-    """Put `scores.json` and `scores.md` together from the tasks' files; returns their rows.
+def publish(folder: str, tasks: Iterable[str], checkpoint: str) -> list[Score]:
+    """Write `scores.json` and `scores.md` from the tasks' files and return all scores.
 
     Files about another checkpoint are left out.
     """
     names = sorted(storage.list_files(folder))
     own = [name for task in tasks for name in names if name.startswith(f"{task}-")]
-    found = [scores for name in own if (scores := _read(storage.join(folder, name))) is not None]
-    rows = [row for scores in found if scores.checkpoint == checkpoint for row in scores.rows]
-    content = json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
-    storage.update_bytes(content.encode("utf-8"), storage.join(folder, "scores.json"))
-    storage.update_bytes(markdown(rows).encode("utf-8"), storage.join(folder, "scores.md"))
-    return rows
+    found = [_read(storage.join(folder, name)) for name in own]
+    scores = [score for f in found if f and f.checkpoint == checkpoint for score in f.rows]
+    storage.update_bytes(encode_scores(scores), storage.join(folder, FILE_NAME))
+    storage.update_bytes(markdown(scores).encode("utf-8"), storage.join(folder, "scores.md"))
+    return scores
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The cells of the sheet: one line per data set and protocol, one column per encoder."""
+def table(scores: Sequence[Score]) -> list[list[str]]:
+    """Return the cells of the sheet: a line per data set and protocol, a column per encoder."""
     lines: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        start = [row.dataset, row.protocol, row.metric, f"{row.chance:.1f}"]
-        line = lines.setdefault((row.dataset, row.protocol), start + [""] * len(ENCODERS))
-        line[len(start) + ENCODERS.index(row.encoder)] = _cell(row)
+    for score in scores:
+        chance = "" if score.chance is None else f"{score.chance:.1f}"
+        start = [score.dataset, score.protocol, score.metric, chance]
+        line = lines.setdefault((score.dataset, score.protocol), start + [""] * len(ENCODERS))
+        line[len(start) + ENCODERS.index(score.encoder)] = str(score)
     return [lines[key] for key in sorted(lines)]
 
 
-def plain(rows: Sequence[Row]) -> str:
-    """The sheet for a terminal."""
-    cells = [list(TITLES), *table(rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(TITLES))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+def plain(scores: Sequence[Score]) -> str:
+    """Return the sheet for a terminal."""
+    return tabulate(table(scores), TITLES, tablefmt="plain", disable_numparse=True)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The sheet as Markdown, with the paper's results where a data set is the paper's."""
-    lines = ["# Scores", "", *_markdown_table(TITLES, table(rows)), "", _LEGEND, ""]
-    named = {dataset: paper.headline(dataset) for dataset in sorted({row.dataset for row in rows})}
-    theirs = [
+def markdown(scores: Sequence[Score]) -> str:
+    """Return the sheet as Markdown, with the paper's results for data sets that it has."""
+    lines = ["# Scores", "", _markdown_table(TITLES, table(scores)), "", LEGEND, ""]
+    reported = [
         [dataset, paper.protocol(dataset), paper.METRICS[dataset], encoder, f"{value:.1f}"]
-        for dataset, scores in named.items()
-        for encoder, value in scores.items()
+        for dataset in sorted({score.dataset for score in scores})
+        for encoder, value in paper.headline(dataset).items()
     ]
-    if theirs:
+    if reported:
         titles = ("data set", "protocol", "metric", "encoder", "score")
-        lines += ["## As reported in the paper", "", *_markdown_table(titles, theirs), ""]
+        lines += ["## As reported in the paper", "", _markdown_table(titles, reported), ""]
     return "\n".join(lines)
 
 
-_LEGEND = (
+LEGEND = (
     "All scores in percent. *pixels*: the pictures themselves as features; *untrained*: the same "
     "architecture with fresh weights, mean ± standard deviation over seeds; *trained*: ± the "
-    "standard error that comes from the number of test pictures."
+    "standard error due to the number of test pictures."
 )
 
 
-def _cell(row: Row) -> str:
-    return f"{row.value:.1f} ± {row.error if row.spread is None else row.spread:.1f}"
-
-
-def _markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *lines)]
+def _markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return tabulate(lines, titles, tablefmt="github", disable_numparse=True)
 
 
 def _name(task: str, dataset: str) -> str:

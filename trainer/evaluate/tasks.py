@@ -22,9 +22,9 @@ from trainer.evaluate.features import Subject
 from trainer.evaluate.knn import KnnConfig
 from trainer.evaluate.logistic import Features, LogisticConfig
 from trainer.evaluate.metrics import Metric
-from trainer.evaluate.scoresheet import Row
 from transforms.core.config import Config, no_fingerprint
 from transforms.core.progress import bar
+from transforms.core.scores import Score
 
 
 class EvaluateConfig(Config):
@@ -90,7 +90,7 @@ class Evaluation:
         return self._kept[dataset.name]
 
 
-Task = Callable[[Evaluation], list[Row]]
+Task = Callable[[Evaluation], list[Score]]
 """Scores every subject on every data set."""
 
 Prediction = tuple[NDArray[np.int64], dict[str, Any]]
@@ -131,7 +131,7 @@ def _logistic(
     return fitted.predictions, details
 
 
-def score_frozen(protocol: FrozenProtocol, name: str, evaluation: Evaluation) -> list[Row]:
+def score_frozen(protocol: FrozenProtocol, name: str, evaluation: Evaluation) -> list[Score]:
     """Rows of a protocol on frozen features: one per data set and kind of subject."""
     config = evaluation.config
     features = [evaluation.features(dataset) for dataset in evaluation.datasets]
@@ -155,9 +155,9 @@ def _row(
     protocol: str,
     dataset: LabelledSet,
     trials: Sequence[tuple[float, float, dict[str, Any]]],
-) -> Row:
+) -> Score:
     values = [value for value, _, _ in trials]
-    return Row(
+    return Score(
         encoder=kind,
         dataset=dataset.name,
         protocol=protocol,

@@ -3,13 +3,14 @@ import json
 from typing import Any
 
 from trainer.evaluate import scoresheet
-from trainer.evaluate.scoresheet import Row, TaskScores
+from trainer.evaluate.scoresheet import TaskScores
 from transforms.core import storage
+from transforms.core.scores import Score
 
 
-def row(encoder: str, value: float, dataset: str = "drawings", protocol: str = "knn") -> Row:
+def row(encoder: str, value: float, dataset: str = "drawings", protocol: str = "knn") -> Score:
     spread = 0.5 if encoder == "untrained" else None
-    return Row(
+    return Score(
         encoder=encoder,
         dataset=dataset,
         protocol=protocol,
@@ -53,6 +54,11 @@ def test_sheet_leaves_out_other_checkpoints(any_storage: str) -> None:
     assert b"61.2" in storage.read_bytes(storage.join(any_storage, "scores.md"))
 
 
+def test_a_score_without_chance_has_an_empty_cell() -> None:
+    (line,) = scoresheet.table([dataclasses.replace(ROWS[0], chance=None)])
+    assert line == ["drawings", "knn", "accuracy", "", "", "", "61.2 ± 2.0"]
+
+
 def test_table_has_a_column_per_encoder() -> None:
     (line,) = scoresheet.table(ROWS)
     assert dict(zip(scoresheet.TITLES, line, strict=True)) == {
@@ -71,7 +77,9 @@ def test_table_has_a_column_per_encoder() -> None:
 def test_markdown_shows_the_papers_scores_for_the_papers_sets() -> None:
     assert "paper" not in scoresheet.markdown(ROWS)
     text = scoresheet.markdown([row("trained", 50.0, dataset="pets")])
-    assert "| pets | logistic regression | mean per-class accuracy | SynCLR B/16 | 93.6 |" in text
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    line = ["pets", "logistic regression", "mean per-class accuracy", "SynCLR B/16", "93.6"]
+    assert line in cells
 
 
 def test_fingerprint_depends_on_every_part() -> None:
