@@ -70,7 +70,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["pipelines*", "trainer*", "transforms*"]),
     package_data={
-        "pipelines": ["configs/*.yaml", "data/**/*", "tiny_sd/*.yaml"],
+        "pipelines": ["configs/*.yaml", "data/**/*", "report/templates/*", "tiny_sd/*.yaml"],
         "trainer": ["configs/*.yaml", "evaluate/data/*"],
     },
     entry_points={"console_scripts": ["synclr = pipelines.__main__:entry"]},

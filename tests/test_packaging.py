@@ -13,6 +13,7 @@ import pytest
 from tests.support.paths import ROOT
 
 MACHINES = ("cpu", "gpu", "laptop")
+PACKAGED = (".css", ".html", ".json", ".py", ".safetensors", ".tar", ".yaml")
 
 
 def pins(machine: str) -> dict[str, str]:
@@ -70,7 +71,7 @@ def test_the_wheel_holds_code_and_data_and_no_tests(tmp_path: Path) -> None:
         expected = {
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
-            if path.is_file() and path.suffix in (".py", ".yaml", ".json", ".safetensors", ".tar")
+            if path.is_file() and path.suffix in PACKAGED
         }
         assert expected <= names, sorted(expected - names)
     assert not [name for name in names if name.startswith("tests/")]

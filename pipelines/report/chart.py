@@ -1,90 +1,135 @@
-"""Charts as inline SVG, drawn in the page's own colours: a curve, or columns."""
+"""Geometry of the page's charts: a curve, or the columns of a histogram.
+
+Coordinates are in the units of the SVG's view box, `WIDTH` x `HEIGHT`, with y growing downwards.
+The template `chart.html` draws them.
+"""
 
 import math
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+
+from pipelines.report.formats import count, significant
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 24
+FLOOR = HEIGHT - BOTTOM
 MAX_POINTS = 240
+NUM_LABELS = 8
+"""Columns of a histogram that have a label, about."""
 
 Points = Sequence[tuple[int, float]]
 
 
-def line_chart(name: str, points: Points) -> str:
-    """A chart of a value over the steps.
+@dataclass(frozen=True)
+class GridLine:
+    """A horizontal line with the value that it marks."""
+
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class AxisLabel:
+    """A text below the chart."""
+
+    x: float
+    anchor: str
+    """SVG `text-anchor`: start, middle or end."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a histogram."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+    """Label and count, shown on hover."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything that is drawn."""
+
+    description: str
+    """Content of the chart in words, for screen readers."""
+    grid: Sequence[GridLine]
+    labels: Sequence[AxisLabel]
+    curve: Sequence[tuple[float, float]] = ()
+    """(x, y) of the curve, from left to right."""
+    columns: Sequence[Column] = ()
+
+
+def line_chart(name: str, points: Points) -> Chart | None:
+    """Return the chart of a value over the steps; None without a finite value.
 
     Args:
-        name: What the value is, for people who hear the page.
+        name: Name of the value, for the description.
         points: (step, value), ascending; values that are not finite are left out.
     """
     finite = [point for point in points if math.isfinite(point[1])]
     if not finite:
-        return '<p class="quiet">No finite values.</p>'
+        return None
     shown = thin(finite, MAX_POINTS)
     ticks = nice_ticks(min(y for _, y in shown), max(y for _, y in shown))
-    low, high = ticks[0], ticks[-1]
-    first, last = finite[0][0], finite[-1][0]
+    (first, start), (last, end) = finite[0], finite[-1]
 
-    def place(step: float, value: float) -> tuple[float, float]:
-        across = (step - first) / max(last - first, 1)
-        up = (value - low) / (high - low)
-        return (
-            LEFT + across * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
-        )
+    def x_of(step: float) -> float:
+        return _rounded(LEFT + (step - first) / max(last - first, 1) * (WIDTH - LEFT - RIGHT))
 
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in shown))
-    grid = "".join(_grid_line(tick, place(first, tick)[1]) for tick in ticks)
-    steps = "".join(
-        f'<text x="{place(step, low)[0]:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{step}</text>'
-        for step, anchor in {first: "start", last: "end"}.items()
-    )
-    label = f"{name}: from {finite[0][1]:.4g} at step {first} to {finite[-1][1]:.4g} at step {last}"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-        f'{grid}{steps}<polyline class="curve" points="{path}"/></svg>'
+    def y_of(value: float) -> float:
+        return _rounded(FLOOR - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (FLOOR - TOP))
+
+    anchors = {first: "start", last: "end"}
+    return Chart(
+        f"{name}: from {significant(start)} at step {first} to {significant(end)} at step {last}",
+        grid=[GridLine(y_of(tick), significant(tick)) for tick in ticks],
+        labels=[AxisLabel(x_of(step), anchor, str(step)) for step, anchor in anchors.items()],
+        curve=[(x_of(step), y_of(value)) for step, value in shown],
     )
 
 
-def column_chart(name: str, labels: Sequence[str], numbers: Sequence[int]) -> str:
-    """A histogram.
+def column_chart(name: str, labels: Sequence[str], numbers: Sequence[int]) -> Chart | None:
+    """Return a histogram; None if every number is 0.
 
     Args:
-        name: What is counted, for people who hear the page.
-        labels: [N] of the columns; a few of them are written.
-        numbers: [N], at least 0.
+        name: Name of what is counted, for the description.
+        labels: [N] labels of the columns; about `NUM_LABELS` of them are written.
+        numbers: [N] counts.
     """
     if not any(numbers):
-        return '<p class="quiet">Nothing was counted.</p>'
+        return None
     ticks = nice_ticks(0, max(numbers))
     step = (WIDTH - LEFT - RIGHT) / len(numbers)
-    scale = (HEIGHT - TOP - BOTTOM) / ticks[-1]
-    floor = HEIGHT - BOTTOM
-    columns = "".join(
-        f'<rect class="column" x="{LEFT + i * step:.1f}" y="{floor - number * scale:.1f}" '
-        f'width="{max(step - 1, 0.5):.1f}" height="{number * scale:.1f}">'
-        f"<title>{escape(label)}: {number:,}</title></rect>"
-        for i, (label, number) in enumerate(zip(labels, numbers, strict=True))
-        if number
-    )
-    every = max(1, len(labels) // 8)
-    written = "".join(
-        f'<text x="{LEFT + (i + 0.5) * step:.1f}" y="{HEIGHT - 6}" text-anchor="middle">'
-        f"{escape(labels[i])}</text>"
-        for i in range(0, len(labels), every)
-    )
-    grid = "".join(_grid_line(tick, floor - tick * scale) for tick in ticks)
+    scale = (FLOOR - TOP) / ticks[-1]
     peak = labels[max(range(len(numbers)), key=numbers.__getitem__)]
-    label = f"{name}: most at {peak}, from {labels[0]} to {labels[-1]}"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-        f"{grid}{written}{columns}</svg>"
+    every = max(1, len(labels) // NUM_LABELS)
+    return Chart(
+        f"{name}: most at {peak}, from {labels[0]} to {labels[-1]}",
+        grid=[GridLine(_rounded(FLOOR - tick * scale), significant(tick)) for tick in ticks],
+        labels=[
+            AxisLabel(_rounded(LEFT + (i + 0.5) * step), "middle", labels[i])
+            for i in range(0, len(labels), every)
+        ],
+        columns=[
+            Column(
+                x=_rounded(LEFT + i * step),
+                y=_rounded(FLOOR - number * scale),
+                width=_rounded(max(step - 1, 0.5)),
+                height=_rounded(number * scale),
+                text=f"{label}: {count(number)}",
+            )
+            for i, (label, number) in enumerate(zip(labels, numbers, strict=True))
+            if number
+        ],
     )
 
 
 def thin(points: Points, most: int) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of a run of neighbours."""
+    """Return at most `most` points, each the mean of a run of neighbours."""
     if len(points) <= most:
         return [(float(step), value) for step, value in points]
     thinned = []
@@ -96,7 +141,7 @@ def thin(points: Points, most: int) -> list[tuple[float, float]]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers that span the range."""
+    """Return round numbers at equal distances that span a range: two to seven of them."""
     # A constant must not be magnified into its rounding errors.
     spread = max(high - low, 1e-6 * max(abs(low), abs(high)))
     if spread < 1e-12:
@@ -109,8 +154,5 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [float(f"{number * step:.10g}") for number in range(start, stop + 1)]
 
 
-def _grid_line(value: float, y: float) -> str:
-    return (
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
-    )
+def _rounded(coordinate: float) -> float:
+    return round(coordinate, 1)

@@ -1,7 +1,7 @@
-"""What a report says about the captions and images themselves, by a few shards spread over a stage.
+"""Statistics and examples of the captions and images of a run, from a sample of their shards.
 
-At most `SHARDS_READ` shards of a stage are read, whatever its size. What covers all captions comes
-from `curation.json`, once the curation has written it.
+At most `SHARDS_READ` shards of a stage are read, evenly spaced. Numbers about all captions come
+from `curation.json`, which exists once curation is complete.
 """
 
 import io
@@ -16,36 +16,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.report.stages import parsed, spread
+from pipelines.report.stages import spread
 from transforms.concepts.balance import GROUP_COLUMNS, balance
 from transforms.core import storage
-from transforms.core.errors import ConfigError, MissingFileError, StorageError
+from transforms.core.errors import ConfigError, MissingFileError, StorageError, reading
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import stage_folder
 
 SHARDS_READ = 8
 IMAGES_MEASURED = 512
 MAX_WORDS = 60
-"""Captions of so many words or more share the last column of the histogram."""
+"""Captions of at least this many words share the last column of the histogram."""
 
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """The captions of a run: the curated ones, or the raw ones as long as there are no others."""
+    """Statistics and examples of the curated captions, or of the raw ones before curation."""
 
     stage: str
     num_read: int
-    """Captions that lengths and examples come from."""
+    """Number of captions that `lengths` and `examples` come from."""
     lengths: Sequence[int]
-    """Captions by number of words, from 0 to `MAX_WORDS`."""
+    """Number of captions by number of words, from 0 to `MAX_WORDS`."""
     examples: Sequence[Mapping[str, str]]
-    """Random captions: text, concept, source, template."""
+    """Random captions, with the keys text, concept, source and template."""
     balance: Mapping[str, Any]
-    """As `transforms.concepts.balance` gives it."""
+    """Result of `transforms.concepts.balance.balance`."""
     balance_is_complete: bool
-    """Over all captions, and not only over those read."""
+    """True if `balance` covers all captions, False if only those that were read."""
     curation: Mapping[str, Any] | None
-    """What was removed: the content of `curation.json`."""
+    """Content of `curation.json`: what curation removed."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,26 @@ class Example:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a value is distributed over images."""
+    """Distribution of a value over images."""
 
     low: float
-    """5 % are below."""
+    """5th percentile."""
     median: float
     high: float
-    """5 % are above."""
+    """95th percentile."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The images of a run, by a sample."""
+    """Statistics of a sample of the images of a run."""
 
     num_measured: int
     size: str
-    """Width x height of the first one."""
+    """Width x height of the first image, in pixels."""
     brightness: Spread
-    """Mean of all values, 0 to 255."""
+    """Mean over all pixels and channels, 0 to 255."""
     contrast: Spread
-    """Standard deviation of all values, 0 to 255."""
+    """Standard deviation over all pixels and channels, 0 to 255."""
     num_bytes: Spread
 
 
@@ -88,13 +88,13 @@ def caption_facts(
     settings: Mapping[str, Any],
     number: int,
 ) -> CaptionFacts | None:
-    """Read some captions of a run.
+    """Return statistics and examples of the captions; None if there are no captions.
 
     Args:
-        run: Its folder.
+        run: Folder or URL of the run.
         records: Commit records by stage.
-        settings: The `run.yaml` of the captions stage, which says what was planned.
-        number: Examples wanted.
+        settings: Content of the `run.yaml` of the captions stage, which has the planned shares.
+        number: Number of examples.
     """
     stage = next((s for s in ("captions", "captions-raw") if records.get(s)), None)
     if stage is None:
@@ -112,7 +112,7 @@ def caption_facts(
         examples=rows.take(pa.array(chosen, pa.int64()))
         .select(["text", *GROUP_COLUMNS])
         .to_pylist(),
-        balance=curation["balance"] if curation else balance(groups, _plan(settings)),
+        balance=curation["balance"] if curation else balance(groups, _planned_shares(settings)),
         balance_is_complete=curation is not None,
         curation=curation,
     )
@@ -121,16 +121,24 @@ def caption_facts(
 def image_facts(
     run: str, records: Sequence[CommitRecord], number: int
 ) -> tuple[list[Example], ImageFacts | None]:
-    """Captions with their images, spread evenly over the shards, and what images are like."""
+    """Return captions with their images, spread evenly over the shards, and image statistics.
+
+    Args:
+        run: Folder or URL of the run.
+        records: Commit records of the images stage.
+        number: Number of examples.
+    """
     holding = [record for record in records if record.num_samples]
     chosen = spread(holding, SHARDS_READ)
     examples: list[Example] = []
     images: list[bytes] = []
     for place, record in enumerate(chosen):
-        path = storage.join(run, "images", record.path)
-        samples = parsed(path, storage.read_bytes(path), _tar_samples)
+        url = storage.join(run, "images", record.path)
+        content = storage.read_bytes(url)
         wanted = number * (place + 1) // len(chosen) - number * place // len(chosen)
-        examples += [_example(sample) for sample in spread(samples, wanted)]
+        with reading(url):
+            samples = _tar_samples(content)
+            examples += [_example(sample) for sample in spread(samples, wanted)]
         every = [image for sample in samples for image in _images(sample)]
         images += spread(every, IMAGES_MEASURED // len(chosen))
     return examples, _measured(images) if images else None
@@ -138,23 +146,25 @@ def image_facts(
 
 def _captions(run: str, stage: str, record: CommitRecord) -> pa.Table:
     url = storage.join(stage_folder(run, stage).url, record.path)
-    columns = ["text", *GROUP_COLUMNS]
-    return parsed(
-        url, storage.read_bytes(url), lambda c: pq.read_table(io.BytesIO(c), columns=columns)
-    )
+    content = io.BytesIO(storage.read_bytes(url))
+    with reading(url):
+        return pq.read_table(content, columns=["text", *GROUP_COLUMNS])
 
 
-def _curation(run: str) -> dict[str, Any] | None:
+def _curation(run: str) -> Mapping[str, Any] | None:
     url = storage.join(run, "captions", "curation.json")
     try:
         content = storage.read_bytes(url)
     except MissingFileError:
         return None
-    return parsed(url, content, lambda c: {**json.loads(c), "balance": json.loads(c)["balance"]})
+    with reading(url):
+        curation: Mapping[str, Any] = json.loads(content)
+        _ = curation["balance"]  # Fails here if the file holds something else.
+    return curation
 
 
-def _plan(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
-    """The planned shares, if the lists that the captions stage was started with are still there."""
+def _planned_shares(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
+    """Return the planned share of each group; nothing if the stage's lists no longer exist."""
     from pipelines.captions import CaptionsConfig, prompt_source
 
     try:
@@ -164,7 +174,7 @@ def _plan(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
 
 
 def _tar_samples(content: bytes) -> list[dict[str, bytes]]:
-    """The samples of a shard: extension -> content."""
+    """Return the samples of a shard, each as extension -> content."""
     samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive:
@@ -188,16 +198,16 @@ def _measured(images: Sequence[bytes]) -> ImageFacts:
     import numpy as np
     from PIL import Image
 
-    values = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images]
-    height, width, _ = values[0].shape
+    pixels = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images]
+    height, width, _ = pixels[0].shape
 
-    def over(numbers: Sequence[float]) -> Spread:
-        return Spread(*(float(np.percentile(numbers, part)) for part in (5, 50, 95)))
+    def spread_of(values: Sequence[float]) -> Spread:
+        return Spread(*(float(np.percentile(values, part)) for part in (5, 50, 95)))
 
     return ImageFacts(
         num_measured=len(images),
         size=f"{width} x {height}",
-        brightness=over([float(pixels.mean()) for pixels in values]),
-        contrast=over([float(pixels.std()) for pixels in values]),
-        num_bytes=over([len(image) for image in images]),
+        brightness=spread_of([float(image.mean()) for image in pixels]),
+        contrast=spread_of([float(image.std()) for image in pixels]),
+        num_bytes=spread_of([len(image) for image in images]),
     )

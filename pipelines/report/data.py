@@ -1,41 +1,42 @@
-"""What a report says about a run, gathered from the files that the stages left.
+"""Content of the report, gathered from the files that the stages wrote.
 
-Everything comes from what is committed, so the report of a run is the same whenever and wherever it
-is made. A stage that has not run is `None`, not an error.
+Only committed files are read, so the report of a run does not depend on when and where it is
+written. A stage that has not run is `None`, not an error.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.report.corpus import CaptionFacts, Example, ImageFacts, caption_facts, image_facts
-from pipelines.report.stages import StageSummary, parsed, read_settings, summarise
+from pipelines.report.stages import StageSummary, read_settings, summarise
 from transforms.core import storage
-from transforms.core.errors import MissingFileError
+from transforms.core.errors import MissingFileError, reading
 from transforms.core.stages import STAGES
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """The training: each logged value over the steps."""
+    """Logged values, size and settings of the training."""
 
     curves: Mapping[str, Sequence[tuple[int, float]]]
     """Name -> (step, value), ascending."""
     num_bytes: int
-    """Of everything that it has stored."""
+    """Size of all files in the training's folder."""
     settings: Mapping[str, Any]
+    """Content of `run.yaml`."""
 
     @property
     def last_step(self) -> int:
-        """The last step that was logged, counted from 1."""
+        """Number of the last logged step, counted from 1."""
         return 1 + max(points[-1][0] for points in self.curves.values())
 
 
 @dataclass(frozen=True)
 class Score:
-    """One line of the score sheet, in percent."""
+    """One score, in percent."""
 
     dataset: str
     protocol: str
@@ -43,12 +44,13 @@ class Score:
     encoder: str
     value: float
     error: float | None
+    """Standard deviation over seeds if there are several, else the standard error."""
     chance: float | None
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything on the page."""
+    """Content of the page."""
 
     run: str
     stages: Mapping[str, StageSummary | None]
@@ -63,12 +65,12 @@ def gather(run: str, num_examples: int, num_captions: int) -> RunReport:
     """Read a run.
 
     Args:
-        run: Its folder.
-        num_examples: Captions with their images.
-        num_captions: Random captions.
+        run: Folder or URL of the run.
+        num_examples: Number of captions with their images.
+        num_captions: Number of random captions.
 
     Raises:
-        DamagedFileError: A file of it does not hold what it must.
+        DamagedFileError: A file is damaged.
         StorageError: A file cannot be read.
     """
     stages, records = {}, {}
@@ -88,7 +90,7 @@ def gather(run: str, num_examples: int, num_captions: int) -> RunReport:
 
 
 def as_json(report: RunReport) -> dict[str, Any]:
-    """The report without its pictures; of the training's curves, the last values."""
+    """Return the report without its pictures and with only the last value of each curve."""
     content = dataclasses.asdict(dataclasses.replace(report, examples=(), training=None))
     del content["examples"]
     if report.training is not None:
@@ -108,10 +110,11 @@ def _training(run: str) -> TrainingSummary | None:
     # A training that was killed may have left half a line.
     lines = [line for line in content.split("\n")[:-1] if line]
     curves: dict[str, list[tuple[int, float]]] = {}
-    for values in parsed(url, lines, lambda found: [json.loads(line) for line in found]):
-        step = values.pop("step")
-        for name, value in values.items():
-            curves.setdefault(name, []).append((step, value))
+    with reading(url):
+        for values in map(json.loads, lines):
+            step = values.pop("step")
+            for name, value in values.items():
+                curves.setdefault(name, []).append((step, value))
     if not curves:
         return None
     folder = storage.join(run, "train")
@@ -125,34 +128,18 @@ def _scores(run: str) -> list[Score]:
         content = storage.read_bytes(url)
     except MissingFileError:
         return []
-    return parsed(url, content, lambda c: [_score(row) for row in json.loads(c)])
+    with reading(url):
+        return [_score(row) for row in json.loads(content)]
 
 
 def _score(row: Mapping[str, Any]) -> Score:
     error = row["spread"] if row.get("spread") is not None else row.get("error")
     return Score(
-        row["dataset"],
-        row["protocol"],
-        row["metric"],
-        row["encoder"],
-        row["value"],
-        error,
-        row.get("chance"),
+        dataset=row["dataset"],
+        protocol=row["protocol"],
+        metric=row["metric"],
+        encoder=row["encoder"],
+        value=row["value"],
+        error=error,
+        chance=row.get("chance"),
     )
-
-
-def score_table(scores: Iterable[Score]) -> tuple[list[str], list[list[Score | None]]]:
-    """The score sheet as a table.
-
-    Returns:
-        The encoders, in the order of the rows; and per data set and protocol one line with the
-        score of each encoder.
-    """
-    found = list(scores)
-    encoders = list(dict.fromkeys(score.encoder for score in found))
-    lines: dict[tuple[str, str, str], list[Score | None]] = {}
-    for score in found:
-        key = (score.dataset, score.protocol, score.metric)
-        line = lines.setdefault(key, [None] * len(encoders))
-        line[encoders.index(score.encoder)] = score
-    return encoders, list(lines.values())

@@ -1,9 +1,9 @@
-"""What a report says about the batch stages, by their listings, index and commit records.
+"""Numbers of the batch stages, from their listings, index and commit records.
 
-Of a large stage not every commit record is read: `MAX_RECORDS`, evenly spaced, stand for all, and
-what they count is scaled up. The number of shards and their bytes come from listings, and the
-number of samples of a complete stage from its index, so these are exact whatever its size. Complete
-retries of a complete stage are a part of it, as they are of its index.
+Of a large stage only `MAX_RECORDS` commit records are read, evenly spaced, and their counts are
+scaled up to all shards. The number of shards and their bytes come from listings, and the number of
+samples of a complete stage from its index, so these are exact at any size. Complete retries of a
+complete stage are included, as they are in its index.
 """
 
 import io
@@ -34,7 +34,7 @@ MAX_FAILURE_FILES = 500
 
 @dataclass(frozen=True)
 class ShardTimes:
-    """Seconds of work on a shard."""
+    """Distribution of the seconds of work over shards."""
 
     median: float
     p95: float
@@ -44,60 +44,62 @@ class ShardTimes:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A batch stage: sums over its shards."""
+    """Numbers of a batch stage, summed over its shards."""
 
     name: str
     unit: str
     complete: bool
     num_shards: int
-    """Committed, those of complete retries among them."""
+    """Number of committed shards, with those of complete retries."""
     planned_shards: int | None
     num_records_read: int
-    """Commit records that times and counts come from; fewer than shards: they are estimates."""
+    """Number of commit records that were read; if less than `num_shards`, times and counts are
+    estimates."""
     num_samples: int
     num_failures: int
     num_bytes: int
-    """Of everything that the stage has stored."""
+    """Size of all files in the stage's folder."""
     seconds: float
-    """Of work, summed over shards: with two workers it passes twice as fast."""
+    """Work time summed over shards; with two workers the stage takes half of it."""
     shard_seconds: ShardTimes
-    """Without retries."""
+    """Work time of a shard, without retries."""
     images_per_sample: int
-    """Images of a sample; 0 where there are none."""
+    """Number of images of a sample; 0 if samples are captions."""
     counts: Mapping[str, int]
+    """Sums of the counters of the commit records."""
     failures: Mapping[str, int]
-    """Dead letters by reason: those of the last complete retry, which had all others to paint."""
+    """Number of dead letters by reason, after the last complete retry."""
     settings: Mapping[str, Any]
-    """What `run.yaml` says: config, fingerprint, versions."""
+    """Content of `run.yaml`: config, fingerprint, versions."""
 
     @property
     def estimated(self) -> bool:
-        """Whether times, counts and failures by reason are estimates."""
+        """True if times, counts and failures by reason are estimates."""
         return self.num_records_read < self.num_shards
 
     def per_second(self, number: float) -> float:
-        """A number that the stage made, per second of work."""
+        """Return a number of things that the stage made, per second of work."""
         return number / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class _Commits:
-    """The commit records of a folder, or some that stand for all."""
+    """Commit records of a folder: all, or a sample."""
 
     num_shards: int
     records: Sequence[CommitRecord]
 
     @property
     def scale(self) -> float:
-        """Shards that a record stands for."""
+        """Number of shards per record that was read."""
         return self.num_shards / max(len(self.records), 1)
 
     def total(self, value: Callable[[CommitRecord], float]) -> float:
-        """The sum of a value over all shards."""
+        """Return the sum of a value over all shards, scaled up from the records."""
         return self.scale * sum(map(value, self.records))
 
     def counts(self) -> Counter[str]:
-        """The sums of all counters over all shards."""
+        """Return the sum of each counter over all shards, scaled up from the records."""
         read: Counter[str] = Counter()
         for record in self.records:
             read.update(record.counts)
@@ -105,7 +107,10 @@ class _Commits:
 
 
 def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[CommitRecord]]:
-    """A stage in numbers, and its own commit records that were read; None if it has not run."""
+    """Return the numbers of a stage and the commit records that were read, without retries.
+
+    The numbers are None if nothing of the stage is committed.
+    """
     folder = stage_folder(run, name)
     own = _commits(folder)
     if not own.records:
@@ -113,7 +118,7 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
     planned = _planned(folder)
     success = read_success(folder)
     if success is not None and planned not in (None, success["num_shards"]):
-        success = None  # Of a stage that is to grow.
+        success = None  # The plan has grown since.
     retries = _complete_retries(folder) if success else []
     parts = [own, *map(_commits, retries)]
     settings = read_settings(folder.run_yaml_url)
@@ -144,33 +149,22 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
 
 
 def read_settings(url: str) -> dict[str, Any]:
-    """What a `run.yaml` holds; nothing if it is not there."""
+    """Read a `run.yaml`; an empty dict if there is none."""
     try:
         content = storage.read_bytes(url)
     except MissingFileError:
         return {}
-    return parsed(url, content, lambda c: dict(yaml.safe_load(c)))
+    with reading(url):
+        return dict(yaml.safe_load(content))
 
 
 _Item = TypeVar("_Item")
-_Content = TypeVar("_Content")
-_Parsed = TypeVar("_Parsed")
 
 
 def spread(items: Sequence[_Item], number: int) -> list[_Item]:
-    """At most `number` items, evenly spaced."""
+    """Return at most `number` items, evenly spaced."""
     number = min(number, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
-
-
-def parsed(url: str, content: _Content, parse: Callable[[_Content], _Parsed]) -> _Parsed:
-    """What `parse` makes of the content of a file.
-
-    Raises:
-        DamagedFileError: The file does not hold what it must.
-    """
-    with reading(url):
-        return parse(content)
 
 
 def _commits(folder: StageFolder) -> _Commits:
@@ -180,7 +174,7 @@ def _commits(folder: StageFolder) -> _Commits:
 
 
 def _complete_retries(folder: StageFolder) -> list[StageFolder]:
-    """In their order, as the index takes them."""
+    """Return the complete retries in the order in which the index lists them."""
     retries: list[StageFolder] = []
     while read_success(retry := folder.retry(len(retries) + 1)) is not None:
         retries.append(retry)
@@ -199,7 +193,8 @@ def _planned(folder: StageFolder) -> int | None:
         content = storage.read_bytes(folder.plan_url)
     except MissingFileError:
         return None
-    return parsed(folder.plan_url, content, lambda c: int(json.loads(c)["num_shards"]))
+    with reading(folder.plan_url):
+        return int(json.loads(content)["num_shards"])
 
 
 def _failures(url: str) -> dict[str, int]:
@@ -208,7 +203,7 @@ def _failures(url: str) -> dict[str, int]:
     reasons: Counter[str] = Counter()
     for name in chosen:
         path = storage.join(url, name)
-        content = storage.read_bytes(path)
-        table = parsed(path, content, lambda c: pq.read_table(io.BytesIO(c), columns=["reason"]))
-        reasons.update(table["reason"].to_pylist())
+        content = io.BytesIO(storage.read_bytes(path))
+        with reading(path):
+            reasons.update(pq.read_table(content, columns=["reason"])["reason"].to_pylist())
     return {key: round(n * len(names) / len(chosen)) for key, n in sorted(reasons.items())}

@@ -107,10 +107,42 @@ def test_the_page_stands_alone_and_escapes_what_captions_say(whole_run: str) -> 
     page = page_of(whole_run)
     assert not page.open, "every element is closed"
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "b b", "iframe")
+        assert tag not in ("script", "link", "iframe")
         for name in ("src", "href"):
             assert (attributes.get(name) or "data:").startswith("data:")
     assert AWKWARD in page.text
+
+
+def test_every_text_of_a_run_is_escaped(whole_run: str) -> None:
+    """Concepts, counters, settings, scores and logged names are as free as captions."""
+    share = {"name": AWKWARD, "source": AWKWARD, "captions": 8, "share": 1.0, "planned": 1.0}
+    curation = {
+        "num_raw": 8,
+        "num_exact_duplicates": 0,
+        "num_near_duplicates": 0,
+        "num_left_over": 0,
+        "near_examples": [{"dropped": AWKWARD, "resembled": AWKWARD, "similarity": 1.0}],
+        "exact_examples": [{"text": AWKWARD, "times": 2}],
+        "balance": {"source": [share], "template": [share], "concept": [share]},
+    }
+    storage.replace_bytes(json.dumps(curation).encode(), f"{whole_run}/captions/curation.json")
+    logged = [json.dumps({"step": step, AWKWARD: step}) for step in range(2)]
+    storage.replace_bytes(("\n".join(logged) + "\n").encode(), f"{whole_run}/train/metrics.jsonl")
+    score = {"dataset": AWKWARD, "protocol": AWKWARD, "metric": AWKWARD, "encoder": AWKWARD}
+    scores = [{**score, "value": 1.0, "error": 1.0, "spread": None, "chance": 1.0}]
+    storage.replace_bytes(json.dumps(scores).encode(), f"{whole_run}/scores/scores.json")
+    settings = json.dumps({"config": {"images_per_caption": 4, "model": AWKWARD}})
+    storage.replace_bytes(settings.encode(), f"{whole_run}/images/run.yaml")
+    run(ReportConfig(run=whole_run), [])
+    page = page_of(whole_run)
+    assert not page.open, "every element is closed"
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert [tag for tag, _ in page.tags].count("b") == 1, "the name of the run"
+    # Captions: 2 shares, a concept with its source, 3 duplicates, 1 at random, 1 with its images.
+    # Then the title of the curve, 3 cells and the encoder of the score, and the settings.
+    assert page.text.count("alert('x')") >= (2 + 2 + 3 + 1 + 1) + 1 + 4 + 1
+    described = [attributes.get("aria-label") or "" for _, attributes in page.tags]
+    assert any(text.startswith(AWKWARD) for text in described)
 
 
 def test_every_number_of_the_run_is_on_the_page(

@@ -60,7 +60,7 @@ def test_captions_that_are_not_curated_yet(captions_run: str) -> None:
     page = storage.read_bytes(f"{captions_run}/report.html").decode()
     # Of 18 captions, 2 dead letters and 4 further tries.
     assert "<td>empty</td><td>6</td><td>25.0%</td>" in table_of(
-        page, "Completions that were dropped, and asked again"
+        page, "Completions that were dropped and asked for again"
     )
     assert "2 concepts, 1 of them without a caption" in page
 
