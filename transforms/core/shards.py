@@ -279,7 +279,8 @@ def read_index(index_url: str) -> Index:
     content = storage.read_bytes(index_url)
     with reading(f"index {index_url}"):
         table = pq.read_table(io.BytesIO(content))
-    if table.schema.names != INDEX_SCHEMA.names:
+        names = table.schema.names
+    if names != INDEX_SCHEMA.names:
         expected = ", ".join(INDEX_SCHEMA.names)
         raise DamagedFileError(f"index {index_url} has other columns: expected {expected}")
     with reading(f"index {index_url}"):
