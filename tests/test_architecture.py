@@ -65,6 +65,16 @@ def test_imports_flow_one_way(folder: str) -> None:
     assert not wrong
 
 
+def test_no_test_module_imports_another_test_module() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imports(path)
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
+    ]
+    assert not wrong, "what several tests need is in tests/support"
+
+
 def test_torchvision_transforms_are_imported_by_their_v2_name() -> None:
     wrong = [
         str(path.relative_to(ROOT))

@@ -14,9 +14,9 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.captions import CaptionsConfig, prompt_source
+from tests.support import stage_content
 from tests.support.openai_endpoint import Answer, Endpoint, serving
 from tests.support.paths import PIPELINE_CONFIGS
-from transforms.core import storage
 from transforms.core.config import load_config
 from transforms.core.shards import read_commit, read_index
 from transforms.core.stages import stage_folder
@@ -53,13 +53,8 @@ def asking(endpoint: Endpoint, folder: Path) -> list[str]:
 
 
 def content(run: Path) -> dict[str, str]:
-    """Checksums of what must not depend on how a run went."""
-    folder = stage_folder(str(run), "captions-raw").url
-    return {
-        name: hashlib.sha256(storage.read_bytes(storage.join(folder, name))).hexdigest()
-        for name in storage.list_files(folder)
-        if name.startswith(("shards/", "failures/", "index", "_SUCCESS"))
-    }
+    """Return what the captions stage of a run holds that must not depend on how it ran."""
+    return stage_content.content(stage_folder(str(run), "captions-raw").url)
 
 
 def check_whole(run: Path) -> None:

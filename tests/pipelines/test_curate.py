@@ -5,50 +5,13 @@ from typing import Any
 import pytest
 
 from pipelines import curate
-from pipelines.captions import DATA, CaptionsConfig
 from pipelines.curate import report_url, run
-from tests.transforms.curation.test_dedup import caption
+from tests.support.curation import LONG, PER_SHARD, config, distinct, write_raw
 from transforms.core import storage
-from transforms.core.commit import ShardBuild
-from transforms.core.counters import Tally
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.fingerprint import FingerprintMismatchError
-from transforms.core.shards import committed_shards, read_commit, read_index, write_index
-from transforms.core.stages import stage_folder
+from transforms.core.shards import read_index
 from transforms.images.caption_reader import CaptionRows
-
-PER_SHARD = 20
-
-
-def config(url: str, num_captions: int = 60, **changes: object) -> CaptionsConfig:
-    settings = {
-        "run": url,
-        "concepts": f"{DATA}/concepts/demo.yaml",
-        "num_captions": num_captions,
-        "captions_per_shard": PER_SHARD,
-        "oversampling": 1.0,
-        "model": "not read here",
-    }
-    return CaptionsConfig.model_validate({**settings, **changes})
-
-
-def write_raw(url: str, texts: list[str]) -> None:
-    """A complete captions stage that holds these texts; shards that are there stay."""
-    folder = stage_folder(url, "captions-raw")
-    for start in range(0, len(texts), PER_SHARD):
-        shard = start // PER_SHARD
-        if storage.exists(folder.commit_url(shard)):
-            continue
-        part = [caption(text, start + i) for i, text in enumerate(texts[start : start + PER_SHARD])]
-        with ShardBuild(folder, shard) as build:
-            build.write(iter(part))
-            build.commit([str(c.ordinal) for c in part], "raw", Tally())
-    records = [read_commit(folder, shard) for shard in sorted(committed_shards(folder))]
-    write_index(folder, records, {"stage": "captions", "fingerprint": "raw"})
-
-
-def distinct(number: int) -> list[str]:
-    return [f"caption number {i}" for i in range(number)]
 
 
 def read_curated(url: str) -> list[str]:
@@ -75,8 +38,7 @@ def test_curation_ends_with_equal_shards_an_index_and_success(any_storage: str) 
 
 def test_the_report_says_what_was_removed_and_what_is_left(tmp_path: Path) -> None:
     url = str(tmp_path)
-    long = " and ".join(f"thing {i}" for i in range(20))
-    write_raw(url, [*distinct(77), "caption number 5", long, f"{long}!"])
+    write_raw(url, [*distinct(77), "caption number 5", LONG, f"{LONG}!"])
     run(config(url), [])
     report = json.loads(storage.read_bytes(report_url(url)))
     assert report["num_raw"] == 80
@@ -85,7 +47,7 @@ def test_the_report_says_what_was_removed_and_what_is_left(tmp_path: Path) -> No
     assert report["num_left_over"] == 80 - 2 - 60
     assert report["exact_examples"] == [{"text": "caption number 5", "times": 2}]
     (near,) = report["near_examples"]
-    assert {near["dropped"], near["resembled"]} == {long, f"{long}!"}
+    assert {near["dropped"], near["resembled"]} == {LONG, f"{LONG}!"}
     assert near["similarity"] == 1
     templates = {row["name"]: row for row in report["balance"]["template"]}
     assert templates["c-background"]["captions"] == 60
@@ -94,8 +56,7 @@ def test_the_report_says_what_was_removed_and_what_is_left(tmp_path: Path) -> No
 
 def test_near_duplicates_may_stay(tmp_path: Path) -> None:
     url = str(tmp_path)
-    long = " and ".join(f"thing {i}" for i in range(20))
-    texts = [long + "!" * i for i in range(60)]
+    texts = [LONG + "!" * i for i in range(60)]
     write_raw(url, texts)
     with pytest.raises(UnfinishedError, match="only 1 of 60 captions"):
         run(config(url), [])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.runner import run_stage
-from tests.pipelines.test_runner import content
 from tests.support.counting_stage import stage
 from tests.support.demo import demo_commands, images, prompts
 from tests.support.paths import ROOT
 from tests.support.portable_runner import needs_prism, worker_pool
+from tests.support.stage_content import content
 from transforms.core.errors import UnfinishedError
 
 pytestmark = [pytest.mark.slow, needs_prism]

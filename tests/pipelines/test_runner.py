@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.runner import finish, plan, progress, run_stage, worker_sentence
 from tests.support.counting_stage import stage
+from tests.support.stage_content import content
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
@@ -15,15 +16,6 @@ from transforms.core.progress import LogHandler
 from transforms.core.shards import read_index, read_success
 
 NUM_SHARDS = 5
-
-
-def content(url: str) -> dict[str, str]:
-    """Checksums of what must not depend on how a run went."""
-    return {
-        name: hashlib.sha256(storage.read_bytes(storage.join(url, name))).hexdigest()
-        for name in storage.list_files(url)
-        if not name.startswith(("commits/", "run.yaml"))
-    }
 
 
 def test_a_stage_ends_with_every_shard_an_index_and_success(any_storage: str) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from transforms.core.counters import Count
 from transforms.engines.image.base import Painted, Pixels
+from transforms.images.encoding import EncodingConfig
+from transforms.images.producer import PaintPlan
 
 _BLOCK = 8
 
@@ -58,3 +60,18 @@ def blocks(text: str, seed: int) -> Pixels:
     bits = np.unpackbits(np.frombuffer(digest, np.uint8)).reshape(8, 8) * np.uint8(255)
     plane = bits.repeat(_BLOCK, axis=0).repeat(_BLOCK, axis=1)
     return np.repeat(plane[:, :, None], 3, axis=2)
+
+
+def paint_plan(**changes: object) -> PaintPlan:
+    """Return a plan for painting with blocks; `changes` are other fields of `PaintPlan`."""
+    fields = {
+        "captions_per_shard": 6,
+        "images_per_caption": 4,
+        "generator_digest": "generator",
+        "settings": {"model": "blocks"},
+        "encoding": EncodingConfig(threads=2),
+        "max_repaints": 3,
+        "min_contrast": 8,
+        "batch_timeout_s": 60.0,
+    }
+    return PaintPlan(**{**fields, **changes})  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.records import caption
+from tests.support.captions import caption
 from transforms.core.counters import Count, Tally
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.records import Failure

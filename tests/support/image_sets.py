@@ -1,20 +1,16 @@
-"""Small records for tests."""
+"""Image sets for tests."""
 
 import io
 
 import numpy as np
 from PIL import Image
 
-from transforms.core.records import Caption, ImageSet
-from transforms.core.seeding import caption_id
-
-
-def caption(number: int) -> Caption:
-    text = f"a picture of thing {number}"
-    return Caption(caption_id(text), text, number, f"thing {number}", "test", "c", None, None)
+from tests.support.captions import caption
+from transforms.core.records import ImageSet
 
 
 def image_set(number: int, images: tuple[bytes, ...] | None = None) -> ImageSet:
+    """Return the image set of caption `number`: four small JPEG images of noise by default."""
     if images is None:
         random = np.random.default_rng(number)
         images = tuple(jpeg(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for _ in range(4))
@@ -23,6 +19,7 @@ def image_set(number: int, images: tuple[bytes, ...] | None = None) -> ImageSet:
 
 
 def jpeg(pixels: "np.typing.NDArray[np.uint8]") -> bytes:
+    """Return pixels [H, W, 3] as a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

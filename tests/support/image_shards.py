@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import webdataset
 from PIL import Image
 
+from tests.support.captions import caption, write_captions
+from transforms.core import storage
 from transforms.core.seeding import caption_id
 from transforms.core.shards import CommitRecord, StageFolder, file_sha256, write_index
 
@@ -123,17 +123,18 @@ def write_images(
     return folder
 
 
-def write_captions(
+def write_image_captions(
     url: Path | str, size: int = 12, concept: Callable[[int], str] = concept_of
 ) -> StageFolder:
-    """Commit the captions stage that `write_images` would have painted, one shard of it."""
-    folder = StageFolder(str(url), "captions", ".parquet")
-    path = Path(folder.shard_url(0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"text": text_of(n), "concept": concept(n)} for n in range(size)]
-    pq.write_table(pa.Table.from_pylist(rows), str(path))
-    write_index(folder, [_record(folder, 0, size)], {})
-    return folder
+    """Commit the captions of the images of `write_images`, in one shard; return the folder.
+
+    Args:
+        url: Folder of the captions stage.
+        size: Number of captions.
+        concept: Number of a sample -> concept of its caption.
+    """
+    rows = [caption(n, text_of(n), concept=concept(n)) for n in range(size)]
+    return write_captions(str(url), [rows])
 
 
 def _record(folder: StageFolder, shard: int, size: int) -> CommitRecord:
@@ -150,3 +151,9 @@ def _record(folder: StageFolder, shard: int, size: int) -> CommitRecord:
         counts={},
         versions={},
     )
+
+
+def upload(local: str, remote: str) -> None:
+    """Copy the files of a local folder to a URL."""
+    for name in storage.list_files(local):
+        storage.publish_file(f"{local}/{name}", f"{remote}/{name}")

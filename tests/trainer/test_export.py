@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from tests.trainer.checkpoints.test_files import note_readings, tiny_state
+from tests.support.checkpoints import note_readings, tiny_state
 from trainer.checkpoints import files as checkpoint
 from trainer.evaluate.features import load_square
 from trainer.export import main, timm_config

@@ -16,7 +16,7 @@ from tests.support.gradients import (
     step_gradients,
     tiny_config,
 )
-from tests.support.image_shards import concept_of, text_of, write_captions, write_images
+from tests.support.image_shards import concept_of, text_of, write_image_captions, write_images
 from trainer import distributed
 from trainer.data.batch import Batch
 from trainer.models.text_encoder import tokenize
@@ -37,7 +37,7 @@ CLIP = {"kind": "clip", "teacher": False, "ibot_weight": 0.0, "text": TEXT}
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     write_images(tmp_path / "images")
-    write_captions(tmp_path / "captions")
+    write_image_captions(tmp_path / "captions")
     return tmp_path
 
 
@@ -155,14 +155,14 @@ def test_what_is_no_captions_stage_is_a_sentence(run: Path) -> None:
 
 def test_captions_of_one_concept_are_refused(tmp_path: Path) -> None:
     """As those from a file, without concepts: the loss would be 0 from the first step on."""
-    write_captions(tmp_path / "captions", concept=lambda _: "")
+    write_image_captions(tmp_path / "captions", concept=lambda _: "")
     with pytest.raises(ConfigError, match=r"captions, or run\) have the concepts \[''\] alone"):
         concept_labels(str(tmp_path / "captions"))
 
 
 def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
-    write_captions(tmp_path / "captions", size=2)
+    write_image_captions(tmp_path / "captions", size=2)
     assert concept_labels(str(tmp_path / "captions")) == {"cat": 0, "dog": 1}
     config = tiny_config(tmp_path, **PLAIN, objective=SUPERVISED, captions_per_batch=12)
     with pytest.raises(StorageError, match="is 'tree': expected one of the 2 of the run"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.gradients import step_gradients
-from tests.support.image_shards import write_captions, write_images
+from tests.support.image_shards import write_image_captions, write_images
 from tests.support.paths import TRAINER_CONFIGS
 from trainer.config import TrainConfig
 from trainer.objectives.base import ObjectiveConfig
@@ -48,7 +48,7 @@ def load(name: str, *overrides: str) -> TrainConfig:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_of_each_at_a_small_size(name: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
-    write_captions(tmp_path / "captions")
+    write_image_captions(tmp_path / "captions")
     config = load(name, f"run={tmp_path}", *SMALL)
     terms, gradients = step_gradients(config, 0)
     assert all(term.isfinite() for term in terms.values())

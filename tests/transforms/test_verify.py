@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from tests.support.records import caption, image_set
+from tests.support.captions import caption
+from tests.support.image_sets import image_set
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally

@@ -8,17 +8,14 @@ import pytest
 from pipelines.report.command import ReportConfig, run
 from pipelines.report.data import gather
 from pipelines.runner import finish, run_stage
-from tests.support.block_engine import BlockSpec
-from tests.support.captions import make_captions, write_captions
+from tests.support.block_engine import BlockSpec, paint_plan
+from tests.support.captions import caption, captions_of, make_captions, write_captions
 from tests.support.counting_stage import stage
-from tests.support.records import caption
-from tests.transforms.images.test_producer import plan
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, UnfinishedError
 from transforms.core.records import Caption, Failure
-from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder, write_index
 from transforms.core.stages import stage_folder
 from transforms.images.caption_reader import CaptionRows
@@ -31,7 +28,7 @@ def paint(url: str, captions: list[Caption]) -> None:
     """Image shards of three captions each, without a model."""
     write_captions(f"{url}/captions", [captions])
     rows = CaptionRows.open(f"{url}/captions/index.parquet")
-    made = ImagesProducer(rows, BlockSpec(), plan(captions_per_shard=3, max_repaints=1))
+    made = ImagesProducer(rows, BlockSpec(), paint_plan(captions_per_shard=3, max_repaints=1))
     made.setup()
     folder = StageFolder(f"{url}/images", "images", ".tar")
     storage.replace_bytes(b"config: {images_per_caption: 4}", folder.run_yaml_url)
@@ -64,10 +61,7 @@ def evaluate(url: str) -> None:
 def whole_run(tmp_path: Path) -> str:
     url = str(tmp_path / "my-run")
     texts = [AWKWARD, "blank 9"]
-    odd = [
-        Caption(caption_id(t), t, i, "cat", "pets", "c", None, None) for i, t in enumerate(texts)
-    ]
-    paint(url, [*odd, *make_captions(6, first=2)])
+    paint(url, [*captions_of(texts), *make_captions(6, first=2)])
     train(url)
     evaluate(url)
     return url

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from tests.support.checkpoints import tiny_state
 from tests.support.gradients import tiny_config
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import CheckpointConfig
 from trainer.models.vit import EncoderConfig
-from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.errors import ConfigError, MissingFileError, StorageError
 
@@ -32,31 +32,6 @@ def encoder_of(
 ) -> tuple[torch.nn.Module, EncoderConfig]:
     with checkpoint.found(path) as found:
         return checkpoint.load_encoder(found, which)
-
-
-def note_readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done from now on that goes over all of a checkpoint, for those are large."""
-    noted: list[str] = []
-
-    def watch(owner: Any, name: str) -> None:
-        work = getattr(owner, name)
-
-        def watched(*arguments: str) -> Any:
-            noted.extend([name] * any(argument.endswith(".pt") for argument in arguments))
-            return work(*arguments)
-
-        monkeypatch.setattr(owner, name, watched)
-
-    for name in ("download", "read_bytes"):
-        watch(storage, name)
-    watch(checkpoint, "_check_sums")
-    return noted
-
-
-def tiny_state(step: int = 0, **changes: Any) -> dict[str, Any]:
-    training = Training(tiny_config("unused", **changes), torch.device("cpu"))
-    training.step = step
-    return training.state()
 
 
 def test_saved_is_loaded_and_old_ones_go(any_storage: str) -> None:

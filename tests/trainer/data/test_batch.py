@@ -7,51 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.batches import cropped, read, same
 from tests.support.image_shards import text_of, write_images
 from trainer.data import batch as stream
-from trainer.data.batch import Batch, CroppedSamples, CropSpec, hex_ids
-from trainer.data.crops import CropsConfig, crop_image
-from trainer.data.loader import LoaderConfig, batches
-from trainer.data.photometric import PhotometricConfig
-from trainer.data.sampler import RankSampler, ShuffleSampler
-from trainer.data.shard_reader import ShardReader
+from trainer.data.batch import hex_ids
+from trainer.data.crops import crop_image
+from trainer.data.sampler import RankSampler
 from transforms.core.errors import StorageError
 from transforms.core.seeding import caption_id
-
-
-def cropped(
-    folder: Path | str, seed: int = 5, *, cache: Path = Path("unused"), window: int = 2
-) -> CroppedSamples:
-    reader = ShardReader(f"{folder}/index.parquet", cache_folder=str(cache))
-    spec = CropSpec(
-        crops=CropsConfig(num_local=2, local_size=8),
-        photometric=PhotometricConfig(),
-        global_size=16,
-        patch_size=8,
-        patch_share=0.5,
-        images_per_caption=2,
-    )
-    return CroppedSamples(reader, ShuffleSampler(reader.shard_sizes, seed, window), spec, seed)
-
-
-def read(folder: Path, first: int, last: int, workers: int = 0, **ranks: int) -> list[Batch]:
-    config = LoaderConfig(num_workers=workers)
-    found = batches(
-        cropped(folder),
-        config,
-        first_step=first,
-        last_step=last,
-        captions_per_batch=4,
-        **ranks,
-    )
-    return list(found)
-
-
-def same(first: Batch, second: Batch) -> bool:
-    return all(
-        torch.equal(getattr(first.crops, name), getattr(second.crops, name))
-        for name in first.crops.__dataclass_fields__
-    ) and torch.equal(first.caption_ids, second.caption_ids)
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_the_stream_starts(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from unittest.mock import MagicMock
 import pytest
 from torch.utils.data._utils import signal_handling
 
+from tests.support.batches import cropped, read, same
 from tests.support.image_shards import write_images
 from tests.support.paths import ROOT
 from tests.support.training_runs import make_run
-from tests.trainer.data.test_batch import cropped, read, same
 from trainer.data import loader
 from trainer.data.batch import Batch, CroppedSamples
 from trainer.data.loader import LoaderConfig, LostWorkerError, _Steps, batches

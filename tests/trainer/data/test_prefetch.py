@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.image_shards import write_images
-from tests.trainer.data.test_batch import cropped, same
-from tests.trainer.data.test_shard_reader import upload
+from tests.support.batches import cropped, same
+from tests.support.image_shards import upload, write_images
 from trainer.data.loader import LoaderConfig, batches
 from trainer.data.prefetch import Prefetcher
 from trainer.data.sampler import RankSampler, ShuffleSampler

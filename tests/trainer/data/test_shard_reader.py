@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import webdataset
 
-from tests.support.image_shards import concept_of, picture, text_of, write_captions, write_images
+from tests.support.image_shards import (
+    concept_of,
+    picture,
+    text_of,
+    upload,
+    write_image_captions,
+    write_images,
+)
 from trainer.data import shard_reader as data
 from trainer.data.shard_reader import BrokenSampleError, ShardReader
 from trainer.data.tar_index import read_tar_index
@@ -110,7 +117,7 @@ def test_a_missing_index_says_that_the_stage_is_not_complete(tmp_path: Path) -> 
 def test_another_stage_is_refused_before_a_shard_is_read(tmp_path: Path) -> None:
     held = r"captions \(key data, or run\) holds shards/000/captions-000000.parquet: expected"
     with pytest.raises(ConfigError, match=held):
-        ShardReader(write_captions(tmp_path / "captions").index_url)
+        ShardReader(write_image_captions(tmp_path / "captions").index_url)
 
 
 def test_another_image_count_is_refused(tmp_path: Path) -> None:
@@ -152,11 +159,6 @@ def test_a_shard_that_is_cut_off_while_it_is_read_is_named(tmp_path: Path) -> No
     os.truncate(folder.shard_url(0), 2048)
     with pytest.raises(DamagedFileError, match=r"images-000000\.tar is damaged \(it was cut off"):
         reader[2]
-
-
-def upload(local: str, remote: str) -> None:
-    for name in storage.list_files(local):
-        storage.publish_file(f"{local}/{name}", f"{remote}/{name}")
 
 
 def test_remote_shards_are_read_through_a_bounded_cache(tmp_path: Path, any_storage: str) -> None:

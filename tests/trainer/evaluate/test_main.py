@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from tests.support.checkpoints import note_readings
 from tests.support.evaluation import MODEL, save_checkpoint, save_pictures
 from tests.support.paths import TRAINER_CONFIGS
-from tests.trainer.checkpoints.test_files import note_readings
 from trainer.checkpoints import files as checkpoint
 from trainer.evaluate import tasks
 from trainer.evaluate.__main__ import _subjects, main

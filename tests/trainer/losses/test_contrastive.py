@@ -6,30 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from tests.support.slow_losses import slow_multi_positive_loss
 from trainer.losses.contrastive import multi_positive_loss
-
-
-def slow_loss(
-    anchors: Tensor, keys: Tensor, anchor_ids: Tensor, key_ids: Tensor, tau: float, exclude: Tensor
-) -> float:
-    total = 0.0
-    for a, anchor in enumerate(anchors):
-        similarity, positive = [], []
-        for k, key in enumerate(keys):
-            if k == exclude[a]:
-                continue
-            cosine = float(anchor @ key) / float(anchor.norm() * key.norm())
-            similarity.append(cosine / tau)
-            positive.append(bool(anchor_ids[a] == key_ids[k]))
-        if not any(positive):
-            continue
-        highest = max(similarity)
-        log_total = highest + math.log(sum(math.exp(s - highest) for s in similarity))
-        chosen = [s - log_total for s, p in zip(similarity, positive, strict=True) if p]
-        total -= sum(chosen) / len(chosen)
-    return total / len(anchors)
 
 
 @given(
@@ -50,7 +29,7 @@ def test_is_its_definition_whole_and_in_chunks(
     anchor_ids = torch.randint(num_ids, (num_anchors,), generator=generator)
     key_ids = torch.randint(num_ids, (num_keys,), generator=generator)
     exclude = torch.randint(-1, num_keys, (num_anchors,), generator=generator)
-    expected = slow_loss(anchors, keys, anchor_ids, key_ids, tau, exclude)
+    expected = slow_multi_positive_loss(anchors, keys, anchor_ids, key_ids, tau, exclude)
     gradients = []
     for chunk_size in (None, chunk):
         inputs = (anchors.clone().requires_grad_(), keys.clone().requires_grad_())

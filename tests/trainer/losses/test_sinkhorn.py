@@ -6,18 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.slow_losses import slow_sinkhorn
 from trainer.losses.sinkhorn import prototype_potentials, sinkhorn_knopp
-
-
-def textbook(logits: Tensor, temperature: float, iterations: int) -> Tensor:
-    """Alternate the normalisation of a matrix of exponentials, as it is usually written."""
-    matrix = torch.exp(logits.double() / temperature)
-    matrix = matrix / matrix.sum()
-    num_tokens, num_prototypes = matrix.shape
-    for _ in range(iterations):
-        matrix = matrix / matrix.sum(dim=0, keepdim=True) / num_prototypes
-        matrix = matrix / matrix.sum(dim=1, keepdim=True) / num_tokens
-    return matrix * num_tokens
 
 
 def targets_by_chunks(
@@ -45,7 +35,7 @@ def test_is_the_textbook_form_whole_and_in_chunks(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.rand(num_tokens, num_prototypes, generator=generator, dtype=torch.float64)
-    expected = textbook(logits, 0.06, iterations)
+    expected = slow_sinkhorn(logits, 0.06, iterations)
     targets = sinkhorn_knopp(logits, temperature=0.06, iterations=iterations)
     torch.testing.assert_close(targets, expected)
     torch.testing.assert_close(targets_by_chunks(logits, chunk, 0.06, iterations), expected)
@@ -78,7 +68,7 @@ def test_no_tokens_give_no_targets() -> None:
 
 def test_chunks_may_be_empty() -> None:
     logits = torch.rand(5, 4, dtype=torch.float64)
-    expected = textbook(logits, 0.1, 3)
+    expected = slow_sinkhorn(logits, 0.1, 3)
     torch.testing.assert_close(targets_by_chunks(logits, [0, 5, 0], 0.1, 3), expected)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.support.gradients import tiny_config
-from tests.support.image_shards import TINY_TRAINING, write_captions, write_images
+from tests.support.image_shards import TINY_TRAINING, write_image_captions, write_images
 from tests.support.training_runs import command, write_config
 from trainer.losses.ibot import teacher_targets
 from trainer.objectives.collapse import NUM_TOKENS, feature_signs, target_signs
@@ -53,7 +53,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_batch_norms_do_not_hide_an_encoder_that_collapses(tmp_path: Path, name: str) -> None:
     write_images(tmp_path / "images")
-    write_captions(tmp_path / "captions")
+    write_image_captions(tmp_path / "captions")
     config = tiny_config(tmp_path, crops={"num_local": 0}, **OBJECTIVES[name])
     assert config.objective.contrastive_head.norm == "bn"
     student, teacher = build_networks(config)

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.gradients import step_batch, tiny_config
-from tests.support.image_shards import UNCHANGED, write_captions, write_images
+from tests.support.image_shards import UNCHANGED, write_image_captions, write_images
 from trainer.config import batch_images
 from trainer.models.student_teacher import Network
 from trainer.models.vit import EncoderConfig, build_encoder, use_plain_attention
@@ -93,7 +93,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_of_every_objective(name: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
-    write_captions(tmp_path / "captions")
+    write_image_captions(tmp_path / "captions")
     # Sizes at which encoder and heads weigh alike, and what is not counted next to nothing: the
     # patch embedding's missing backward pass, logits of iBOT that are computed again.
     config = tiny_config(

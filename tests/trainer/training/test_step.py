@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from tests.support.gradients import exact_networks, step_batch, tiny_config
-from tests.support.image_shards import write_captions, write_images
+from tests.support.image_shards import write_image_captions, write_images
+from tests.support.slow_losses import slow_multi_positive_loss, slow_sinkhorn
 from tests.support.training_runs import flat
-from tests.trainer.losses.test_contrastive import slow_loss
-from tests.trainer.losses.test_sinkhorn import textbook
 from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch, hex_ids
@@ -49,7 +48,7 @@ TEACHER_TEMPERATURE = 0.08
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     write_images(tmp_path / "images")
-    write_captions(tmp_path / "captions")
+    write_image_captions(tmp_path / "captions")
     return tmp_path
 
 
@@ -104,11 +103,13 @@ def terms_by_definition(
 
     logits = student.prototype_head.prototypes(student.prototype_head(seen[:, 1:][mask]))
     wanted = teacher.prototype_head.prototypes(teacher.prototype_head(whole[:, 1:][mask]))
-    targets = textbook(wanted, TEACHER_TEMPERATURE, settings.sinkhorn_iterations)
+    targets = slow_sinkhorn(wanted, TEACHER_TEMPERATURE, settings.sinkhorn_iterations)
     crop, _ = mask.nonzero(as_tuple=True)
     return {
-        "global": slow_loss(anchors, keys, ids, ids, settings.temperature, own_key),
-        "local": slow_loss(local_anchors, keys, local_ids, ids, settings.temperature, none),
+        "global": slow_multi_positive_loss(anchors, keys, ids, ids, settings.temperature, own_key),
+        "local": slow_multi_positive_loss(
+            local_anchors, keys, local_ids, ids, settings.temperature, none
+        ),
         "ibot": float(ibot_loss(logits, targets, crop, temperature=settings.student_temperature)),
     }
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.paths import PIPELINE_DATA
-from tests.transforms.captions.test_producer import SPEC
+from tests.support.prompts import SPEC
 from transforms.captions.backgrounds import (
     BackgroundProducer,
     BackgroundsConfig,

@@ -3,23 +3,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from tests.transforms.captions.test_prompts import CONCEPTS, EXAMPLES, RELATIONS
+from tests.support.prompts import CONCEPTS, EXAMPLES, RELATIONS, SPEC
 from transforms.captions.filters import FilterConfig
-from transforms.captions.producer import CaptionProducer, EngineSpec
+from transforms.captions.producer import CaptionProducer
 from transforms.captions.prompts import PromptBuilder, PromptConfig
 from transforms.core.counters import Count, Tally
 from transforms.core.records import Caption, Failure
 from transforms.core.seeding import caption_id
 from transforms.core.stages import Produced
-from transforms.engines.text.base import Completion, SamplingConfig
-from transforms.engines.text.models import TextModel
-from transforms.engines.text.openai import OpenAIConfig
-from transforms.engines.text.vllm import VllmConfig
+from transforms.engines.text.base import Completion
 
 SIZE = 20
-SPEC = EngineSpec(
-    "vllm", TextModel("none", None, "none"), SamplingConfig(), VllmConfig(), OpenAIConfig()
-)
 Answer = Callable[[str, int, int], Completion]
 """(concept named last in the prompt, its place in the call, number of the call) -> completion."""
 

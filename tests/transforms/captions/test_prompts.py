@@ -6,21 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.paths import PIPELINE_DATA
-from transforms.captions.examples import Examples, load_examples, load_relations
+from tests.support.prompts import CONCEPTS, EXAMPLES, RELATIONS, chi_square
+from transforms.captions.examples import Examples
 from transforms.captions.prompts import INSTRUCTIONS, PromptBuilder, PromptConfig, TemplateMix
 from transforms.core.errors import ConfigError
 from transforms.core.records import Concept, Prompt
 
-DATA = PIPELINE_DATA
-EXAMPLES = load_examples(str(DATA / "examples"))
-RELATIONS = load_relations(str(DATA / "relations.yaml"))
-CONCEPTS = (
-    Concept("fox", "animals", "object", 0.5, ("forest", "meadow", "snow")),
-    Concept("kettle", "things", "object", 0.25, ()),
-    Concept("harbour", "places", "place", 0.15, ("ignored",)),
-    Concept("marble", "textures", "texture", 0.1, ()),
-)
 SMALL = Examples({group: EXAMPLES.lines[group][:4] for group in EXAMPLES.lines})
 
 
@@ -37,11 +28,6 @@ def builder(
 def many(number: int, **arguments: object) -> list[Prompt]:
     make = builder(**arguments)  # type: ignore[arg-type]
     return [make.build(ordinal) for ordinal in range(number)]
-
-
-def chi_square(counts: list[int], shares: list[float]) -> float:
-    total = sum(counts)
-    return sum((c - total * s) ** 2 / (total * s) for c, s in zip(counts, shares, strict=True))
 
 
 def shown(prompt: Prompt) -> tuple[str, ...]:

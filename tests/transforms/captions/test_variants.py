@@ -7,7 +7,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tests.transforms.captions.test_prompts import CONCEPTS, chi_square
+from tests.support.prompts import CONCEPTS, chi_square
 from transforms.captions.filters import FilterConfig
 from transforms.captions.producer import CaptionProducer
 from transforms.captions.variants import FilePrompts, WordPrompts, variant_concepts

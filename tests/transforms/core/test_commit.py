@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.records import caption
+from tests.support.captions import caption
 from transforms.core import parquet_shards, storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from tests.support.records import image_set
+from tests.support.image_sets import image_set
 from transforms.core.tar_shards import image_set_sample, list_members, read_tar_ids, write_tar
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.options import beam_options
-from tests.transforms.curation.test_minhash import altered, sentences, slow_jaccard
+from tests.support.captions import captions_of
+from tests.support.sentences import altered, sentences, slow_jaccard
 from transforms.core import parquet_shards, storage
 from transforms.core.errors import DamagedFileError
 from transforms.core.records import Caption
@@ -45,12 +46,9 @@ from transforms.curation.reshard import (
 )
 
 SIZE = 10
+FIELDS = {"concept": "thing", "source": "test", "template": "c-background", "background": "attic"}
 EXACT = CurationConfig(near_duplicate_threshold=None)
 KEYS = st.integers(0, 2**64 - 1)
-
-
-def caption(text: str, ordinal: int) -> Caption:
-    return Caption(caption_id(text), text, ordinal, "thing", "test", "c-background", "attic", None)
 
 
 def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[InputShard]:
@@ -60,7 +58,7 @@ def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[Inp
     for number, start in enumerate(range(0, len(texts), per_shard)):
         path = str(folder / f"{number}.parquet")
         part = texts[start : start + per_shard]
-        parquet_shards.write_captions(path, [caption(t, start + i) for i, t in enumerate(part)])
+        parquet_shards.write_captions(path, captions_of(part, start, **FIELDS))
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         shards.append(InputShard(path, sha256, len(part)))
     return shards

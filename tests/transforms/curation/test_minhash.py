@@ -1,6 +1,5 @@
 import itertools
 import random
-import re
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.support.sentences import altered, sentences, slow_jaccard, slow_shingles
 from transforms.curation.hashes import Hashes, mix
 from transforms.curation.minhash import (
     MAX_PARTNERS,
@@ -20,7 +20,6 @@ from transforms.curation.minhash import (
     similarity,
 )
 
-WORDS = [f"word{i}" for i in range(2000)]
 captions = st.lists(
     st.lists(st.sampled_from(["a", "red", "fox", "Fox,", "it's", "naïve", "狐", "--", "😀"])).map(
         " ".join
@@ -30,32 +29,8 @@ captions = st.lists(
 )
 
 
-def slow_shingles(text: str, size: int) -> set[tuple[str, ...]]:
-    """What a shingle is, in words."""
-    spaced = re.sub(r"([\u4e00-\u9fff])", r" \1 ", text.lower())
-    words = re.findall(r"[^\W_]+", spaced) or re.sub(" ", "_", text).split() or [""]
-    return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
-
-
-def slow_jaccard(one: str, other: str, size: int) -> float:
-    ones, others = slow_shingles(one, size), slow_shingles(other, size)
-    return len(ones & others) / len(ones | others)
-
-
 def bands(texts: list[str], config: CurationConfig) -> Hashes:
     return band_hashes(pa.array(texts), config)
-
-
-def altered(text: str, number: int, draw: random.Random) -> str:
-    """The text with so many words changed."""
-    words = text.split()
-    for place in draw.sample(range(len(words)), number):
-        words[place] = draw.choice(WORDS)
-    return " ".join(words)
-
-
-def sentences(number: int, draw: random.Random, length: int = 20) -> list[str]:
-    return [" ".join(draw.choices(WORDS, k=length)) for _ in range(number)]
 
 
 @settings(deadline=None)

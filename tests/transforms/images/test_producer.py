@@ -10,33 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.block_engine import BlockSpec, blocks
-from tests.support.captions import make_captions, write_captions
+from tests.support.block_engine import BlockSpec, blocks, paint_plan
+from tests.support.captions import captions_of, make_captions, write_captions
 from transforms.core.counters import Tally
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import caption_id
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.encoding import EncodingConfig, encode
-from transforms.images.producer import ImageEngineError, ImagesProducer, PaintPlan
-
-
-def plan(**changes: object) -> PaintPlan:
-    fields = {
-        "captions_per_shard": 6,
-        "images_per_caption": 4,
-        "generator_digest": "generator",
-        "settings": {"model": "blocks"},
-        "encoding": EncodingConfig(threads=2),
-        "max_repaints": 3,
-        "min_contrast": 8,
-        "batch_timeout_s": 60.0,
-    }
-    return PaintPlan(**{**fields, **changes})  # type: ignore[arg-type]
+from transforms.images.producer import ImageEngineError, ImagesProducer
 
 
 def producer(captions: list[Caption], batch_size: int = 8, **changes: object) -> ImagesProducer:
     """A producer over one caption shard, its model loaded."""
-    made = ImagesProducer(_rows(captions), BlockSpec(batch_size), plan(**changes))
+    made = ImagesProducer(_rows(captions), BlockSpec(batch_size), paint_plan(**changes))
     made.setup()
     return made
 
@@ -45,12 +31,6 @@ def _rows(captions: list[Caption]) -> CaptionRows:
     url = f"memory://{caption_id('|'.join(c.text for c in captions))}/captions"
     write_captions(url, [captions])
     return CaptionRows.open(f"{url}/index.parquet")
-
-
-def captioned(*texts: str) -> list[Caption]:
-    return [
-        Caption(caption_id(t), t, i, "cat", "pets", "c", None, None) for i, t in enumerate(texts)
-    ]
 
 
 def shows(image: bytes, text: str, seed: int) -> bool:
@@ -113,8 +93,8 @@ def test_seeds_change_with_the_generator_and_not_with_the_number_of_images() -> 
 
 @pytest.mark.parametrize("word", ["blank", "broken"])
 def test_unusable_images_are_painted_again_with_other_seeds(word: str) -> None:
-    made = producer(captioned("a cat", f"{word} 6", "a dog"))
-    undisturbed = producer(captioned("a cat", "a house", "a dog"))
+    made = producer(captions_of(["a cat", f"{word} 6", "a dog"]))
+    undisturbed = producer(captions_of(["a cat", "a house", "a dog"]))
     tally = Tally()
     records = list(made.produce(0, tally))
     assert all(isinstance(record, ImageSet) for record in records)
@@ -127,7 +107,7 @@ def test_unusable_images_are_painted_again_with_other_seeds(word: str) -> None:
 
 
 def test_a_caption_whose_image_stays_unusable_fails_with_all_its_images() -> None:
-    made = producer(captioned("a cat", "blank 9", "a dog"), max_repaints=1)
+    made = producer(captions_of(["a cat", "blank 9", "a dog"]), max_repaints=1)
     tally = Tally()
     cat, failure, dog = made.produce(0, tally)
     assert isinstance(cat, ImageSet)
@@ -142,7 +122,7 @@ def test_a_caption_whose_image_stays_unusable_fails_with_all_its_images() -> Non
 @given(bad=st.sets(st.integers(0, 9), max_size=4), batch_size=st.sampled_from([1, 3, 8, 40]))
 def test_a_caption_that_makes_the_engine_raise_fails_alone(bad: set[int], batch_size: int) -> None:
     texts = [f"{'raise' if i in bad else 'picture'} of thing {i}" for i in range(10)]
-    made = producer(captioned(*texts), batch_size, captions_per_shard=10)
+    made = producer(captions_of(texts), batch_size, captions_per_shard=10)
     tally = Tally()
     records = list(made.produce(0, tally))
     assert {i for i, record in enumerate(records) if isinstance(record, Failure)} == bad
@@ -198,7 +178,7 @@ def test_images_are_stored_in_the_format_asked_for(kind: Any, start: bytes) -> N
 
 
 def test_a_producer_is_pickled_without_its_model(tmp_path: Path) -> None:
-    made = ImagesProducer(_rows(make_captions(3)), BlockSpec(), plan())
+    made = ImagesProducer(_rows(make_captions(3)), BlockSpec(), paint_plan())
     assert len(pickle.dumps(made)) < 2000
     again = pickle.loads(pickle.dumps(made))
     again.setup()
