@@ -17,7 +17,7 @@ from trainer.data.loader import LoaderConfig
 from trainer.data.photometric import PhotometricConfig
 from trainer.execution import ExecutionConfig, Precision
 from trainer.models.vit import EncoderConfig
-from trainer.monitor.metrics import MonitorConfig
+from trainer.monitor.config import MonitorConfig
 from trainer.objectives.base import ObjectiveConfig
 from trainer.optim import OptimConfig
 from transforms.core import storage

@@ -31,7 +31,7 @@ from trainer.distributed import LostRankError
 from trainer.signals import stop_signals
 from trainer.training import nonfinite
 from trainer.training.errors import NotFiniteError, RankConfigError, RankError, StoppedError
-from trainer.training.loop import open_probe, run_steps
+from trainer.training.loop import open_knn, run_steps
 from trainer.training.session import check_ranks, open_samples, rank_session, start_rank
 from trainer.training.settings_history import fixed, note_settings
 from trainer.training.step import Training
@@ -86,8 +86,8 @@ def train(config: TrainConfig, device: torch.device) -> str:
         _warn(config, device)
     folder = train_folder(config)
     checkpoints = checkpoints_folder(folder)
-    samples, probe = distributed.run_on_all_ranks(
-        lambda: (open_samples(config), open_probe(config, device))
+    samples, knn = distributed.run_on_all_ranks(
+        lambda: (open_samples(config), open_knn(config, device))
     )
     _check_batch(config, samples.sampler.num_samples)
     if config.num_threads is not None:
@@ -108,7 +108,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
             note_settings(config, folder, training.step)
         with stop_signals() as stop:
             try:
-                url = run_steps(training, samples, probe, folder, stop)
+                url = run_steps(training, samples, knn, folder, stop)
             except NotFiniteError as error:
                 raise nonfinite.keep(training, folder, error) from error
     return f"Trained {config.steps} steps: {url}"

@@ -19,7 +19,7 @@ from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.data.loader import batches
 from trainer.execution import ExecutionConfig, prepare
-from trainer.monitor.knn import Probe
+from trainer.monitor.online_knn import OnlineKNN
 from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
@@ -214,7 +214,7 @@ def _probing_rank(rank: int, ranks: int, folder: str, run: str) -> None:
     results = []
     for sharding in ("replicate", "shard"):
         config = tiny_config(run, execution={"sharding": sharding})
-        probe = Probe(f"folder:{run}/colours", 40, config.model, torch.device("cpu"))
+        probe = OnlineKNN(f"folder:{run}/colours", 40, config.model, torch.device("cpu"))
         training = Training(config, torch.device("cpu"))
         stream = batches(
             open_samples(config),

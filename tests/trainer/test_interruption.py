@@ -27,7 +27,7 @@ from tests.support.training_runs import (
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import resume
 from trainer.checkpoints.writer import CheckpointWriter
-from trainer.monitor.knn import Probe
+from trainer.monitor.online_knn import OnlineKNN
 from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.exit_codes import RESTART
@@ -100,7 +100,7 @@ def test_who_is_stopped_does_not_look_at_real_pictures_first(
         return 50.0
 
     monkeypatch.setattr(Training, "update", interrupted)
-    monkeypatch.setattr(Probe, "accuracy", look)
+    monkeypatch.setattr(OnlineKNN, "accuracy", look)
     watch = ["steps=5", "monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}"]
     assert command(run, *watch) == RESTART
     assert len(looks) == 1, "one after the second step, none after the fourth"

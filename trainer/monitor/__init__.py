@@ -1,1 +1,1 @@
-"""Monitoring of a training: metrics and online kNN."""
+"""Monitoring of a training: metrics log, trackers, progress bar and online kNN."""

@@ -1,14 +1,15 @@
-"""The training loop: steps, and what happens between them on some or all ranks.
+"""The training loop: steps, and the work between them on some or all ranks.
 
-No rank leaves with an error while another still writes: `torchrun` ends those who are left as soon
-as one has left that way. So after what is written last all wait for each other.
+`torchrun` ends all remaining ranks once one has left with an error, so no rank may leave while
+another one still writes: after the last write all ranks wait for each other.
 
-Who is told to stop has little time. There is no look at real pictures then. If a checkpoint is
-being written, that one is finished and no other begun: the steps since are computed again, exactly.
+After a stop signal time is short. Online kNN is skipped. If a checkpoint is being written, that one
+is finished and no other is started: the steps since then are computed again, exactly.
 """
 
 import contextlib
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -17,100 +18,154 @@ from trainer.checkpoints.files import checkpoints_folder
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainConfig, batch_images, is_skipped
 from trainer.data.batch import CroppedSamples
-from trainer.monitor.knn import Probe
-from trainer.monitor.metrics import Monitor
+from trainer.monitor.monitor import Monitor
+from trainer.monitor.online_knn import OnlineKNN
 from trainer.training.errors import StoppedError
 from trainer.training.session import rank_batches
 from trainer.training.step import Training
-from trainer.training.throughput import Clock
+from trainer.training.throughput import ThroughputMeter
+
+
+@dataclass(frozen=True)
+class Due:
+    """Work that is due after a step; it is the same on every rank."""
+
+    log: bool
+    """Write a line of metrics."""
+    knn: bool
+    """Evaluate online kNN; its accuracy makes a line of metrics due, too."""
+    save: bool
+    """Write a checkpoint."""
+    stop: bool
+    """End the training before its last step."""
+
+    @property
+    def check(self) -> bool:
+        """Whether to wait for the device and check that all losses so far are finite."""
+        return self.log or self.knn or self.save or self.stop
+
+
+def due_after(
+    config: TrainConfig, step: int, *, stopped: bool, checkpoint_due: bool, writing: bool
+) -> Due:
+    """Return what is due after a step.
+
+    Args:
+        config: The training.
+        step: Number of finished steps.
+        stopped: Whether any rank received a stop signal.
+        checkpoint_due: Whether it is time for a checkpoint by the config.
+        writing: Whether the last checkpoint is still being written.
+    """
+    done = step == config.steps
+    knn_every = config.monitor.knn_every
+    return Due(
+        log=done or (step - 1) % config.log_every == 0,
+        knn=knn_every is not None and (done or step % knn_every == 0) and not stopped,
+        save=done or (not writing if stopped else checkpoint_due),
+        stop=stopped and not done,
+    )
 
 
 def run_steps(
     training: Training,
     samples: CroppedSamples,
-    probe: Probe | None,
+    knn: OnlineKNN | None,
     folder: str,
     stop: list[str],
 ) -> str:
-    """Step until done.
+    """Run all steps that are left.
 
     Args:
-        training: As it is at the start.
-        samples: Its data.
-        probe: From `open_probe`.
-        folder: Of the training, where results go.
-        stop: Names of the stop signals that came, see `trainer.signals`; looked at in every step.
+        training: State of the training at the start.
+        samples: Data of the training.
+        knn: Online kNN, from `open_knn`.
+        folder: Output folder of the training.
+        stop: Names of the stop signals received so far, see `trainer.signals`; read in every step.
 
     Returns:
-        The URL of the last checkpoint, written ("" on ranks but the first).
+        URL of the last checkpoint, which is written ("" on ranks other than the first).
 
     Raises:
-        StoppedError: A signal came, on this rank or another.
+        StoppedError: This rank or another one received a stop signal.
         NotFiniteError: A loss or a gradient was not finite.
         StorageError, ConfigError: Data cannot be read, or results cannot be written.
     """
     config, first = training.config, training.step
     steps = range(first, config.steps)
-    stream = rank_batches(config, samples, steps)
     first_update = next((step for step in steps if not is_skipped(config, step)), None)
-    main = distributed.rank() == 0
-    clock = Clock(config, training.objective.device, first)
+    meter = ThroughputMeter(config, training.objective.device, first)
     saved_at, saved_step = time.monotonic(), first
     with (
-        contextlib.closing(stream),
-        _monitor(config, folder, first) if main else contextlib.nullcontext() as monitor,
+        contextlib.closing(rank_batches(config, samples, steps)) as stream,
+        _monitor(config, folder, first) as monitor,
         CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
     ):
         while training.step < config.steps:
-            with clock.waiting():
+            with meter.waiting():
                 batch = next(stream)
             training.update(batch)
             step = training.step
             if monitor is not None:
                 monitor.advance(batch_images(config))
-            due = main and config.checkpoint.is_due(step, time.monotonic() - saved_at)
-            stopped, due, writing = distributed.any_rank(bool(stop), due, writer.is_writing())
-            if step - 1 == first_update:  # In it each rank compiles, and now all have.
+            due = _due_on_all_ranks(config, step, stop, time.monotonic() - saved_at, writer)
+            if step - 1 == first_update:  # Every rank has compiled by now.
                 distributed.expect_answers_within(config.execution.timeout_s)
-            done = step == config.steps
-            saves = done or (not writing if stopped else due)
-            logs = done or (step - 1) % config.log_every == 0
-            looks = done or step % (config.monitor.knn_every or 1) == 0
-            probes = probe is not None and looks and not stopped
-            if logs or probes or stopped or saves:
+            if due.check:
                 values = training.values()
-                if logs or probes:
-                    values |= _measured(training, clock, probe if probes else None)
+                if due.log or due.knn:
+                    values |= _measure(training, meter, knn if due.knn else None)
                     if monitor is not None:
                         monitor.write(step - 1, values)
-            if saves:
-                with clock.paused():
-                    distributed.run_on_all_ranks(writer.wait)
-                    state = training.state()
-                    if monitor is not None:
-                        monitor.flush()
-                        writer.save(state)
-                    del state  # What was spread is whole in it.
+            if due.save:
+                _save(training, meter, monitor, writer)
                 saved_at, saved_step = time.monotonic(), step
-            if stopped and not done:
+            if due.stop:
                 distributed.run_on_all_ranks(writer.wait)
-                who = stop[0] if stop else "a signal to another rank"
+                signal = stop[0] if stop else "a signal to another rank"
                 raise StoppedError(
-                    f"stopped by {who}, saved at step {saved_step} of {config.steps}"
+                    f"stopped by {signal}, saved at step {saved_step} of {config.steps}"
                 )
         return distributed.run_on_all_ranks(writer.wait)
 
 
-def _measured(training: Training, clock: Clock, probe: Probe | None) -> dict[str, float]:
-    """Where there is a probe its score, and the pace without it; all ranks ask together."""
-    score = {}
-    if probe is not None:
-        with clock.paused():
-            score["knn"] = probe.accuracy(training.network)
-    return {**score, **clock.lap(training.step).values()}
+def _due_on_all_ranks(
+    config: TrainConfig, step: int, stop: list[str], since_save_s: float, writer: CheckpointWriter
+) -> Due:
+    """Return what is due after a step; rank 0 decides on checkpoints, any rank on a stop."""
+    checkpoint_due = distributed.rank() == 0 and config.checkpoint.is_due(step, since_save_s)
+    flags = distributed.any_rank(bool(stop), checkpoint_due, writer.is_writing())
+    stopped, checkpoint_due, writing = flags
+    return due_after(config, step, stopped=stopped, checkpoint_due=checkpoint_due, writing=writing)
 
 
-def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
+def _save(
+    training: Training, meter: ThroughputMeter, monitor: Monitor | None, writer: CheckpointWriter
+) -> None:
+    """Begin to write a checkpoint, once the one before is written and the log is durable."""
+    with meter.paused():
+        distributed.run_on_all_ranks(writer.wait)
+        state = training.state()  # All ranks take part; rank 0, which has the monitor, writes it.
+        if monitor is not None:
+            monitor.flush()
+            writer.save(state)
+
+
+def _measure(training: Training, meter: ThroughputMeter, knn: OnlineKNN | None) -> dict[str, float]:
+    """Return the throughput, and the accuracy of online kNN, if any; all ranks call together."""
+    accuracy = {}
+    if knn is not None:
+        with meter.paused():
+            accuracy["knn"] = knn.accuracy(training.network)
+    return {**accuracy, **meter.measure(training.step).values()}
+
+
+def _monitor(
+    config: TrainConfig, folder: str, step: int
+) -> contextlib.AbstractContextManager[Monitor | None]:
+    """Return the monitor of a training that starts or continues at a step; None but on rank 0."""
+    if distributed.rank() != 0:
+        return contextlib.nullcontext()
     images = batch_images(config)
     return Monitor(
         config.monitor,
@@ -122,8 +177,8 @@ def _monitor(config: TrainConfig, folder: str, step: int) -> Monitor:
     )
 
 
-def open_probe(config: TrainConfig, device: torch.device) -> Probe | None:
-    """What looks at real pictures, None if the config wants no looks.
+def open_knn(config: TrainConfig, device: torch.device) -> OnlineKNN | None:
+    """Return the online kNN evaluation of a training, None if the config wants none.
 
     Raises:
         ConfigError: There is no such data set.
@@ -131,4 +186,4 @@ def open_probe(config: TrainConfig, device: torch.device) -> Probe | None:
     monitor = config.monitor
     if monitor.knn_every is None:
         return None
-    return Probe(monitor.knn_dataset, monitor.knn_pictures, config.model, device)
+    return OnlineKNN(monitor.knn_dataset, monitor.knn_pictures, config.model, device)

@@ -1,4 +1,4 @@
-"""How fast a training goes, measured between two lines of its log."""
+"""Throughput of a training between two lines of its metrics log."""
 
 import contextlib
 import resource
@@ -15,40 +15,41 @@ from trainer.training.flops import image_flops, peak_flops
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What was measured since the last line, without kNN and checkpoints; rates: over all ranks.
+class Throughput:
+    """Speed, waiting and memory since the last line; kNN and checkpoints do not count.
 
-    Waiting and memory are those of the rank that is worst off: the others wait with it, but where
-    they communicate, and so never see it.
+    Rates are over all ranks. Waiting and memory are the highest of any rank, because the others
+    wait for that rank where ranks communicate, and do not notice it as waiting for data.
     """
 
     images_per_s: float
     images_per_s_per_device: float
     waiting: float
-    """Share of the time in which a rank waited for data, 0 to 1; the highest of all."""
+    """Share of the time in which a rank waited for data, 0 to 1; the highest of all ranks."""
     memory_gib: float
-    """Peak so far of a rank's device, or of its process on a CPU; the highest of all."""
+    """Peak so far of the memory of a rank's device, or of its process on a CPU, in GiB; the highest
+    of all ranks."""
     utilisation: float | None
-    """Model FLOP utilisation, 0 to 1; None where the device's peak is not known."""
+    """Model FLOP utilisation, 0 to 1; None if the peak of the device is not known."""
 
     def values(self) -> dict[str, float]:
-        """Its numbers by name, for the log."""
-        numbers = {
+        """Return the metrics by their names in the log."""
+        metrics = {
             "images_per_s": self.images_per_s,
             "images_per_s_per_device": self.images_per_s_per_device,
             "waiting": self.waiting,
             "memory_gib": self.memory_gib,
         }
-        return numbers if self.utilisation is None else {**numbers, "mfu": self.utilisation}
+        return metrics if self.utilisation is None else {**metrics, "mfu": self.utilisation}
 
 
-class Clock:
-    """Measures the pace of a training; one per rank.
+class ThroughputMeter:
+    """Measures the throughput of a training; each rank has one.
 
     Args:
-        config: Of the training.
-        device: Of this rank.
-        step: Finished steps at the start.
+        config: The training.
+        device: Device of this rank.
+        step: Number of finished steps at the start.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, step: int) -> None:
@@ -64,27 +65,31 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the body's time as waiting for data."""
+        """Count the time of the body as waiting for data."""
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the body's time out: what is not training (kNN, checkpoints)."""
+        """Do not count the time of the body, which is not training (kNN, checkpoints)."""
         started = time.monotonic()
         yield
         self._since += time.monotonic() - started
 
-    def lap(self, step: int) -> Pace:
-        """The pace since the last call; `step` steps are finished now. All ranks ask together."""
+    def measure(self, step: int) -> Throughput:
+        """Return the throughput since the last call; all ranks must call this together.
+
+        Args:
+            step: Number of steps that are finished now.
+        """
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         rate = (step - self._step) * self._images / seconds
         per_device = rate / distributed.world_size()
         own = torch.tensor([min(self._waited / seconds, 1.0), self._memory()], dtype=torch.float64)
         waiting, memory = distributed.all_reduce(own, torch.distributed.ReduceOp.MAX).tolist()
-        pace = Pace(
+        throughput = Throughput(
             images_per_s=rate,
             images_per_s_per_device=per_device,
             waiting=waiting,
@@ -92,9 +97,10 @@ class Clock:
             utilisation=per_device * self._flops / self._peak if self._peak else None,
         )
         self._step, self._since, self._waited = step, now, 0.0
-        return pace
+        return throughput
 
     def _memory(self) -> int:
+        """Return the peak memory of this rank in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

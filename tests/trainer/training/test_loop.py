@@ -8,6 +8,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,8 @@ from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import writer as checkpoint_writer
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.data import photometric
-from trainer.training import loop, session
-from trainer.training import throughput as pace
+from trainer.training import loop, session, throughput
+from trainer.training.loop import Due, due_after
 from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.errors import StorageError
@@ -151,7 +152,7 @@ def test_checkpoints_are_as_far_apart_as_is_asked_and_count_as_no_training(
 
     monkeypatch.setattr(Training, "update", ten_seconds)
     monkeypatch.setattr(CheckpointWriter, "save", twenty_seconds)
-    for module in (loop, pace):
+    for module in (loop, throughput):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run = make_run(tmp_path / "run")
     assert command(run, "steps=8", "checkpoint.every_s=25", "checkpoint.keep=9") == 0
@@ -206,3 +207,42 @@ def test_a_rank_reads_its_share_and_leaves_others_their_part_of_the_cache(
     steps = [settings.pop(name) for name in ("first_step", "last_step")]
     assert steps == [3, 5]
     assert settings == {"captions_per_batch": 4, "rank": 1, "ranks": 4, "ranks_here": 2}
+
+
+NOTHING = Due(log=False, knn=False, save=False, stop=False)
+
+
+def due(step: int, **changes: Any) -> Due:
+    """What is due after a step of ten, by a config with logs every 4 and kNN every 3 steps."""
+    states = {"stopped": False, "checkpoint_due": False, "writing": False, **changes}
+    monitor = {"knn_every": states.pop("knn_every", 3)}
+    config = tiny_config("unused", steps=10, log_every=4, monitor=monitor)
+    return due_after(config, step, **states)
+
+
+def test_lines_and_knn_are_due_at_their_steps_and_at_the_end() -> None:
+    steps = range(1, 11)
+    assert [step for step in steps if due(step).log] == [1, 5, 9, 10]
+    assert [step for step in steps if due(step).knn] == [3, 6, 9, 10]
+    assert not any(due(step, knn_every=None).knn for step in steps)
+    assert [step for step in steps if due(step).check] == [1, 3, 5, 6, 9, 10]
+    assert due(2) == NOTHING
+    assert not NOTHING.check
+
+
+def test_a_checkpoint_is_due_by_the_config_and_at_the_end() -> None:
+    assert due(2, checkpoint_due=True) == replace(NOTHING, save=True)
+    assert due(2, checkpoint_due=True, writing=True).save, "once the one before is written"
+    assert due(10).save
+    assert due(2, checkpoint_due=True).check, "what is saved must be finite"
+
+
+def test_a_stop_saves_unless_a_checkpoint_is_being_written_and_skips_knn() -> None:
+    assert due(3, stopped=True) == replace(NOTHING, save=True, stop=True)
+    assert due(3, stopped=True, writing=True) == replace(NOTHING, stop=True)
+    assert due(2, stopped=True, writing=True, checkpoint_due=True) == replace(NOTHING, stop=True)
+    assert due(2, stopped=True, writing=True).check
+
+
+def test_a_stop_in_the_last_step_ends_a_training_that_is_done() -> None:
+    assert due(10, stopped=True, writing=True) == Due(log=True, knn=False, save=True, stop=False)

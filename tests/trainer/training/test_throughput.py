@@ -15,32 +15,32 @@ from tests.support.gradients import tiny_config
 from tests.support.training_runs import command, is_rank, make_run, meeting_point
 from trainer import distributed
 from trainer.training import loop, session
-from trainer.training.throughput import Clock
+from trainer.training.throughput import ThroughputMeter
 
 
 def test_a_lap_measures_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
-    clock = Clock(config, torch.device("cpu"), step=10)
-    with clock.waiting():
+    meter = ThroughputMeter(config, torch.device("cpu"), step=10)
+    with meter.waiting():
         now += 1.0
     now += 3.0
-    pace = clock.lap(step=15)
-    assert pace.images_per_s == pytest.approx(5 * 8 / 4.0)
-    assert pace.images_per_s_per_device == pace.images_per_s
-    assert pace.waiting == pytest.approx(0.25)
-    assert pace.utilisation is None
-    assert 0.01 < pace.memory_gib < 100
-    assert "mfu" not in pace.values()
+    throughput = meter.measure(step=15)
+    assert throughput.images_per_s == pytest.approx(5 * 8 / 4.0)
+    assert throughput.images_per_s_per_device == throughput.images_per_s
+    assert throughput.waiting == pytest.approx(0.25)
+    assert throughput.utilisation is None
+    assert 0.01 < throughput.memory_gib < 100
+    assert "mfu" not in throughput.values()
     now += 2.0
-    pace = clock.lap(step=16)
-    assert pace.images_per_s == pytest.approx(4.0)
-    assert pace.waiting == 0.0
+    throughput = meter.measure(step=16)
+    assert throughput.images_per_s == pytest.approx(4.0)
+    assert throughput.waiting == 0.0
     now += 2.0
-    with clock.paused():
+    with meter.paused():
         now += 60.0
-    assert clock.lap(step=17).images_per_s == pytest.approx(4.0), "without what is not training"
+    assert meter.measure(step=17).images_per_s == pytest.approx(4.0), "without what is not training"
 
 
 def test_a_look_at_real_pictures_counts_as_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,9 +52,9 @@ def test_a_look_at_real_pictures_counts_as_no_training(monkeypatch: pytest.Monke
         return 50.0
 
     config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
-    clock, training = Clock(config, torch.device("cpu"), step=0), Mock(step=1)
+    meter, training = ThroughputMeter(config, torch.device("cpu"), step=0), Mock(step=1)
     now[0] += 2.0
-    values = loop._measured(training, clock, Mock(accuracy=look))
+    values = loop._measure(training, meter, Mock(accuracy=look))
     assert (values["knn"], values["images_per_s"]) == (50.0, 4.0)
 
 
@@ -64,12 +64,12 @@ def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     config = tiny_config("unused", captions_per_batch=4, images_per_caption=2)
-    clock = Clock(config, torch.device("cpu"), step=0)
-    clock._peak = 1e9
+    meter = ThroughputMeter(config, torch.device("cpu"), step=0)
+    meter._peak = 1e9
     now = 2.0
-    pace = clock.lap(step=1)
-    assert (pace.images_per_s, pace.images_per_s_per_device) == (4.0, 2.0)
-    assert pace.utilisation == pytest.approx(2.0 * clock._flops / 1e9)
+    throughput = meter.measure(step=1)
+    assert (throughput.images_per_s, throughput.images_per_s_per_device) == (4.0, 2.0)
+    assert throughput.utilisation == pytest.approx(2.0 * meter._flops / 1e9)
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -89,7 +89,7 @@ def _rank(rank: int, port: int, run: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             patch.setattr(loop, "rank_batches", slow)
-        patch.setattr(Clock, "_memory", lambda _: (3 + rank) << 30)
+        patch.setattr(ThroughputMeter, "_memory", lambda _: (3 + rank) << 30)
         assert command(Path(run), "num_threads=1", "model.drop_path=0") == 0
 
 

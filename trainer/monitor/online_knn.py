@@ -1,6 +1,7 @@
-"""kNN on real pictures while an encoder trains: a quick look, never a reason to change anything.
+"""Online kNN: accuracy of the encoder on real pictures during a training.
 
-Not in the paper. The score sheet's protocol (`trainer.evaluate.knn`) on a sample of a data set.
+It does not influence the training and is not in the paper. The protocol is that of the score sheet
+(`trainer.evaluate.knn`) on a sample of a data set.
 """
 
 from dataclasses import replace
@@ -18,14 +19,14 @@ from trainer.models.vit import EncoderConfig
 BATCH_SIZE = 256
 
 
-class Probe:
-    """Scores an encoder on at most `num_pictures` training and test pictures of a data set.
+class OnlineKNN:
+    """kNN evaluation of an encoder on a sample of a data set.
 
     Args:
-        reference: Of the data set, as in `trainer.evaluate`.
-        num_pictures: Of each split, evenly spaced over it.
-        model: The encoder's shape and normalisation.
-        device: Where it runs.
+        reference: Name of the data set, as in `trainer.evaluate`.
+        num_pictures: Maximum number of pictures of each split, evenly spaced over it.
+        model: Shape and normalisation of the encoder.
+        device: Device on which features are computed.
 
     Raises:
         ConfigError: There is no such data set.
@@ -44,15 +45,15 @@ class Probe:
         self._extraction = Extraction(str(device), BATCH_SIZE, num_workers=0)
 
     def accuracy(self, encoder: Any) -> float:
-        """Of kNN with k = 20, in percent; the encoder's mode is as before afterwards.
+        """Return the accuracy of kNN with k = 20 in percent; the encoder's mode is kept.
 
         Args:
-            encoder: Has timm's `forward_features`. Where it is spread over the ranks all of them
-                must ask together.
+            encoder: Network with timm's `forward_features`. All ranks must call this together if
+                it is sharded over them.
         """
         training = encoder.training
         try:
-            subject = encoder_subject("probe", encoder, self._model, self._extraction)
+            subject = encoder_subject("online", encoder, self._model, self._extraction)
             train, test = (
                 subject.extract(split, lambda _: None)
                 for split in (self.dataset.train, self.dataset.test)
@@ -65,6 +66,6 @@ class Probe:
 
 
 def _sample(split: Split, number: int) -> Split:
-    """Evenly spaced pictures of a split, all of it if it is smaller."""
+    """Return at most `number` pictures of a split, evenly spaced over it."""
     chosen = np.unique(np.linspace(0, len(split) - 1, min(number, len(split))).round().astype(int))
     return Split(tuple(split.pictures[i] for i in chosen), split.labels[chosen])

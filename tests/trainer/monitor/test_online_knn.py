@@ -8,25 +8,25 @@ import torch
 from tests.support.evaluation import save_pictures
 from tests.support.gradients import tiny_config
 from trainer.models.vit import build_encoder
-from trainer.monitor.knn import Probe
+from trainer.monitor.online_knn import OnlineKNN
 from transforms.core.errors import ConfigError
 
 
 @pytest.fixture
-def probe(tmp_path: Path) -> Probe:
+def probe(tmp_path: Path) -> OnlineKNN:
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
     model = tiny_config("unused").model
-    return Probe(f"folder:{pictures}", 12, model, torch.device("cpu"))
+    return OnlineKNN(f"folder:{pictures}", 12, model, torch.device("cpu"))
 
 
-def test_pictures_are_sampled_over_the_whole_split(probe: Probe) -> None:
+def test_pictures_are_sampled_over_the_whole_split(probe: OnlineKNN) -> None:
     assert len(probe.dataset.train) == 12
     for name, split in (("train", probe.dataset.train), ("test", probe.dataset.test)):
         assert all(f"/{name}/" in str(picture) for picture in split.pictures)
     assert set(probe.dataset.train.labels) == set(range(len(probe.dataset.classes)))
 
 
-def test_accuracy_is_a_percentage_and_the_mode_stays(probe: Probe) -> None:
+def test_accuracy_is_a_percentage_and_the_mode_stays(probe: OnlineKNN) -> None:
     encoder = build_encoder(tiny_config("unused").model, seed=0, drop_path=0.5)
     encoder.train()
     first = probe.accuracy(encoder)
@@ -38,7 +38,7 @@ def test_accuracy_is_a_percentage_and_the_mode_stays(probe: Probe) -> None:
     assert not encoder.training
 
 
-def test_an_encoder_that_sees_nothing_is_at_chance(probe: Probe) -> None:
+def test_an_encoder_that_sees_nothing_is_at_chance(probe: OnlineKNN) -> None:
     encoder = build_encoder(tiny_config("unused").model, seed=0)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -48,4 +48,4 @@ def test_an_encoder_that_sees_nothing_is_at_chance(probe: Probe) -> None:
 
 def test_an_unknown_data_set_is_an_error() -> None:
     with pytest.raises(ConfigError, match="unknown data set 'pictures'"):
-        Probe("pictures", 10, tiny_config("unused").model, torch.device("cpu"))
+        OnlineKNN("pictures", 10, tiny_config("unused").model, torch.device("cpu"))
