@@ -212,8 +212,8 @@ def _cut(
 
     from transforms.curation.reshard import (
         CountCaptions,
-        CutShards,
         KeptCaptions,
+        ReshardCaptions,
         by_partition,
         read_counts,
     )
@@ -227,7 +227,7 @@ def _cut(
         partitions = pipeline | "Partitions" >> beam.Create(range(tasks.num_partitions))
         _ = partitions | CountCaptions(kept, config.num_captions, counts_url)
         shards = pipeline | "Shards" >> beam.Create(by_partition(pending, kept, size))
-        _ = shards | CutShards(kept, curated.folder, curated.fingerprint.digest, size)
+        _ = shards | ReshardCaptions(kept, curated.folder, curated.fingerprint.digest, size)
         run_pipeline(pipeline, f"{curated.folder.url}: run the same command again to go on")
     return read_counts(counts_url)
 

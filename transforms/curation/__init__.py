@@ -1,1 +1,1 @@
-"""Curation: duplicates removed, the rest in random order and in shards of equal size."""
+"""Curation: remove duplicate captions, order the rest at random, write shards of equal size."""

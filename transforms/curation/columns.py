@@ -1,7 +1,7 @@
-"""Captions as columns: read from their shards, keyed for the random order, equal ones merged.
+"""Operations on columns of captions: reading, keys of the random order, merging of equal captions.
 
-A caption's key is a 64-bit bijection of (seed, caption_id): it is its identity, its place in the
-random order, and, by ranges, its partition. Everything here works on whole columns.
+The key of a caption is a 64-bit number, a bijection of its `caption_id` that depends on the seed.
+It identifies the caption, gives its place in the random order, and its range gives the partition.
 """
 
 import hashlib
@@ -20,7 +20,9 @@ from transforms.core.errors import DamagedFileError
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import derive
 from transforms.core.shards import Index
-from transforms.curation.hashes import Hashes, changes, mix
+
+Hashes = NDArray[np.uint64]
+Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,12 @@ def input_shards(index: Index) -> list[InputShard]:
 
 
 def in_groups(shards: Iterable[InputShard], num_captions: int) -> list[list[InputShard]]:
-    """Consecutive shards that are read by one task: about so many captions, at least one shard."""
+    """Group consecutive shards for the tasks that read them.
+
+    Args:
+        shards: All shards, in their order.
+        num_captions: A group ends with the shard that reaches this number of captions.
+    """
     groups: list[list[InputShard]] = []
     held = num_captions
     for shard in shards:
@@ -55,25 +62,26 @@ def in_groups(shards: Iterable[InputShard], num_captions: int) -> list[list[Inpu
 
 
 def order_keys(seed: int, caption_ids: pa.Array) -> Hashes:
-    """The captions' places in the random order, 64 bits: [N] ids -> [N]."""
+    """Return the keys of captions: [N] caption ids -> [N]."""
     digits = pc.cast(pc.cast(caption_ids, pa.binary()), pa.binary(16))
     text = np.frombuffer(digits.buffers()[1], np.uint8)[16 * digits.offset :][: 16 * len(digits)]
     nibbles = text - np.where(text >= ord("a"), ord("a") - 10, ord("0")).astype(np.uint8)
-    # Two hexadecimal digits are a byte, eight bytes a number.
+    # Two hexadecimal digits make a byte, eight bytes a number.
     numbers = (nibbles[0::2] << 4 | nibbles[1::2]).view(">u8").astype(np.uint64)
     return mix(numbers ^ np.uint64(derive(seed, "order", bits=64)))
 
 
 def partition_of(keys: Hashes, num_partitions: int) -> NDArray[np.int64]:
-    """Which range of keys each key is in: partitions are in the order of their keys."""
+    """Return the partition of each key, which are ranges of keys in ascending order: [N] -> [N]."""
     return (((keys >> np.uint64(32)) * np.uint64(num_partitions)) >> np.uint64(32)).astype(np.int64)
 
 
 def first_written(rows: pa.Table) -> pa.Table:
-    """One row per key, the one with the smallest ordinal, in the order of keys.
+    """Return one row per key, the one with the smallest ordinal, in the order of the keys.
 
     Args:
-        rows: [N] captions with `key`, and `times`: for how many equal captions a row stands.
+        rows: [N] captions with their `key`, and with the number of equal captions that a row
+            represents as `times`. The result has the sums of `times`.
     """
     keys, ordinals = rows["key"].to_numpy(), rows["ordinal"].to_numpy()
     order = np.lexsort((ordinals, keys))
@@ -85,7 +93,7 @@ def first_written(rows: pa.Table) -> pa.Table:
 
 
 def read_table(shard: InputShard) -> pa.Table:
-    """The captions of a shard.
+    """Read the captions of a shard.
 
     Raises:
         DamagedFileError: The file is not the one that was committed.
@@ -100,6 +108,28 @@ def read_table(shard: InputShard) -> pa.Table:
 
 
 def column(rows: pa.Table, name: str) -> pa.Array:
-    """A column in one piece."""
+    """Return a column as one contiguous array."""
     whole = rows[name].combine_chunks()
     return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def mix(values: Hashes) -> Hashes:
+    """Apply a bijection of 64-bit numbers that looks random (the finaliser of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def changes(values: Hashes) -> NDArray[np.bool_]:
+    """Return where a value differs from the one before it: [N] -> [N], true at the first."""
+    new = np.ones(len(values), bool)
+    new[1:] = values[1:] != values[:-1]
+    return new
+
+
+def distinct(major: Hashes, minor: Hashes) -> tuple[Hashes, Hashes]:
+    """Return the distinct rows of two columns, sorted by the first, then by the second."""
+    order = np.lexsort((minor, major))
+    major, minor = major[order], minor[order]
+    new = changes(major) | changes(minor)
+    return major[new], minor[new]

@@ -1,20 +1,20 @@
-"""Deduplication: equal captions and near duplicates dropped over all shards.
+"""Deduplication: drop equal captions and near duplicates over all shards.
 
-A caption's key is its place in the random order and decides its partition. So the result is the
-same however the input was cut, ordered or repeated, and no task holds more than one partition.
+The key of a caption is its place in the random order and decides its partition. So the result does
+not depend on how the input is cut, ordered or repeated, and a task holds one partition at most.
 
     scatter    input shards -> captions by key
-    distinct   of equal captions the first written; bands of MinHash signatures by their value
+    distinct   keep the first written of equal captions; bands of MinHash signatures by value
     pair       captions that share a band -> pairs, by the key of the earlier caption
-    fetch      the earlier caption's text, by the key of the later one
-    verify     exact similarity: the later caption of each near-duplicate pair is dropped
+    fetch      add the text of the earlier caption, by the key of the later one
+    verify     exact similarity: drop the later caption of each pair of near duplicates
 
 The rule is local: a caption is dropped if it is a near duplicate of any caption before it in the
-random order, also of one that is dropped itself. So no two captions that were found to be near
-duplicates are both kept, and a chain loses no more than all its captions but the first, which is
-what connected components would leave of it.
+random order, even of one that is dropped itself. So of two captions found to be near duplicates at
+most one is kept. A chain of near duplicates keeps at least its first caption, which is all that
+connected components would keep of it.
 
-Beam shuffles no captions here: `partitions` says why.
+Captions move through files, not through Beam: `file_shuffle` gives the reason.
 """
 
 import dataclasses
@@ -31,8 +31,11 @@ from numpy.typing import NDArray
 from transforms.core import storage
 from transforms.core.errors import MissingFileError
 from transforms.curation.columns import (
+    Hashes,
     InputShard,
+    changes,
     column,
+    distinct,
     first_written,
     order_keys,
     partition_of,
@@ -47,7 +50,6 @@ from transforms.curation.file_shuffle import (
     read_rows,
     write_rows,
 )
-from transforms.curation.hashes import Hashes, changes, distinct
 from transforms.curation.minhash import (
     CurationConfig,
     band_hashes,
@@ -57,7 +59,7 @@ from transforms.curation.minhash import (
 )
 
 NUM_EXAMPLES = 20
-"""Of each kind of duplicate, for the report."""
+"""Examples of each kind of duplicate, for the report."""
 
 _PAIRS_AT_A_TIME = 100_000
 
@@ -69,29 +71,31 @@ _NEAR_SCHEMA = pa.schema(
         pa.field("similarity", pa.float64()),
     ]
 )
-"""A near duplicate: its key and text, the text of the first caption that it resembles."""
+"""Near duplicates: key and text, text of the first caption that it resembles, similarity."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What deduplication found. Counts are per partition."""
+    """Result of deduplication."""
 
     num_distinct: list[int]
+    """Number of distinct captions of each partition."""
     num_near_duplicates: list[int]
+    """Number of near duplicates among them, by partition."""
     near_examples: list[dict[str, Any]]
-    """Near duplicates: the text that was dropped, the one it resembles, their similarity."""
+    """Near duplicates: dropped text, text that it resembles, similarity."""
     exact_examples: list[dict[str, Any]]
-    """The texts that were written most often, and how many times."""
+    """The texts that were written most often: text, number of times."""
 
     @property
     def num_kept(self) -> list[int]:
-        """Captions that are left of each partition."""
+        """Number of captions that are kept of each partition."""
         counts = zip(self.num_distinct, self.num_near_duplicates, strict=True)
-        return [different - near for different, near in counts]
+        return [num_distinct - num_near for num_distinct, num_near in counts]
 
 
 def read_summary(url: str) -> Summary | None:
-    """What `DropDuplicates` wrote; None if it did not end."""
+    """Read the summary that `DropDuplicates` writes; None if it is not finished."""
     try:
         return Summary(**json.loads(storage.read_bytes(url)))
     except MissingFileError:
@@ -100,14 +104,16 @@ def read_summary(url: str) -> Summary | None:
 
 @dataclass(frozen=True)
 class Deduplication:
-    """The tasks that find what is kept, and the files they leave in scratch space.
+    """Tasks that find the captions to keep, and the scratch files that they write.
+
+    The names of the methods that are steps are also names of scratch files.
 
     Attributes:
-        scratch: Folder of these files; another for each input, seed and config.
-        num_groups: Groups of input shards.
-        num_partitions: Of the captions.
-        seed: Of the order.
-        config: What counts as a duplicate.
+        scratch: Folder of the scratch files; each input, seed and config has its own.
+        num_groups: Number of groups of input shards.
+        num_partitions: Number of partitions of the captions.
+        seed: Seed of the random order.
+        config: Which captions are duplicates.
     """
 
     scratch: str
@@ -117,7 +123,7 @@ class Deduplication:
     config: CurationConfig
 
     def scatter(self, group: int, shards: Sequence[InputShard]) -> Result:
-        """Input shards -> captions by key. A caption that is everywhere goes on once a group."""
+        """Send the captions of input shards to their partitions, equal ones once per group."""
         captions = pa.concat_tables(read_table(shard) for shard in shards).combine_chunks()
         keys = order_keys(self.seed, column(captions, "caption_id"))
         ones = np.ones(len(captions), np.int64)
@@ -128,7 +134,7 @@ class Deduplication:
         return {}
 
     def distinct(self, partition: int, _: None) -> Result:
-        """A partition's captions, each once; the bands of their signatures."""
+        """Keep each caption of a partition once; send out the bands of their signatures."""
         rows = first_written(self._exchange("captions").read(partition, self.num_groups))
         write_rows(rows, self._file("distinct", partition))
         if self.config.near_duplicate_threshold is not None:
@@ -139,7 +145,7 @@ class Deduplication:
         return {}
 
     def pair(self, partition: int, _: None) -> Result:
-        """Captions that share a band -> pairs to be compared."""
+        """Make pairs of captions that share a band, to be compared."""
         rows = self._exchange("bands").read(partition, self.num_partitions)
         earlier, later = candidate_pairs(rows["band"].to_numpy(), rows["key"].to_numpy())
         pairs = pa.table({"earlier": earlier, "later": later})
@@ -147,7 +153,7 @@ class Deduplication:
         return {}
 
     def fetch(self, partition: int, _: None) -> Result:
-        """Give each pair the text of its earlier caption, which is in this partition."""
+        """Add the text of the earlier caption, which is in this partition, to each pair."""
         rows = self._exchange("pairs").read(partition, self.num_partitions)
         later, earlier = distinct(rows["later"].to_numpy(), rows["earlier"].to_numpy())
         texts = self._texts(partition, earlier)
@@ -156,57 +162,59 @@ class Deduplication:
         return {}
 
     def verify(self, partition: int, _: None) -> Result:
-        """Drop a partition's near duplicates; how many captions are left, and examples."""
+        """Find the near duplicates of a partition; return counts and examples for `Summary`."""
         near = self._near_duplicates(partition)
         write_rows(near, self._file("near", partition))
         rows = read_rows(self._file("distinct", partition), ["text", "times"])
-        often = rows.sort_by([("times", "descending"), ("text", "ascending")])[:NUM_EXAMPLES]
+        by_times = rows.sort_by([("times", "descending"), ("text", "ascending")])
         return {
             "num_distinct": rows.num_rows,
             "num_near_duplicates": near.num_rows,
             "near_examples": near.drop_columns(["key"])[:NUM_EXAMPLES].to_pylist(),
-            "exact_examples": [row for row in often.to_pylist() if row["times"] > 1],
+            "exact_examples": [
+                row for row in by_times[:NUM_EXAMPLES].to_pylist() if row["times"] > 1
+            ],
         }
 
     @property
     def summary_url(self) -> str:
-        """Where `DropDuplicates` writes its `Summary`."""
+        """File that `DropDuplicates` writes the `Summary` to."""
         return storage.join(self.scratch, "summary.json")
 
     @property
     def steps(self) -> list[Callable[[int, None], Result]]:
-        """What is done to every partition after `scatter`, each when the one before is done."""
+        """Steps after `scatter`, in order; each one runs on every partition."""
         if self.config.near_duplicate_threshold is None:
             return [self.distinct, self.verify]
         return [self.distinct, self.pair, self.fetch, self.verify]
 
     def kept(self, partition: int, columns: list[str] | None = None) -> pa.Table:
-        """What is left of a partition, in order."""
+        """Read the captions of a partition that are kept, in the random order."""
         rows = read_rows(self._file("distinct", partition), columns and [*columns, "key"])
         dropped = read_rows(self._file("near", partition), ["key"])["key"].to_numpy()
         return rows.filter(pa.array(~np.isin(rows["key"].to_numpy(), dropped)))
 
     def _near_duplicates(self, partition: int) -> pa.Table:
-        """The captions to drop, each with the first of the earlier ones that it resembles."""
+        """Return the captions to drop, each with the first caption that it resembles."""
         threshold = self.config.near_duplicate_threshold
         if threshold is None:
             return _NEAR_SCHEMA.empty_table()
         pairs = self._exchange("texts").read(partition, self.num_partitions)
         pairs = pairs.sort_by([("key", "ascending"), ("earlier", "ascending")])
         pairs = pairs.append_column("dropped", self._texts(partition, pairs["key"].to_numpy()))
-        size, alike = self.config.shingle_words, [np.zeros(0)]
+        size, similarities = self.config.shingle_words, [np.zeros(0)]
         for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
             block = pairs.slice(start, _PAIRS_AT_A_TIME)
             sides = (shingles(column(block, name), size) for name in ("dropped", "resembled"))
-            alike.append(similarity(*sides))
-        values = np.concatenate(alike)
+            similarities.append(similarity(*sides))
+        values = np.concatenate(similarities)
         pairs = pairs.append_column("similarity", pa.array(values))
         pairs = pairs.filter(pa.array(values >= threshold))
         first = changes(pairs["key"].to_numpy())
         return pairs.filter(pa.array(first)).select(_NEAR_SCHEMA.names)
 
     def _texts(self, partition: int, keys: Hashes) -> pa.ChunkedArray:
-        """The texts of captions of a partition: [N] keys -> [N]."""
+        """Read the texts of captions of a partition: [N] keys -> [N]."""
         rows = read_rows(self._file("distinct", partition), ["key", "text"])
         return rows["text"].take(np.searchsorted(rows["key"].to_numpy(), keys))
 
@@ -221,9 +229,9 @@ class Deduplication:
 
 
 class DropDuplicates(beam.PTransform):
-    """(group number, its input shards) -> a JSON file that says what is kept.
+    """Run a deduplication: (group number, its input shards) -> the file of the `Summary`.
 
-    Everything else that `CutShards` needs stays in scratch space.
+    The captions themselves stay in scratch files, where `ReshardCaptions` reads them.
     """
 
     def __init__(self, deduplication: Deduplication) -> None:
@@ -231,7 +239,7 @@ class DropDuplicates(beam.PTransform):
         self._tasks = deduplication
 
     def expand(self, groups: beam.PCollection) -> beam.PCollection:
-        """Step after step; each one starts when the one before it is done."""
+        """Run the steps in order; each one starts when the one before it is finished."""
         tasks = self._tasks
         markers = storage.join(tasks.scratch, "done")
         done = groups | RunTasks("scatter", tasks.scatter, markers)
@@ -244,7 +252,7 @@ class DropDuplicates(beam.PTransform):
 
 
 def write_summary(results: list[tuple[int, Result]], url: str) -> None:
-    """Put together what `verify` says of each partition."""
+    """Write the `Summary` from the results of `verify`, as (partition, result)."""
     found = [result for _, result in sorted(results, key=lambda item: item[0])]
     exact = [example for result in found for example in result["exact_examples"]]
     near = [example for result in found for example in result["near_examples"]]

@@ -1,12 +1,12 @@
-"""A shuffle over files: rows move between tasks as columns, and Beam moves task numbers only.
+"""A shuffle through files: tasks exchange rows as Parquet files, and Beam moves task numbers only.
 
-Curation needs every caption to meet those that resemble it. Sent through a GroupByKey, captions
-become Python objects one by one, and the direct runner keeps all of them in memory. Here a task
-reads files, works on whole columns and writes one file for each task that comes next; it holds one
-partition, whatever the size of the corpus.
+Deduplication compares each caption with those that resemble it, so captions must move between
+workers. In a GroupByKey, each caption would be a Python object, and the direct runner would keep
+all of them in memory. Here a task reads files, works on whole columns and writes one file for each
+task of the next step. It holds one partition in memory, at any size of the corpus.
 
-A task that ends leaves a marker with its result. A job that is started again skips it, and one that
-is repeated writes the same files, so workers may die or meet at any point.
+A finished task leaves a marker with its result. A job that is started again skips that task. A task
+that runs twice writes the same files, so workers may die or do the same task at any point.
 """
 
 import io
@@ -25,26 +25,27 @@ from transforms.core import storage
 from transforms.core.errors import MissingFileError
 
 Result = dict[str, Any]
-"""What a task says of its work: JSON values."""
+"""Result of a task, as JSON values."""
 
 TaskFunction = Callable[[int, Any], Result]
-"""Does a task, given its number and what it was handed; it must pickle."""
+"""(task number, argument) -> result. It must be picklable."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Rows between the tasks of one step and the partitions of the next.
+    """Rows that the tasks of one step send to the partitions of the next.
 
     Attributes:
-        url: Folder of its files.
-        num_partitions: Readers; each writer leaves a file for each of them, also an empty one.
+        url: Folder of the files.
+        num_partitions: Number of partitions. Each task writes a file for each of them, an empty
+            one if it has no rows for it.
     """
 
     url: str
     num_partitions: int
 
     def write(self, task: int, rows: pa.Table, partitions: NDArray[np.int64]) -> None:
-        """Send each row to its partition: [N] rows, [N] numbers."""
+        """Write the rows of a task: [N] rows, [N] numbers of their partitions."""
         rows = rows.take(np.argsort(partitions, kind="stable"))
         ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
         for partition, end in enumerate(ends):
@@ -52,7 +53,7 @@ class Exchange:
             write_rows(rows.slice(start, end - start), self._file(partition, task))
 
     def read(self, partition: int, num_tasks: int) -> pa.Table:
-        """All rows that the tasks sent to a partition."""
+        """Read all rows that the tasks sent to a partition."""
         return pa.concat_tables(
             read_rows(self._file(partition, task)) for task in range(num_tasks)
         ).combine_chunks()
@@ -64,32 +65,32 @@ class Exchange:
 def write_rows(rows: pa.Table, url: str) -> None:
     """Write a scratch file."""
     buffer = io.BytesIO()
-    # Numbers here are hashes, which no dictionary makes shorter.
+    # The numbers are hashes, which a dictionary does not make shorter.
     texts = [field.name for field in rows.schema if pa.types.is_string(field.type)]
     pq.write_table(rows, buffer, compression="lz4", use_dictionary=texts)
     storage.replace_bytes(buffer.getvalue(), url)
 
 
 def read_rows(url: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a scratch file, all columns or some."""
+    """Read a scratch file: the given columns, or all."""
     return pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=columns, use_threads=False)
 
 
 class RunTasks(beam.PTransform):
-    """(task number, what it is handed) -> (task number, result), each once.
+    """Run the tasks of a step: (task number, argument) -> (task number, result).
 
     Args:
-        name: Of the step.
-        function: Does a task.
-        markers: Folder of the markers of tasks that are done.
+        name: Name of the step.
+        function: Function that runs one task.
+        markers: Folder for the markers of finished tasks.
     """
 
     def __init__(self, name: str, function: TaskFunction, markers: str) -> None:
         super().__init__(name)
-        self._task = _Task(function, storage.join(markers, name))
+        self._task = _RunTask(function, storage.join(markers, name))
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
-        """Spread the tasks over the workers."""
+        """Spread the tasks over the workers and run them."""
         return (
             tasks
             | "Spread" >> beam.Reshuffle()
@@ -98,27 +99,27 @@ class RunTasks(beam.PTransform):
 
 
 class AllResults(beam.PTransform):
-    """Results of a step -> one list of them, once all of them are there."""
+    """Collect the results of a step into one list, once all tasks are finished."""
 
     def expand(self, results: beam.PCollection) -> beam.PCollection:
-        """A group ends when the step does."""
+        """Group all results under one key: the group is complete when the step is."""
         return (
             results
-            | "Together" >> beam.Map(_under_one_key).with_output_types(tuple[int, Any])
+            | "Key" >> beam.Map(_under_one_key).with_output_types(tuple[int, Any])
             | "Wait" >> beam.GroupByKey()
             | "List" >> beam.MapTuple(_as_list).with_output_types(list[Any])
         )
 
 
 class NextTasks(beam.PTransform):
-    """Results of a step -> the numbers of the next one's tasks, once all of them are there."""
+    """Emit the task numbers of the next step, once all results of a step are there."""
 
     def __init__(self, name: str, number: int) -> None:
         super().__init__(name)
         self._number = number
 
     def expand(self, results: beam.PCollection) -> beam.PCollection:
-        """Wait, then number."""
+        """Wait for all results, then emit the numbers."""
         return (
             results
             | AllResults()
@@ -138,17 +139,17 @@ def _numbers(_: list[Any], number: int) -> Iterator[tuple[int, None]]:
     return ((task, None) for task in range(number))
 
 
-class _Task(beam.DoFn):
+class _RunTask(beam.DoFn):
     def __init__(self, function: TaskFunction, markers: str) -> None:
         self._function = function
         self._markers = markers
 
     def process(self, task: tuple[int, Any]) -> Iterator[tuple[int, Result]]:
-        number, handed = task
+        number, argument = task
         marker = storage.join(self._markers, f"{number:06d}.json")
         try:
             result: Result = json.loads(storage.read_bytes(marker))
         except MissingFileError:
-            result = self._function(number, handed)
+            result = self._function(number, argument)
             storage.replace_bytes(json.dumps(result).encode(), marker)
         yield number, result

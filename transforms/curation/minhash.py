@@ -1,19 +1,19 @@
-"""Near duplicates among captions: MinHash over word shingles, on whole columns in numpy.
+"""MinHash over word shingles: near duplicates among captions, on whole columns in numpy.
 
-Source: Broder, "On the resemblance and containment of documents" (1997), and the banding of
-signatures that made it a join. A caption is the set of its word shingles (runs of a few words, in
-lower case, punctuation left out); two captions are near duplicates if the Jaccard similarity of
-their sets reaches a threshold.
+Source: Broder, "On the resemblance and containment of documents" (1997), with signatures cut into
+bands. A caption is the set of its word shingles (runs of a few words, in lower case, without
+punctuation). Two captions are near duplicates if the Jaccard similarity of their sets reaches a
+threshold.
 
     shingles         texts -> 64-bit hashes of their shingles
     band_hashes      shingles -> MinHash signatures, cut into bands; captions that agree in a whole
-                     band are candidates: with r rows a band and b bands that happens with
-                     probability 1 - (1 - s^r)^b at similarity s
+                     band are candidates: with r rows per band and b bands, the probability is
+                     1 - (1 - s^r)^b at similarity s
     candidate_pairs  captions with equal bands -> pairs, linear in the size of a bucket
     similarity       pairs -> their exact Jaccard similarity, which decides
 
-Signatures only propose: no caption is dropped for an estimate. Everything depends on the texts
-alone, so it is the same however the corpus is cut.
+Signatures only select the pairs that are compared: no caption is dropped because of an estimate.
+The results depend on the texts alone, not on how the corpus is partitioned.
 """
 
 import hashlib
@@ -27,32 +27,32 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from transforms.core.config import Config
-from transforms.curation.hashes import Hashes, Positions, changes, distinct, mix
+from transforms.curation.columns import Hashes, Positions, changes, distinct, mix
 
 MAX_PARTNERS = 8
-"""Captions of a bucket that each of the others is compared with: the first ones by their keys.
-True near duplicates resemble the first one; comparing all pairs would be quadratic."""
+"""Number of captions of a bucket that the others are compared with: those with the smallest keys.
+Near duplicates usually resemble the first of them; comparing all pairs would be quadratic."""
 
 _BLOCK = 20_000
-"""Captions whose signatures are computed at a time: their shingles fit the processor's cache."""
+"""Captions whose signatures are computed at a time; their shingles fit the processor's cache."""
 
 _NO_WORD = r"[^\p{L}\p{N}\p{M}]+"
 _WHOLE_WORD_LETTER = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}])"
-"""Scripts without spaces: there a letter counts as a word."""
+"""Letters of scripts without spaces, each of which counts as a word."""
 
 
 class CurationConfig(Config):
-    """What counts as a duplicate. Equal texts always do."""
+    """Which captions are duplicates. Equal texts always are."""
 
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.8
-    """Jaccard similarity of word shingles from which the later of two captions is dropped; null
+    """Jaccard similarity of word shingles at which the later of two captions is dropped; null
     keeps near duplicates, as the paper does."""
     shingle_words: Annotated[int, Field(ge=1, le=8)] = 2
-    """Words of a shingle. With 2, captions of 19 words that differ in one inner word reach 0.8."""
+    """Words per shingle. With 2, captions of 19 words that differ in one inner word reach 0.8."""
     num_permutations: Annotated[int, Field(ge=1, le=1024)] = 80
     """Length of a MinHash signature."""
     num_bands: Annotated[int, Field(ge=1)] = 16
-    """Bands of a signature; more find pairs of lower similarity, and more pairs to compare."""
+    """Bands per signature; more bands find pairs of lower similarity, and more pairs to compare."""
 
     @model_validator(mode="after")
     def _equal_bands(self) -> "CurationConfig":
@@ -66,50 +66,51 @@ class CurationConfig(Config):
 
 @dataclass(frozen=True)
 class Shingles:
-    """The shingles of N captions, one after the other; each caption has at least one."""
+    """Shingles of N captions, concatenated; each caption has at least one."""
 
     hashes: Hashes
-    """[S], of all captions; a caption that repeats itself repeats them."""
+    """[S] hashes of all captions; a shingle that a caption repeats is repeated here."""
     starts: Positions
-    """[N + 1]: caption i has those from starts[i] up to starts[i + 1]."""
+    """[N + 1] positions: those of caption i are hashes[starts[i]:starts[i + 1]]."""
 
 
 def candidate_probability(similarity: float, config: CurationConfig) -> float:
-    """Probability that two captions of this Jaccard similarity agree in some band."""
+    """Return the probability that two captions of this Jaccard similarity agree in some band."""
     rows = config.num_permutations // config.num_bands
     return float(1 - (1 - similarity**rows) ** config.num_bands)
 
 
 def shingles(texts: pa.Array, size: int) -> Shingles:
-    """The word shingles of captions.
+    """Return the word shingles of captions.
 
     Args:
         texts: [N] strings.
-        size: Words of a shingle; a caption of fewer words is one shingle.
+        size: Words per shingle; a caption with fewer words is one shingle.
     """
     words, counts = _words(texts)
-    padded = np.maximum(counts, size)
-    ends = np.cumsum(padded)
-    # Word j of caption i goes to the caption's first place + j; a short caption keeps zeros.
-    line: Hashes = np.zeros(ends[-1] if len(ends) else 0, np.uint64)
-    line[_within(ends - padded, counts)] = words
-    lengths = padded - size + 1
-    first = _within(ends - padded, lengths)
-    hashes = line[first]
+    padded_counts = np.maximum(counts, size)
+    ends = np.cumsum(padded_counts)
+    # Word j of caption i is at the caption's start + j; a short caption is padded with zeros.
+    padded_words: Hashes = np.zeros(ends[-1] if len(ends) else 0, np.uint64)
+    padded_words[_ranges(ends - padded_counts, counts)] = words
+    lengths = padded_counts - size + 1
+    first = _ranges(ends - padded_counts, lengths)
+    hashes = padded_words[first]
     for offset in range(1, size):
-        hashes = mix(hashes * np.uint64(0x9E3779B97F4A7C15) + line[first + offset])
+        hashes = mix(hashes * np.uint64(0x9E3779B97F4A7C15) + padded_words[first + offset])
     return Shingles(hashes, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
 def band_hashes(texts: pa.Array, config: CurationConfig) -> Hashes:
-    """The bands of captions.
+    """Return the hashes of the captions' bands.
 
     Args:
         texts: [N] strings.
-        config: Size of shingles, permutations and bands.
+        config: Size of shingles, number of permutations and bands.
 
     Returns:
-        [N, bands]: equal numbers mean equal bands. No two bands share a number but by accident.
+        [N, bands] hashes: captions that agree in a band have the same number there. Apart from
+        collisions, other bands have other numbers.
     """
     bands: Hashes = np.empty((len(texts), config.num_bands), np.uint64)
     for start in range(0, len(texts), _BLOCK):
@@ -119,15 +120,15 @@ def band_hashes(texts: pa.Array, config: CurationConfig) -> Hashes:
 
 
 def candidate_pairs(bands: Hashes, keys: Hashes) -> tuple[Hashes, Hashes]:
-    """Pairs of captions that share a band.
+    """Return pairs of captions that share a band.
 
     Args:
-        bands: [M], of any captions.
-        keys: [M], of the captions they belong to.
+        bands: [M] band hashes.
+        keys: [M] keys of the captions that the bands belong to.
 
     Returns:
-        [K] and [K]: the smaller and the larger key of each pair, each pair once. A caption of a
-        bucket meets the first `MAX_PARTNERS` of it, so K is at most MAX_PARTNERS * M.
+        [K] and [K]: the smaller and the larger key of each pair, each pair once. Each caption of a
+        bucket is paired with the first `MAX_PARTNERS` of it, so K is at most MAX_PARTNERS * M.
     """
     order = np.lexsort((keys, bands))
     bands, keys = bands[order], keys[order]
@@ -144,7 +145,7 @@ def candidate_pairs(bands: Hashes, keys: Hashes) -> tuple[Hashes, Hashes]:
 
 
 def similarity(ones: Shingles, others: Shingles) -> NDArray[np.float64]:
-    """The Jaccard similarity of caption i of `ones` and caption i of `others`: [N]."""
+    """Return the Jaccard similarity of caption i of `ones` and caption i of `others`: [N]."""
     number = len(ones.starts) - 1
     sets = [
         distinct(np.repeat(np.arange(number, dtype=np.uint64), np.diff(side.starts)), side.hashes)
@@ -155,23 +156,23 @@ def similarity(ones: Shingles, others: Shingles) -> NDArray[np.float64]:
     summed, united = (
         np.bincount(column.astype(np.int64), minlength=number) for column in (owners, union)
     )
-    # What both sides hold is in the sum of their sizes twice, in the union once.
+    # Common shingles are counted twice in the sum of the sizes, once in the union.
     return (summed - united) / united
 
 
 def _words(texts: pa.Array) -> tuple[Hashes, Positions]:
-    """Hashes of the words of all captions, and how many each caption has."""
+    """Return the hashes of the words of all captions, and the number of words of each caption."""
     plain = pc.utf8_lower(texts)
     if not pc.all(pc.string_is_ascii(plain), min_count=0).as_py():
         plain = pc.replace_substring_regex(plain, _WHOLE_WORD_LETTER, r" \1 ")
     plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(plain, _NO_WORD, " "))
-    # What has no word at all (emoji, for instance) is one word: itself.
+    # A text without any word (emoji, for instance) counts as one word.
     plain = pc.if_else(pc.equal(plain, ""), pc.replace_substring(texts, " ", "_"), plain)
     lists = pc.split_pattern(plain, " ")
     words = pc.list_flatten(lists).dictionary_encode()
-    known = np.array([_word_hash(word) for word in words.dictionary.to_pylist()], np.uint64)
+    hashes = np.array([_word_hash(word) for word in words.dictionary.to_pylist()], np.uint64)
     counts = pc.list_value_length(lists).to_numpy().astype(np.int64)
-    return known[words.indices.to_numpy()], counts
+    return hashes[words.indices.to_numpy()], counts
 
 
 def _word_hash(word: str) -> int:
@@ -180,7 +181,7 @@ def _word_hash(word: str) -> int:
 
 def _bands(block: Shingles, config: CurationConfig) -> Hashes:
     rows = config.num_permutations // config.num_bands
-    # Multiply and add, modulo 2^64, with odd factors: each permutes the 64-bit numbers.
+    # Multiplying by an odd factor and adding, modulo 2^64, permutes the 64-bit numbers.
     factors = mix(np.arange(1, config.num_permutations + 1, dtype=np.uint64)) | np.uint64(1)
     shifts = mix(np.arange(1, config.num_permutations + 1, dtype=np.uint64) << np.uint64(32))
     bands: Hashes = np.empty((len(block.starts) - 1, config.num_bands), np.uint64)
@@ -194,8 +195,8 @@ def _bands(block: Shingles, config: CurationConfig) -> Hashes:
     return bands
 
 
-def _within(starts: Positions, lengths: Positions) -> Positions:
-    """The places starts[i], starts[i] + 1, ..., lengths[i] of them, for all i in a row."""
+def _ranges(starts: Positions, lengths: Positions) -> Positions:
+    """Return starts[i], starts[i] + 1, ..., lengths[i] numbers each, concatenated over i."""
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    places: Positions = np.repeat(starts, lengths) + offsets
-    return places
+    positions: Positions = np.repeat(starts, lengths) + offsets
+    return positions

@@ -1,7 +1,7 @@
-"""Cutting: what deduplication kept -> output shards of exactly equal size, in the random order.
+"""Resharding: write the captions that deduplication kept to shards of exactly equal size.
 
-Deduplication leaves partitions in the order of their keys, and the number of captions of each. So
-every output shard knows its rows and is made on its own: a pure function of its number.
+The partitions of deduplication are in the random order, and the number of captions of each is
+known. So an output shard is a pure function of its number and is written on its own.
 """
 
 import json
@@ -26,11 +26,11 @@ from transforms.curation.file_shuffle import AllResults
 
 @dataclass(frozen=True)
 class KeptCaptions:
-    """The captions that deduplication kept, as one sequence.
+    """The captions that deduplication kept, as one sequence in the random order.
 
     Attributes:
-        deduplication: Whose files are read.
-        counts: Captions of each partition.
+        deduplication: Deduplication whose scratch files are read.
+        counts: Number of kept captions of each partition.
     """
 
     deduplication: Deduplication
@@ -38,47 +38,46 @@ class KeptCaptions:
 
     @property
     def starts(self) -> list[int]:
-        """Position of the first caption of each partition, and the end."""
+        """Position of the first caption of each partition, and the end of the last."""
         return [0, *accumulate(self.counts)]
 
     def partition_at(self, position: int) -> int:
-        """The partition that holds a position."""
+        """Return the partition of the caption at a position."""
         return bisect_right(self.starts, position) - 1
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """The captions from position `start` up to but not including `stop`."""
-        pieces, starts = [], self.starts
+        """Read the captions from position `start` up to but not including `stop`."""
+        slices, starts = [], self.starts
         for partition in range(self.partition_at(start), len(self.counts)):
             first, last = max(start, starts[partition]), min(stop, starts[partition + 1])
             if first < last:
-                rows = _partition(self.deduplication, partition)
-                pieces.append(rows.slice(first - starts[partition], last - first))
-        return pa.concat_tables(pieces)
+                rows = _cached_partition(self.deduplication, partition)
+                slices.append(rows.slice(first - starts[partition], last - first))
+        return pa.concat_tables(slices)
 
 
 @lru_cache(maxsize=2)
-def _partition(deduplication: Deduplication, partition: int) -> pa.Table:
-    # Neighbouring shards are cut from the same partition, or from the end of one and the beginning
-    # of the next.
+def _cached_partition(deduplication: Deduplication, partition: int) -> pa.Table:
+    # Consecutive shards read the same partition, or the end of one and the beginning of the next.
     return deduplication.kept(partition, CAPTION_SCHEMA.names)
 
 
 class CountCaptions(beam.PTransform):
-    """Partitions -> a JSON file with the number of captions by source, concept and template.
+    """Count captions by source, concept and template: partition numbers -> a JSON file.
 
     Args:
-        kept: What was kept.
-        num_captions: How many of it are used, from the first on.
-        url: Of the file.
+        kept: All kept captions.
+        num_captions: Number of captions to count, from the first on.
+        url: URL of the JSON file.
     """
 
     def __init__(self, kept: KeptCaptions, num_captions: int, url: str) -> None:
         super().__init__()
-        self._count = _Count(kept, num_captions)
+        self._count = _CountPartition(kept, num_captions)
         self._url = url
 
     def expand(self, partitions: beam.PCollection) -> beam.PCollection:
-        """Counts are summed by Beam: they are few."""
+        """Count per partition, sum with Beam and write the file."""
         return (
             partitions
             | "Spread" >> beam.Reshuffle()
@@ -89,28 +88,35 @@ class CountCaptions(beam.PTransform):
         )
 
 
-class CutShards(beam.PTransform):
-    """Lists of output shards, each list from one partition -> numbers of committed shards."""
+class ReshardCaptions(beam.PTransform):
+    """Write output shards: lists of shard numbers (see `by_partition`) -> committed shards.
+
+    Args:
+        kept: All kept captions.
+        folder: Folder of the output stage.
+        fingerprint: Fingerprint for the commit records.
+        captions_per_shard: Number of captions of every output shard.
+    """
 
     def __init__(
         self, kept: KeptCaptions, folder: StageFolder, fingerprint: str, captions_per_shard: int
     ) -> None:
         super().__init__()
-        self._cut = _Cut(kept, folder, fingerprint, captions_per_shard)
+        self._write = _WriteShards(kept, folder, fingerprint, captions_per_shard)
 
     def expand(self, shards: beam.PCollection) -> beam.PCollection:
-        """Cut them."""
+        """Spread the lists over the workers and write their shards."""
         return (
             shards
             | "Spread" >> beam.Reshuffle()
-            | "Cut" >> beam.ParDo(self._cut).with_output_types(int)
+            | "Write" >> beam.ParDo(self._write).with_output_types(int)
         )
 
 
 def by_partition(
     shards: Iterable[int], kept: KeptCaptions, captions_per_shard: int
 ) -> list[list[int]]:
-    """Output shards, those together that start in the same partition."""
+    """Group output shards by the partition in which they start, so that one task reads it once."""
     groups: dict[int, list[int]] = {}
     for shard in sorted(shards):
         groups.setdefault(kept.partition_at(shard * captions_per_shard), []).append(shard)
@@ -118,12 +124,12 @@ def by_partition(
 
 
 def read_counts(url: str) -> list[tuple[Group, int]]:
-    """What `CountCaptions` wrote."""
+    """Read the file that `CountCaptions` writes."""
     rows = json.loads(storage.read_bytes(url))
     return [((source, concept, template), number) for source, concept, template, number in rows]
 
 
-class _Count(beam.DoFn):
+class _CountPartition(beam.DoFn):
     def __init__(self, kept: KeptCaptions, num_captions: int) -> None:
         self._kept = kept
         self._num_captions = num_captions
@@ -141,7 +147,7 @@ def _write_counts(counts: list[tuple[Group, int]], url: str) -> None:
     storage.replace_bytes(json.dumps(rows).encode(), url)
 
 
-class _Cut(beam.DoFn):
+class _WriteShards(beam.DoFn):
     def __init__(
         self, kept: KeptCaptions, folder: StageFolder, fingerprint: str, captions_per_shard: int
     ) -> None:
@@ -158,9 +164,9 @@ class _Cut(beam.DoFn):
 
     def _commit(self, shard: int) -> None:
         rows = self._kept.rows(shard * self._size, (shard + 1) * self._size)
-        assert len(rows) == self._size, "there are enough captions"
-        owed = [str(ordinal) for ordinal in rows["ordinal"].to_pylist()]
+        assert len(rows) == self._size, "curation checks that there are enough captions"
+        record_ids = [str(ordinal) for ordinal in rows["ordinal"].to_pylist()]
         with ShardBuild(self._folder, shard) as build:
-            if not build.published_by_another(owed):
+            if not build.published_by_another(record_ids):
                 build.write(rows.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA))
-            build.commit(owed, self._fingerprint, Tally())
+            build.commit(record_ids, self._fingerprint, Tally())

@@ -23,10 +23,8 @@ from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder, read_commit
 from transforms.curation.columns import (
     InputShard,
-    first_written,
     in_groups,
     order_keys,
-    partition_of,
     read_table,
 )
 from transforms.curation.dedup import (
@@ -39,8 +37,8 @@ from transforms.curation.dedup import (
 from transforms.curation.minhash import CurationConfig
 from transforms.curation.reshard import (
     CountCaptions,
-    CutShards,
     KeptCaptions,
+    ReshardCaptions,
     by_partition,
     read_counts,
 )
@@ -48,7 +46,6 @@ from transforms.curation.reshard import (
 SIZE = 10
 FIELDS = {"concept": "thing", "source": "test", "template": "c-background", "background": "attic"}
 EXACT = CurationConfig(near_duplicate_threshold=None)
-KEYS = st.integers(0, 2**64 - 1)
 
 
 def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[InputShard]:
@@ -97,7 +94,7 @@ def cut(kept: KeptCaptions, output: str, num_shards: int) -> list[Caption]:
     wanted = [n for n in range(num_shards) if not storage.exists(folder.commit_url(n))]
     with beam.Pipeline(options=beam_options([])) as pipeline:
         lists = pipeline | beam.Create(by_partition(wanted, kept, SIZE))
-        _ = lists | CutShards(kept, folder, "print", SIZE)
+        _ = lists | ReshardCaptions(kept, folder, "print", SIZE)
     return [c for n in range(num_shards) for c in parquet_shards.read_captions(folder.shard_url(n))]
 
 
@@ -234,54 +231,6 @@ def test_captions_are_counted_up_to_the_last_one_used(tmp_path: Path) -> None:
     with beam.Pipeline(options=beam_options([])) as pipeline:
         _ = pipeline | beam.Create(range(3)) | CountCaptions(kept, 30, url)
     assert read_counts(url) == [(("test", "thing", "c-background"), 30)]
-
-
-def test_the_order_is_random() -> None:
-    # Places of 20,000 captions are uniform: a chi-square over 100 cells stays near its mean of 99.
-    keys = order_keys(0, pa.array([caption_id(str(number)) for number in range(20_000)]))
-    cells = np.bincount(partition_of(keys, 100), minlength=100)
-    assert 50 < ((cells - 200) ** 2 / 200).sum() < 160
-
-
-@settings(deadline=None)
-@given(st.lists(KEYS, min_size=1, max_size=5, unique=True), st.integers(0, 2**40))
-def test_keys_are_one_to_one(ids: list[int], seed: int) -> None:
-    texts = pa.array(["0" * 16, *(f"{number:016x}" for number in ids)])
-    keys = order_keys(seed, texts.slice(1))
-    assert len(set(keys.tolist())) == len(ids)
-    assert keys.tolist() == [order_keys(seed, texts.slice(i + 1, 1))[0] for i in range(len(ids))]
-
-
-@settings(deadline=None)
-@given(st.integers(1, 2**31), KEYS, KEYS)
-def test_partitions_keep_the_order_of_keys(number: int, one: int, other: int) -> None:
-    low, high = partition_of(np.array(sorted([one, other]), np.uint64), number)
-    assert 0 <= low <= high < number
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=30))
-def test_first_written_keeps_each_key_once_with_its_smallest_ordinal(
-    rows: list[tuple[int, int]],
-) -> None:
-    keys, times = [key for key, _ in rows], [number for _, number in rows]
-    ordinals = [len(rows) - i for i in range(len(rows))]
-    table = pa.table(
-        {
-            "key": pa.array(keys, pa.uint64()),
-            "ordinal": pa.array(ordinals, pa.int64()),
-            "times": pa.array(times, pa.int64()),
-        }
-    )
-    expected = [
-        {
-            "key": key,
-            "ordinal": min(o for k, o in zip(keys, ordinals, strict=True) if k == key),
-            "times": sum(t for k, t in rows if k == key),
-        }
-        for key in sorted(set(keys))
-    ]
-    assert first_written(table).to_pylist() == expected
 
 
 @settings(deadline=None)

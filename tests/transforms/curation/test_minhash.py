@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.support.sentences import altered, sentences, slow_jaccard, slow_shingles
-from transforms.curation.hashes import Hashes, mix
+from transforms.curation.columns import Hashes, mix
 from transforms.curation.minhash import (
     MAX_PARTNERS,
     CurationConfig,
