@@ -120,7 +120,7 @@ def test_server_that_answers_503(
 
 def test_every_test_of_the_table_exists() -> None:
     folder = Path(__file__).parent
-    table = (ROOT / "pipelines" / "README.md").read_text()
+    table = (ROOT / "docs" / "operate.md").read_text()
     named = re.findall(r"`(test_\w+\.py)::(\w+)` \|$", table, re.MULTILINE)
     assert len(named) > 15
     for file, test in named:

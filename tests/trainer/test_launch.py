@@ -130,6 +130,6 @@ def test_wrong_options_are_a_sentence(option: str, capsys: pytest.CaptureFixture
 
 
 def test_the_table_of_exit_codes_is_whole() -> None:
-    text = (ROOT / "trainer" / "configs" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \|", text.partition("## Exit codes")[2], re.MULTILINE)
     assert [int(row) for row in rows] == [OK, UNFINISHED, WRONG_CONFIG, NOT_FINITE, RESTART]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import TRAINER_CONFIGS
+from tests.support.paths import ROOT
 
-README = TRAINER_CONFIGS / "README.md"
+MANUAL = ROOT / "docs" / "train.md"
 FAKES = {
     "srun": 'highest=0; for CODE in $CODES; do export CODE; "$@"; code=$?; '
     "[ $code -le $highest ] || highest=$code; done; exit $highest",
@@ -28,7 +28,7 @@ def test_slurm_starts_again_what_every_node_wants_to_be_started_again(
     for name, script in FAKES.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    (job,) = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    (job,) = re.findall(r"```sh\n(.*?)```", MANUAL.read_text(), re.DOTALL)
     (tmp_path / "stop-7").touch()  # Of a start before.
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
