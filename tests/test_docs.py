@@ -22,7 +22,7 @@ DOCUMENTS = sorted(
 )
 MANUALS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-TRAINER_CONFIGS: dict[str, type[Config]] = {
+TRAINER_JOBS: dict[str, type[Config]] = {
     "trainer.train": TrainConfig,
     "trainer.evaluate": EvaluateConfig,
 }
@@ -106,7 +106,7 @@ def test_make_targets_exist(document: Path) -> None:
 def test_commands_exist_and_their_configs_load(document: Path) -> None:
     for module, arguments in commands(document):
         assert importlib.util.find_spec(module), module
-        config: type[Config] | None = TRAINER_CONFIGS.get(module)
+        config: type[Config] | None = TRAINER_JOBS.get(module)
         if module == "pipelines" and re.match(r"[a-z]", "".join(arguments)):
             job, *arguments = arguments
             assert job in JOBS
@@ -122,7 +122,7 @@ def test_commands_exist_and_their_configs_load(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_config_keys_exist(document: Path) -> None:
-    configs = (*map(config_of, JOBS), *TRAINER_CONFIGS.values())
+    configs = (*map(config_of, JOBS), *TRAINER_JOBS.values())
     keys = {key for config in configs for key, _ in leaves(config)}
     sections = {key.partition(".")[0] for key in keys if "." in key}
     named = set()
