@@ -1,1 +1,1 @@
-"""Concept lists: what captions are written about."""
+"""Concept lists: the concepts that captions are written about."""

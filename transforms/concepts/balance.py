@@ -1,7 +1,7 @@
-"""Balance: the shares of sources, templates and concepts beside those that the prompts plan.
+"""Balance: actual and planned shares of sources, templates and concepts.
 
-Filters drop more captions of some concepts than of others, and so does deduplication; here one sees
-how far that moved the corpus away from what was asked for.
+Filters and deduplication drop more captions of some concepts than of others. The balance shows how
+far the corpus is from the shares that were asked for.
 """
 
 from collections import defaultdict
@@ -12,25 +12,25 @@ Group = tuple[str, str, str]
 """Source, concept and template of captions."""
 
 GROUP_COLUMNS = ["source", "concept", "template"]
-"""Columns of a caption shard that make its group."""
+"""Columns of a caption shard that make up a `Group`."""
 
 _BY: dict[str, tuple[int, ...]] = {"source": (0,), "template": (2,), "concept": (0, 1)}
-"""What is compared, and the parts of a group that make it: sources may share a concept's name."""
+"""What is compared -> the parts of a group that identify it; sources may share a concept's name."""
 
 _DIGITS = 9
-"""Of a share: sums of equal parts are equal then."""
+"""Decimals of a share; rounding makes sums of equal parts equal."""
 
 
 def balance(counts: Iterable[tuple[Group, int]], plan: Mapping[Group, float]) -> dict[str, Any]:
-    """Shares made and planned.
+    """Compare actual shares with planned ones.
 
     Args:
-        counts: Captions of each group.
-        plan: Expected share of each group; empty when nothing was planned.
+        counts: Number of captions of each group.
+        plan: Expected share of each group; empty without a plan.
 
     Returns:
-        Per source, template and concept a list of {name, source, captions, share, planned}, the
-        largest plan first; `planned` is null without a plan, `source` only stands at concepts.
+        For "source", "template" and "concept" a list of {name, source, captions, share, planned},
+        the largest plan first; `planned` is None without a plan, `source` exists for concepts only.
     """
     made = dict(counts)
     return {kind: _compare(made, plan, parts) for kind, parts in _BY.items()}

@@ -1,11 +1,11 @@
-"""Concept lists that are one table: text, CSV and Parquet.
+"""File formats of tables of concepts: text, CSV and Parquet, read row by row.
 
-- text: one name per line; empty lines and lines that start with `#` do not count;
-- CSV and Parquet: a column `name` and, as needed, `weight`, `kind`, `backgrounds` (in CSV separated
-  by `;`; a single place that has a comma ends with one), `hypernym` and `source`. Empty cells are
-  as good as none.
+- Text: one name per line; empty lines and lines that start with `#` are ignored.
+- CSV and Parquet: a column `name` and, if needed, `weight`, `kind`, `backgrounds`, `hypernym` and
+  `source`. Empty cells are ignored. In CSV, places in `backgrounds` are separated by `;`, and a
+  single place that contains a comma ends with `;`.
 
-What `pipelines concepts` writes is such a table.
+`python -m pipelines concepts` writes such a table as Parquet. `lists` makes concepts of the rows.
 """
 
 import csv
@@ -27,34 +27,35 @@ _SEPARATOR = ";"
 
 
 class ConceptEntry(Config):
-    """A concept as a list states it: its name, and what differs from its source."""
+    """A concept in a list: its name, and settings that differ from those of its source."""
 
     name: str
-    """What captions are about, as a person would write it."""
+    """Name of the concept, as a person would write it in a caption."""
     weight: PositiveFloat = 1.0
-    """Share of the source's captions relative to the source's other concepts."""
+    """Share of the source's captions, relative to the other concepts of the source."""
     kind: Kind | None = None
-    """Instead of the source's kind."""
+    """Kind of the concept; default: the kind of its source."""
     backgrounds: str | tuple[str, ...] | None = None
-    """Instead of the source's backgrounds."""
+    """Places of the concept; default: the backgrounds of its source."""
     hypernym: str | None = None
-    """What it is a kind of."""
+    """A more general term: a fox is a canine."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A concept with where its list states it, for messages."""
+class ConceptRow:
+    """A concept in a list, with its position there."""
 
     where: str
+    """File and line or row, for error messages."""
     entry: ConceptEntry
     source: str | None = None
-    """In a table with a column of that name."""
+    """Value of the column `source`, if the table has one."""
     synset: str | None = None
-    """Of an ImageNet class."""
+    """WordNet id of an ImageNet class."""
 
 
-def read_rows(path: str) -> list[Row]:
-    """The concepts of a text, CSV or Parquet file, in its order.
+def read_rows(path: str) -> list[ConceptRow]:
+    """Read the rows of a text, CSV or Parquet file, in its order.
 
     Raises:
         ConfigError: The file cannot be read, or a row is wrong.
@@ -73,7 +74,7 @@ def read_rows(path: str) -> list[Row]:
 
 
 def read_places(path: str) -> tuple[str, ...]:
-    """The places of a text file, one per line, each once.
+    """Read the places of a text file with one place per line, without repetitions.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -95,16 +96,16 @@ def _csv_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             _check_header(f"{path}, line {reader.line_num}", columns)
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
-            kept: dict[str, Any] = {name: cell for name, cell in cells.items() if cell}
-            if "backgrounds" in kept:
-                kept["backgrounds"] = _places_of_cell(where, kept["backgrounds"])
-            yield where, {"name": "", **kept}
+            filled: dict[str, Any] = {name: cell for name, cell in cells.items() if cell}
+            if "backgrounds" in filled:
+                filled["backgrounds"] = _split_places(where, filled["backgrounds"])
+            yield where, {"name": "", **filled}
 
 
 def _check_header(where: str, columns: Sequence[str]) -> None:
     known = (*ConceptEntry.model_fields, "source")
     for column in columns:
-        # Spreadsheets write commas behind the last column; only a cell below them is an error.
+        # Spreadsheets write empty columns after the last one; only a cell in them is an error.
         if column and column not in known:
             close = difflib.get_close_matches(column.strip().lower(), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
@@ -113,12 +114,12 @@ def _check_header(where: str, columns: Sequence[str]) -> None:
         raise ConfigError(f"{where}: column 'name' is missing: the first line names the columns")
 
 
-def _places_of_cell(where: str, cell: str) -> list[str]:
-    """The places of a CSV cell; a `;` at its end says that a place with a comma is one."""
+def _split_places(where: str, cell: str) -> list[str]:
+    """Split a CSV cell into places; a `;` at its end marks a single place with a comma."""
     if _SEPARATOR not in cell and ("," in cell or "|" in cell):
         raise ConfigError(
             f"{where}: column 'backgrounds' has value {cell!r}: places are separated by "
-            f"{_SEPARATOR!r}; end a single place that is meant like this with {_SEPARATOR!r}"
+            f"{_SEPARATOR!r}; if this is a single place, add {_SEPARATOR!r} at its end"
         )
     places = cell.rstrip().removesuffix(_SEPARATOR).split(_SEPARATOR)
     return [place.strip() for place in places]
@@ -126,16 +127,16 @@ def _places_of_cell(where: str, cell: str) -> list[str]:
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, cells in enumerate(pq.read_table(path).to_pylist(), 1):
-        kept = {name: cell for name, cell in cells.items() if cell not in (None, "")}
-        yield f"{path}, row {number}", {"name": "", **kept}
+        filled = {name: cell for name, cell in cells.items() if cell not in (None, "")}
+        yield f"{path}, row {number}", {"name": "", **filled}
 
 
-def _row(where: str, cells: dict[str, Any]) -> Row:
+def _row(where: str, cells: dict[str, Any]) -> ConceptRow:
     source = cells.pop("source", None)
     if source is not None and not isinstance(source, str):
         raise ConfigError(f"{where}: column 'source' has value {source!r}: expected a name")
     try:
-        return Row(where, ConceptEntry.model_validate(cells), source)
+        return ConceptRow(where, ConceptEntry.model_validate(cells), source)
     except ValidationError as error:
         detail = error.errors()[0]
         column = detail["loc"][0]

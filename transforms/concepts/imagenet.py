@@ -1,12 +1,12 @@
-"""ImageNet's classes as concepts: names a person would write, places by group, hypernyms.
+"""ImageNet classes as concepts: names a person would write, places by group, hypernyms.
 
 The classes come from timm's `ImageNetInfo`. Its 12k subset, the classes of ImageNet-21k with the
-most pictures, is the nearest public list to the paper's 13k. A class is called by its first lemma;
-classes that share one get the beginning of their definitions behind it: "crane (lifts and moves
-heavy objects)".
+most pictures, is the public list closest to the paper's 13k classes. The name of a class is its
+first lemma. Classes that share a lemma get the beginning of their definition added: "crane (lifts
+and moves heavy objects)".
 
-Different from the paper on purpose: the 12k subset goes without its 967 classes of people, few of
-which can be seen in a picture, and some of which are insults.
+Different from the paper on purpose: the 12k subset is used without its 967 classes of people. Few
+of them can be seen in a picture, and some are insults.
 """
 
 import re
@@ -21,10 +21,10 @@ from transforms.core.errors import ConfigError
 Subset = Literal["imagenet-1k", "imagenet-12k"]
 
 MAX_NAME_LENGTH = 80
-"""Letters; the longest class name of the paper's sources has about 60."""
+"""Maximum length of a name, in characters; the longest of the paper's sources has about 60."""
 
 _PEOPLE = ("n096", "n108")
-"""WordNet 3.0 numbers nouns by field; these are people."""
+"""Range of WordNet 3.0 ids of people: nouns are numbered by field."""
 
 _QUALIFIER_WORDS = 6
 _ARTICLES = re.compile(r"^(?:any|either|one)? ?(?:of )?(?:several|various|two|a|an|the)? ")
@@ -37,14 +37,16 @@ _CONNECTIVES = frozenset(
 
 @dataclass(frozen=True)
 class ImageNetClass:
-    """A class: its WordNet id, for instance n01440764, and the name that captions use."""
+    """A class of ImageNet."""
 
     synset: str
+    """WordNet id, for instance n01440764."""
     name: str
+    """Name that captions use."""
 
 
 def imagenet_classes(subset: Subset) -> tuple[ImageNetClass, ...]:
-    """The classes of a subset in timm's order, each with a name of its own.
+    """Return the classes of a subset in timm's order, with distinct names.
 
     Raises:
         ConfigError: timm is not installed.
@@ -60,9 +62,9 @@ def imagenet_classes(subset: Subset) -> tuple[ImageNetClass, ...]:
     shared = Counter(_lemma_key(lemma) for lemma in lemmas)
     classes: dict[str, ImageNetClass] = {}
     for synset, lemma, text in zip(synsets, lemmas, detailed, strict=True):
-        alone = shared[_lemma_key(lemma)] == 1
-        name = lemma if alone else _qualified(lemma, text.partition(": ")[2])
-        # Two that still have one name also look the same.
+        unique = shared[_lemma_key(lemma)] == 1
+        name = lemma if unique else _qualified(lemma, text.partition(": ")[2])
+        # Classes that still share a name also look the same.
         classes.setdefault(name.casefold(), ImageNetClass(synset, name))
     return tuple(classes.values())
 
@@ -78,12 +80,12 @@ def _timm_info(subset: Subset) -> Any:
 
 
 def _lemma_key(lemma: str) -> str:
-    # "sunglass" and "sunglasses" are two classes and one word.
+    # "sunglass" and "sunglasses" are two classes with the same word.
     return lemma.casefold().removesuffix("es")
 
 
 def _qualified(lemma: str, definition: str) -> str:
-    """A lemma with the beginning of its definition, up to where a sentence would go on."""
+    """Return a lemma with the beginning of its definition, up to the first connective."""
     first = re.split("[;:,]", re.sub(r"\(.*?\)|`", "", definition))[0].strip()
     words: list[str] = []
     for word in _ARTICLES.sub("", first).split()[:_QUALIFIER_WORDS]:
@@ -99,34 +101,34 @@ def _qualified(lemma: str, definition: str) -> str:
 
 
 class GroupEntry(Config):
-    """A group of ImageNet classes that are found in the same places."""
+    """A group of ImageNet classes that occur in the same places."""
 
     name: str
-    """What the group is called, for people."""
+    """Name of the group."""
     ancestor: str
-    """WordNet's common ancestor of the classes."""
+    """Common ancestor of the classes in WordNet."""
     places: tuple[str, ...]
-    """Where the things of the group plausibly are."""
+    """Plausible places of the things in the group."""
     classes: tuple[str, ...]
     """WordNet ids of classes of ImageNet-1k."""
 
 
 class GroupFile(Config):
-    """Backgrounds by group."""
+    """A file with the backgrounds of groups of classes."""
 
     groups: tuple[GroupEntry, ...]
-    """Each class stands in one of them."""
+    """All groups; a class is in one of them at most."""
 
 
 def load_backgrounds(groups_path: str, members_path: str | None) -> dict[str, tuple[str, ...]]:
     """Read the places of classes, by WordNet id.
 
     Args:
-        groups_path: A .yaml file as `GroupFile`.
-        members_path: A .tsv file with further classes, each with the name of its group.
+        groups_path: Path of a `.yaml` file with the content of a `GroupFile`.
+        members_path: Path of a `.tsv` file with more classes and the names of their groups.
 
     Raises:
-        ConfigError: A file cannot be read, names a class twice, or a group that there is not.
+        ConfigError: A file cannot be read, names a class twice, or names an undefined group.
     """
     places: dict[str, tuple[str, ...]] = {}
     by_name: dict[str, tuple[str, ...]] = {}
@@ -140,16 +142,20 @@ def load_backgrounds(groups_path: str, members_path: str | None) -> dict[str, tu
             places[synset] = group.places
     for synset, name in (load_facts(members_path) if members_path else {}).items():
         if name not in by_name:
-            raise ConfigError(f"{members_path}: {synset} is in group {name!r}, which there is not")
+            raise ConfigError(
+                f"{members_path}: {synset} is in group {name!r}, which is not defined"
+            )
         places.setdefault(synset, by_name[name])
     return places
 
 
 def load_facts(path: str) -> dict[str, str]:
-    """Read lines of a WordNet id, a tab, and a text; those that start with `#` do not count.
+    """Read a text for each WordNet id from lines of id, tab, text.
+
+    Empty lines and lines that start with `#` are ignored.
 
     Raises:
-        ConfigError: The file cannot be read, or a line is different.
+        ConfigError: The file cannot be read, or a line has another format.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -1,9 +1,9 @@
-"""Concepts: reading the list that captions are written about (paper, section 3.1).
+"""Concept lists: the concepts that captions are written about, with weights (paper, section 3.1).
 
-A list is a YAML file of sources, each with its share of the captions, or a table: text, CSV or
-Parquet (see `concept_files`). A source states its concepts itself, or names a table, or takes
-ImageNet's classes out of timm (see `imagenet`). A concept that two sources name is kept once, with
-the first of them, and each source keeps its share.
+A list is a YAML file of sources, each with its share of the captions, or a single table: text, CSV
+or Parquet (see `files`). A source lists its concepts itself, names a table, or takes the classes of
+ImageNet from timm (see `imagenet`). A concept that two sources name is kept once, in the first of
+them, and each source keeps its share.
 """
 
 import unicodedata
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from transforms.concepts.files import ConceptEntry, Row, read_places, read_rows
+from transforms.concepts.files import ConceptEntry, ConceptRow, read_places, read_rows
 from transforms.concepts.imagenet import (
     MAX_NAME_LENGTH,
     Subset,
@@ -30,36 +30,36 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _PLACES_SUFFIX = ".txt"
 
 
-def _named(value: Any) -> Any:
+def _name_to_entry(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
 class ConceptSource(Config):
-    """Concepts that come from one place: exactly one of `concepts`, `file` and `timm`."""
+    """A source of concepts: exactly one of `concepts`, `file` and `timm`."""
 
     source: str
-    """Its name, written into every caption."""
+    """Name of the source; it is stored with every caption."""
     share: PositiveFloat = 1.0
     """Share of all captions, relative to the other sources."""
     kind: Kind = "object"
-    """What its concepts are: object, place or texture."""
-    concepts: tuple[Annotated[ConceptEntry, BeforeValidator(_named)], ...] | None = None
-    """Names, or entries with `name` and, as needed, `weight`, `kind`, `backgrounds`, `hypernym`."""
+    """Kind of the concepts: object, place or texture."""
+    concepts: tuple[Annotated[ConceptEntry, BeforeValidator(_name_to_entry)], ...] | None = None
+    """Names, or entries with `name` and, if needed, `weight`, `kind`, `backgrounds`, `hypernym`."""
     file: str | None = None
-    """A .txt, .csv or .parquet file; like every file named here, relative to this list's folder."""
+    """A .txt, .csv or .parquet file; this and every other path is relative to the list's folder."""
     timm: Subset | None = None
-    """ImageNet's classes: imagenet-1k, or imagenet-12k without its people."""
+    """Classes of ImageNet: imagenet-1k, or imagenet-12k without people."""
     suffix: str = ""
-    """A noun behind every name, for instance `car`."""
+    """Noun that is added to every name, for instance `car`."""
     backgrounds: str | tuple[str, ...] = ()
-    """Places where its concepts plausibly are: a list, the name of one under `backgrounds`, or a
-    .txt file with one per line."""
+    """Plausible places of the concepts: a list, the name of a list under `backgrounds`, or a .txt
+    file with one place per line."""
     background_groups: str | None = None
-    """Places by group of ImageNet classes, a .yaml file; other classes have `backgrounds`."""
+    """A .yaml file with places by group of ImageNet classes; other classes have `backgrounds`."""
     group_members: str | None = None
-    """Further classes with the names of their groups, a .tsv file."""
+    """A .tsv file with more classes and the names of their groups."""
     hypernyms: str | None = None
-    """What each class of `timm` is a kind of, a .tsv file."""
+    """A .tsv file with a more general term for each class of `timm`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ConceptSource":
@@ -71,19 +71,19 @@ class ConceptSource(Config):
             )
         for key in ("background_groups", "group_members", "hypernyms"):
             if getattr(self, key) and not self.timm:
-                raise ValueError(f"source {self.source!r} has {key}, which go with timm only")
+                raise ValueError(f"source {self.source!r} has {key}, which needs timm")
         if self.group_members and not self.background_groups:
             raise ValueError(f"source {self.source!r} has group_members without background_groups")
         return self
 
 
 class ConceptFile(Config):
-    """A concept list in YAML."""
+    """A concept list as a YAML file."""
 
     backgrounds: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Named lists of places, to be shared by sources and concepts."""
+    """Lists of places by name, which sources and concepts can share."""
     sources: tuple[ConceptSource, ...]
-    """Where the concepts come from; what two of them name stays with the first."""
+    """Sources of the concepts; a concept that two sources name belongs to the first."""
 
 
 @dataclass(frozen=True)
@@ -92,24 +92,25 @@ class Duplicate:
 
     name: str
     source: str
-    """That it was left out of."""
+    """Source that it was left out of."""
     kept_in: str
+    """Source that keeps it."""
 
 
 @dataclass(frozen=True)
 class ConceptList:
-    """A list as it was read."""
+    """The content of a concept list."""
 
     concepts: tuple[Concept, ...]
-    """In the order of the file; their weights sum to one."""
+    """All concepts in the order of the file; their weights sum to one."""
     duplicates: tuple[Duplicate, ...]
-    """What was left out of a source, since one before it has it."""
+    """Concepts that were left out because an earlier source names them."""
     total_share: float
-    """What the shares of the sources add to in the file."""
+    """Sum of the shares of the sources in the file."""
 
 
 def load_concepts(path: str) -> tuple[Concept, ...]:
-    """The concepts of a list, as `read_list` reads it."""
+    """Read the concepts of a list; see `read_list`."""
     return read_list(path).concepts
 
 
@@ -117,40 +118,41 @@ def read_list(path: str) -> ConceptList:
     """Read a concept list.
 
     Args:
-        path: A `.yaml` file as `ConceptFile`, or a `.txt`, `.csv` or `.parquet` table.
+        path: Path of a `.yaml` file with the content of a `ConceptFile`, or of a `.txt`, `.csv` or
+            `.parquet` table.
 
     Raises:
-        ConfigError: A file cannot be read, is empty, or states something impossible.
+        ConfigError: A file cannot be read, is empty, or has a wrong value.
     """
     if Path(path).suffix.lower() in _YAML_SUFFIXES:
         file = load_config(ConceptFile, path)
-        read = [(source, _rows(path, source)) for source in file.sources]
-        named = file.backgrounds
+        sources = [(source, _source_rows(path, source)) for source in file.sources]
+        named_places = file.backgrounds
     else:
-        read, named = _table_sources(path), {}
-    reader = _Reader(path, named)
-    concepts = [concept for source, rows in read for concept in reader.concepts(source, rows)]
+        sources, named_places = _table_sources(path), {}
+    builder = _ConceptBuilder(path, named_places)
+    concepts = [concept for source, rows in sources for concept in builder.build(source, rows)]
     if not concepts:
         raise ConfigError(f"concept list {path!r} is empty: expected at least one concept")
-    total = sum(source.share for source, _ in read)
+    total = sum(source.share for source, _ in sources)
     normalised = tuple(replace(c, weight=c.weight / total) for c in concepts)
-    return ConceptList(normalised, tuple(reader.duplicates), total)
+    return ConceptList(normalised, tuple(builder.duplicates), total)
 
 
-def _rows(path: str, source: ConceptSource) -> list[Row]:
+def _source_rows(path: str, source: ConceptSource) -> list[ConceptRow]:
     if source.file is not None:
-        return read_rows(_beside(path, source.file))
+        return read_rows(_relative_to(path, source.file))
     if source.timm is None:
         where = f"concept list {path!r}"
-        return [Row(where, entry) for entry in source.concepts or ()]
+        return [ConceptRow(where, entry) for entry in source.concepts or ()]
     hypernyms, places = {}, {}
     if source.hypernyms:
-        hypernyms = load_facts(_beside(path, source.hypernyms))
+        hypernyms = load_facts(_relative_to(path, source.hypernyms))
     if source.background_groups:
-        members = source.group_members and _beside(path, source.group_members)
-        places = load_backgrounds(_beside(path, source.background_groups), members)
+        members = source.group_members and _relative_to(path, source.group_members)
+        places = load_backgrounds(_relative_to(path, source.background_groups), members)
     return [
-        Row(
+        ConceptRow(
             source.timm,
             ConceptEntry(
                 name=known.name,
@@ -163,9 +165,9 @@ def _rows(path: str, source: ConceptSource) -> list[Row]:
     ]
 
 
-def _table_sources(path: str) -> list[tuple[ConceptSource, list[Row]]]:
-    """A table's sources, with the shares that the weights of its rows give them."""
-    by_source: dict[str, list[Row]] = {}
+def _table_sources(path: str) -> list[tuple[ConceptSource, list[ConceptRow]]]:
+    """Read the sources of a table; the share of a source is the sum of the weights of its rows."""
+    by_source: dict[str, list[ConceptRow]] = {}
     for row in read_rows(path):
         by_source.setdefault(row.source or Path(path).stem, []).append(row)
     return [
@@ -174,28 +176,28 @@ def _table_sources(path: str) -> list[tuple[ConceptSource, list[Row]]]:
     ]
 
 
-def _beside(path: str, name: str) -> str:
+def _relative_to(path: str, name: str) -> str:
     return str(Path(path).parent / name)
 
 
-class _Reader:
-    """Turns rows into concepts, source by source, and leaves out what an earlier source has."""
+class _ConceptBuilder:
+    """Makes concepts of rows, source by source, and leaves out those of earlier sources."""
 
-    def __init__(self, path: str, named: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, path: str, named_places: dict[str, tuple[str, ...]]) -> None:
         self._path = path
-        self._named = named
+        self._named_places = named_places
         self._taken: dict[object, str] = {}
         self.duplicates: list[Duplicate] = []
 
-    def concepts(self, source: ConceptSource, rows: Iterable[Row]) -> list[Concept]:
-        """The concepts of one source, their weights summing to its share."""
-        kept: list[tuple[Row, Concept]] = []
+    def build(self, source: ConceptSource, rows: Iterable[ConceptRow]) -> list[Concept]:
+        """Return the concepts of one source; their weights sum to its share."""
+        kept: list[tuple[ConceptRow, Concept]] = []
         seen: set[str] = set()
         shared = self._places(source.source, source.backgrounds)
         for row in rows:
             name = _checked_name(row, source, seen)
             kind = row.entry.kind or source.kind
-            # A library can be a place and, in another list, a thing: that is not the same concept.
+            # A library as a place and a library as an object are two concepts.
             keys: list[object] = [(kind, name.casefold()), *([row.synset] if row.synset else [])]
             first = next((self._taken[key] for key in keys if key in self._taken), None)
             if first is not None:
@@ -208,7 +210,7 @@ class _Reader:
             weight, hypernym = row.entry.weight, row.entry.hypernym
             kept.append((row, Concept(name, source.source, kind, weight, places, hypernym)))
         if not kept:
-            reason = "has no concepts" if not seen else "has no concept that others do not have"
+            reason = "has no concepts" if not seen else "names only concepts of earlier sources"
             raise ConfigError(f"concept list {self._path!r}: source {source.source!r} {reason}")
         total = sum(row.entry.weight for row, _ in kept)
         return [replace(c, weight=source.share * c.weight / total) for _, c in kept]
@@ -216,23 +218,23 @@ class _Reader:
     def _places(self, owner: str, backgrounds: str | tuple[str, ...]) -> tuple[str, ...]:
         if isinstance(backgrounds, tuple):
             places = backgrounds
-        elif backgrounds in self._named:
-            places = self._named[backgrounds]
+        elif backgrounds in self._named_places:
+            places = self._named_places[backgrounds]
         elif backgrounds.endswith(_PLACES_SUFFIX):
-            places = read_places(_beside(self._path, backgrounds))
+            places = read_places(_relative_to(self._path, backgrounds))
         else:
-            known = ", ".join(sorted(self._named)) or "none"
+            known = ", ".join(sorted(self._named_places)) or "none"
             raise ConfigError(
                 f"concept list {self._path!r}: {owner!r} uses the background list {backgrounds!r}, "
-                f"which is not among those under `backgrounds` ({known}), and no .txt file"
+                f"which is neither a list under `backgrounds` ({known}) nor a .txt file"
             )
         if any(not place.strip() for place in places):
             raise ConfigError(f"concept list {self._path!r}: a background of {owner!r} is empty")
         return places
 
 
-def _checked_name(row: Row, source: ConceptSource, seen: set[str]) -> str:
-    """The cleaned name of a row, with the source's suffix; `seen` grows by it."""
+def _checked_name(row: ConceptRow, source: ConceptSource, seen: set[str]) -> str:
+    """Return the normalised name of a row with the source's suffix, and add it to `seen`."""
     name = " ".join(unicodedata.normalize("NFC", row.entry.name).replace("_", " ").split())
     if not name:
         raise ConfigError(f"{row.where}: a concept of source {source.source!r} has no name")

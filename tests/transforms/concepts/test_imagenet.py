@@ -55,7 +55,7 @@ def test_places_go_by_group_and_further_members(tmp_path: Path) -> None:
     assert found[WHITE_SHARK] == found[BIRD_CRANE] == ("ocean 1", "ocean 2")
     assert len(load_backgrounds(path, None)) == 3
     members.write_text("n01441425\tdesert\n")
-    with pytest.raises(ConfigError, match="n01441425 is in group 'desert', which there is not"):
+    with pytest.raises(ConfigError, match="n01441425 is in group 'desert', which is not defined"):
         load_backgrounds(path, str(members))
 
 

@@ -140,14 +140,17 @@ def test_names_of_any_script_are_kept_as_written(tmp_path: Path, name: str) -> N
         ("sources: [{source: a}]", "source 'a' has no concepts: expected one of"),
         ("sources: [{source: a, concepts: [fox], file: b.txt}]", "has concepts and file"),
         ("sources: [{source: a, timm: imagenet-2k}]", "timm"),
-        ("sources: [{source: a, hypernyms: h.tsv, concepts: [fox]}]", "go with timm only"),
+        (
+            "sources: [{source: a, hypernyms: h.tsv, concepts: [fox]}]",
+            "has hypernyms, which needs timm",
+        ),
         (
             "sources: [{source: a, group_members: m.tsv, timm: imagenet-1k}]",
             "group_members without background_groups",
         ),
         (
             "sources: [{source: a, concepts: [fox]}, {source: b, concepts: [Fox]}]",
-            "source 'b' has no concept that others do not have",
+            "source 'b' names only concepts of earlier sources",
         ),
     ],
 )
