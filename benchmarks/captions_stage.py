@@ -6,7 +6,7 @@ Both ask the same loaded vLLM for the same prompts with the same seeds, a shard 
 in one process, starting with an empty prefix cache. The bare loop throws away what it gets; the
 stage runs on Beam, builds its prompts, cleans, filters, publishes and commits. Each ordinal is
 asked once: how often captions are dropped says nothing about the machinery. A third turn is the
-stage with `prompts.shared_examples: false`, where each prompt draws its examples for itself.
+stage with `captions.prompts.shared_examples=false`, where each prompt draws its own examples.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.captions import CaptionsConfig, engine_spec, prompt_source, run
-from transforms.captions.producer import EngineSpec
 from transforms.core.config import load_config
+from transforms.engines.text.base import TextEngineSpec
 from transforms.engines.text.vllm import VllmEngine
 
 
@@ -32,12 +32,13 @@ def main() -> None:
     arguments = parser.parse_args()
     number = arguments.captions
     fixed = [f"num_captions={number}", f"captions_per_shard={number // 2}"]
-    fixed += ["oversampling=1", "max_tries=1", "engine=vllm", "run=unused"]
+    fixed += ["captions.oversampling=1", "captions.max_tries=1", "engine.name=vllm", "run=unused"]
     shared = load_config(CaptionsConfig, arguments.config, [*arguments.overrides, *fixed])
-    alone = shared.model_copy(
-        update={"prompts": shared.prompts.model_copy(update={"shared_examples": False})}
+    own_examples = "captions.prompts.shared_examples=false"
+    alone = load_config(
+        CaptionsConfig, arguments.config, [*arguments.overrides, *fixed, own_examples]
     )
-    engine = engine_spec(shared).open()
+    engine = engine_spec(shared, shared.captions.sampling).open()
     assert isinstance(engine, VllmEngine)
     ways: dict[str, Callable[[], float]] = {
         "bare": lambda: _bare(engine, shared),
@@ -86,7 +87,7 @@ def _stage(engine: VllmEngine, config: CaptionsConfig) -> float:
     engine._llm.reset_prefix_cache()
     with (
         tempfile.TemporaryDirectory() as folder,
-        unittest.mock.patch.object(EngineSpec, "open", lambda spec: engine),
+        unittest.mock.patch.object(TextEngineSpec, "open", lambda spec: engine),
     ):
         started = time.perf_counter()
         run(config.model_copy(update={"run": folder}), [])

@@ -82,7 +82,7 @@ def curate(run: str, number: int) -> tuple[float, float]:
         "run": run,
         "concepts": f"{run}/concepts.txt",
         "num_captions": number * 4 // 5 // PER_SHARD * PER_SHARD,
-        "oversampling": 1.25,
+        "captions": {"oversampling": 1.25},
         "captions_per_shard": PER_SHARD,
         "model": "none",
     }

@@ -4,7 +4,7 @@
 
 By default this is Stable Diffusion 1.5 at the paper's settings, `pipelines/configs/sd15.yaml`, with
 random weights: the time is that of the real ones. `model=...` takes another model, and
-`model=random generator.device=cpu generator.dtype=float32 generator.size=64 ...` shows on any
+`model=random engine.device=cpu engine.dtype=float32 generator.size=64 ...` shows on any
 machine that this script runs.
 
 The plain loop takes one caption at a time, encodes it in float32, paints its four images with the
@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.images import ImagesConfig
+from pipelines.images import ImagesConfig, builtin_model
 from tests.support.random_sd import letter_tokenizer
 from transforms.core.config import load_config
 from transforms.engines.image.base import GeneratorConfig
-from transforms.engines.image.diffusers import DiffusersEngine
-from transforms.engines.image.models import ImageModel, find_model
+from transforms.engines.image.diffusers import DiffusersConfig, DiffusersEngine
+from transforms.engines.image.models import image_model_source
+from transforms.engines.model_refs import Model
 
 CONFIG = "pipelines/configs/sd15.yaml"
 
@@ -42,12 +43,13 @@ def main() -> None:
     config = load_config(ImagesConfig, arguments.config, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         name = config.model if config.model != "random" else write_sd15(Path(scratch) / "sd15")
-        model = find_model(str(name), config.revision)
-        engine = DiffusersEngine(model, config.generator)
-        loop = PlainLoop(model, config.generator)
+        assert isinstance(config.engine, DiffusersConfig)
+        model = config.engine.find_model(str(name), config.revision, builtin_model)
+        engine = DiffusersEngine(model, config.engine, config.generator)
+        loop = PlainLoop(model, config.engine, config.generator)
     texts = [f"a cat on chair number {i}, in the forest" for i in range(arguments.captions)]
     number = config.images_per_caption
-    warm_up = texts[: -(-config.generator.batch_size // number)]
+    warm_up = texts[: -(-config.engine.batch_size // number)]
     timed_ours(engine, warm_up, number)
     loop.seconds(texts[:1], number)
     ours, plain = [], []
@@ -57,7 +59,7 @@ def main() -> None:
         print(f"turn {turn}: ours {ours[-1]:.2f}, plain loop {plain[-1]:.2f} images/s")
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
     print(
-        f"{device_name(config.generator)}: {number * len(texts)} images, batches of "
+        f"{device_name(config.engine)}: {number * len(texts)} images, batches of "
         f"{engine.batch_size}, medians of {arguments.repeats}: ours {statistics.median(ours):.2f}, "
         f"plain loop {statistics.median(plain):.2f} images/s, ratio of a turn {ratio:.2f}"
     )
@@ -112,13 +114,14 @@ def write_sd15(folder: Path) -> Path:
 class PlainLoop:
     """The pipeline as diffusers loads it, but for DDIM and a text encoder in float32."""
 
-    def __init__(self, model: ImageModel, config: GeneratorConfig) -> None:
+    def __init__(self, model: Model, config: DiffusersConfig, generator: GeneratorConfig) -> None:
         import torch
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-        self._config = config
+        self._device = config.device
+        self._generator = generator
         self._pipeline: Any = StableDiffusionPipeline.from_pretrained(
-            model.source(), revision=model.commit, dtype=getattr(torch, config.dtype)
+            image_model_source(model), revision=model.commit, dtype=getattr(torch, config.dtype)
         ).to(config.device)
         self._pipeline.scheduler = DDIMScheduler.from_config(self._pipeline.scheduler.config)
         self._pipeline.set_progress_bar_config(disable=True)
@@ -128,7 +131,7 @@ class PlainLoop:
 
     def seconds(self, texts: Sequence[str], number: int) -> float:
         """Time of painting `number` images of every caption, one caption after the other."""
-        config = self._config
+        config = self._generator
         started = time.perf_counter()
         for text in texts:
             prompt, negative = self._encode(text), self._encode("")
@@ -156,7 +159,7 @@ class PlainLoop:
             return_tensors="pt",
         ).input_ids
         with torch.inference_mode():
-            states = self._text_encoder(tokens.to(self._config.device))[0]
+            states = self._text_encoder(tokens.to(self._device))[0]
         return states.to(self._pipeline.unet.dtype)
 
 
@@ -170,7 +173,7 @@ def timed_ours(engine: DiffusersEngine, texts: Sequence[str], number: int) -> fl
     return time.perf_counter() - started
 
 
-def device_name(config: GeneratorConfig) -> str:
+def device_name(config: DiffusersConfig) -> str:
     import torch
 
     return torch.cuda.get_device_name() if config.device == "cuda" else config.device

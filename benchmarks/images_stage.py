@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.images import ImagesConfig, run
+from pipelines.images import ImagesConfig, builtin_model, run
 from transforms.core import shards, storage
 from transforms.core.commit import ShardBuild
 from transforms.core.config import load_config
@@ -27,8 +27,8 @@ from transforms.core.counters import Tally
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder
-from transforms.engines.image.diffusers import DiffusersEngine, DiffusersSpec
-from transforms.engines.image.models import find_model
+from transforms.engines.image.base import ImageEngine, ImageEngineSpec
+from transforms.engines.image.diffusers import DiffusersConfig, DiffusersEngine
 
 Seconds = NDArray[np.float64]
 """On the clock, and of processors."""
@@ -58,16 +58,21 @@ def main() -> None:
     medians = np.median(stage, axis=0)[0], np.median(bare, axis=0)[0]
     ratio, of_processor_time = np.median(np.divide(stage, bare), axis=0)
     print(
-        f"{num_images} images, batches of {config.generator.batch_size}, medians of "
+        f"{num_images} images, batches of {_engine(config).batch_size}, medians of "
         f"{arguments.repeats}: stage {medians[0]:.2f}, bare {medians[1]:.2f} images/s, "
         f"ratio of a turn {ratio:.3f}, by processor time {of_processor_time:.3f}"
     )
 
 
+def _engine(config: ImagesConfig) -> DiffusersConfig:
+    assert isinstance(config.engine, DiffusersConfig)
+    return config.engine
+
+
 def _bare_pipeline(config: ImagesConfig) -> Any:
     # The engine's own loader, so that both have the same weights, sampler and precision.
-    model = find_model(config.model, config.revision)
-    return DiffusersEngine(model, config.generator)._pipeline
+    model = config.engine.find_model(config.model, config.revision, builtin_model)
+    return DiffusersEngine(model, _engine(config), config.generator)._pipeline
 
 
 def _clocks() -> Seconds:
@@ -78,11 +83,11 @@ def _bare(pipeline: Any, config: ImagesConfig, texts: Sequence[str]) -> Seconds:
     """Time of painting every caption, without keeping anything."""
     import torch
 
-    generator = config.generator
+    generator, size = config.generator, _engine(config).batch_size
     prompts = [text for text in texts for _ in range(config.images_per_caption)]
     started = _clocks()
-    for start in range(0, len(prompts), generator.batch_size):
-        batch = prompts[start : start + generator.batch_size]
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
         pipeline(
             batch,
             generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
@@ -98,9 +103,9 @@ def _bare(pipeline: Any, config: ImagesConfig, texts: Sequence[str]) -> Seconds:
 def _stage(config: ImagesConfig, texts: Sequence[str]) -> Seconds:
     """Time of the stage on a new run, without the loading of the model."""
     loading = np.zeros(2)
-    load = DiffusersSpec.load
+    load = ImageEngineSpec.open
 
-    def timed(spec: DiffusersSpec) -> DiffusersEngine:
+    def timed(spec: ImageEngineSpec) -> ImageEngine:
         started = _clocks()
         engine = load(spec)
         np.add(loading, _clocks() - started, out=loading)
@@ -108,7 +113,7 @@ def _stage(config: ImagesConfig, texts: Sequence[str]) -> Seconds:
 
     with tempfile.TemporaryDirectory() as folder:
         _write_captions(storage.join(folder, "captions"), texts)
-        with unittest.mock.patch.object(DiffusersSpec, "load", timed):
+        with unittest.mock.patch.object(ImageEngineSpec, "open", timed):
             started = _clocks()
             run(config.model_copy(update={"run": folder}), [])
             return _clocks() - started - loading

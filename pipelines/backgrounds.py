@@ -1,14 +1,16 @@
 """Find plausible places for every concept with a language model (paper, section 3.1).
 
-Asks the captions' language model about each object of the concept list, and writes the places to
-`<run>/backgrounds`. The captions stage takes them instead of those of the list with
-`use_backgrounds=run`. Takes the file of the captions stage, section `backgrounds`; a finished run
-goes with its list: another one needs another `run`.
+Asks the language model of the captions about each object of the concept list, and writes the places
+to `<run>/backgrounds`. With `captions.use_backgrounds=run`, the captions stage takes them instead
+of those of the list. Reads the same file as the captions stage, here its section `backgrounds`. A
+complete stage belongs to its concept list: another list needs another `run`.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
+
+import yaml
 
 from pipelines.captions import DATA, CaptionsConfig, engine_spec
 from pipelines.options import runs_here
@@ -24,27 +26,30 @@ from transforms.captions.examples import text_digest
 from transforms.concepts.lists import load_concepts
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
-from transforms.core.errors import ConfigError
+from transforms.core.errors import ConfigError, MissingFileError, reading
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES, Stage, stage_folder
-from transforms.engines.text.vllm import check_device
+from transforms.engines.text.registry import ENGINES
 
 CONFIG = CaptionsConfig
 
-_SHARED = ("seed", "engine", "model", "vllm", "openai")
-"""Keys and sections that mean the same here as for captions."""
-
 
 def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
-    """Find what is not found yet; `flags` are Beam's."""
+    """Find places for all concepts that have none yet.
+
+    Args:
+        config: Settings of the stage.
+        flags: Flags for Beam.
+    """
     planned = stage(config)
-    if config.engine == "vllm" and runs_here(flags) and not is_complete(planned):
-        check_device(config.vllm)
+    if runs_here(flags) and not is_complete(planned):
+        config.engine.check_device()
     run_stage(planned, flags)
 
 
 def stage(config: CaptionsConfig) -> Stage:
-    """The backgrounds stage.
+    """Return the backgrounds stage.
 
     Raises:
         ConfigError: A list or the model cannot be used.
@@ -53,28 +58,22 @@ def stage(config: CaptionsConfig) -> Stage:
     for key in ("concepts", "model"):
         if not getattr(config, key):
             raise ConfigError(f"key {key!r} is missing: the backgrounds stage needs it")
-    if settings.sampling.max_new_tokens >= config.vllm.max_model_len:
-        raise ConfigError(
-            f"key 'vllm.max_model_len' has value {config.vllm.max_model_len}: expected more than "
-            f"backgrounds.sampling.max_new_tokens ({settings.sampling.max_new_tokens})"
-        )
-    engine = replace(engine_spec(config), sampling=settings.sampling)
+    config.engine.check_sampling(settings.sampling, "backgrounds.sampling")
+    engine = engine_spec(config, settings.sampling)
     examples = load_things(settings.examples or storage.join(DATA, "backgrounds/examples.yaml"))
     producer = BackgroundProducer(
         load_concepts(config.concepts), examples, engine, settings, config.seed
     )
     if not producer.concepts:
         raise ConfigError(f"concept list {config.concepts!r} holds no objects to find places for")
-    shared = {
-        key: value
-        for key, value in fingerprint_fields(config).items()
-        if key.partition(".")[0] in _SHARED
-    }
+    folder = stage_folder(config.run, "backgrounds")
     return Stage(
-        folder=stage_folder(config.run, "backgrounds"),
+        folder=folder,
         fingerprint=Fingerprint(
             {
-                **shared,
+                **_other_engines_fields(config, folder),
+                **{"seed": config.seed, "model": config.model},
+                **config.engine.fingerprint(),
                 **fingerprint_fields(settings),
                 "model_identity": engine.model.identity,
                 "concepts_hash": text_digest(map(record_id, producer.concepts)),
@@ -88,3 +87,20 @@ def stage(config: CaptionsConfig) -> Stage:
         unit=STAGES["backgrounds"].unit,
         producer=producer,
     )
+
+
+def _other_engines_fields(config: CaptionsConfig, folder: StageFolder) -> dict[str, Any]:
+    """Return the settings of other engines that the fingerprint of an earlier version contains.
+
+    It had a section for each engine, and all sections in this fingerprint. Without these fields, a
+    stage that such a version began could not continue.
+    """
+    url = folder.run_yaml_url
+    try:
+        content = storage.read_bytes(url)
+    except MissingFileError:
+        return {}
+    others = {engine.model_fields["name"].default for engine in ENGINES} - {config.engine.name}
+    with reading(url):
+        fields: dict[str, Any] = yaml.safe_load(content)["fields"]
+        return {key: value for key, value in fields.items() if key.partition(".")[0] in others}

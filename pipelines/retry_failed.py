@@ -21,7 +21,6 @@ from transforms.core.fingerprint import claim
 from transforms.core.records import Caption
 from transforms.core.shards import StageFolder, read_success, write_index
 from transforms.core.stages import Stage, stage_folder
-from transforms.engines.image.diffusers import check_device
 from transforms.images.producer import ImagesProducer
 
 CONFIG = ImagesConfig
@@ -56,7 +55,7 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
     if read_success(folder) is not None:
         retry = stage(config, number)
         if runs_here(flags) and not is_complete(retry):
-            check_device(config.generator.device)
+            config.engine.check_device()
         run_stage(retry, flags)
     finish(images)
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.report.stages import spread
 from transforms.concepts.balance import GROUP_COLUMNS, balance
 from transforms.core import storage
+from transforms.core.config import stored_config
 from transforms.core.errors import ConfigError, MissingFileError, StorageError, reading
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import stage_folder
@@ -168,7 +169,8 @@ def _planned_shares(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], f
     from pipelines.captions import CaptionsConfig, prompt_source
 
     try:
-        return prompt_source(CaptionsConfig.model_validate(settings["config"])).plan()
+        config = stored_config(CaptionsConfig, settings["config"], "run.yaml")
+        return prompt_source(config).plan()
     except (ConfigError, KeyError, ValueError, StorageError):
         return {}
 

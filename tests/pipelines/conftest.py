@@ -15,7 +15,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Checksums of the shards of a stage that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.images.DiffusersSpec", BlockSpec)
+        patch.setattr("pipelines.images.ImageEngineSpec", BlockSpec)
         matrix = Matrix(str(folder / "run"), folder / "images.yaml", [])
         assert matrix.again() == 0
     return matrix.checksums()
@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks in place of what a diffusion model paints."""
-    monkeypatch.setattr("pipelines.images.DiffusersSpec", BlockSpec)
+    monkeypatch.setattr("pipelines.images.ImageEngineSpec", BlockSpec)
 
 
 @pytest.fixture

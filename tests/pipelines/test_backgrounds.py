@@ -43,8 +43,9 @@ def config(tmp_path: Path, url: str = "http://nowhere/v1", *overrides: str) -> C
     concepts = tmp_path / "concepts.txt"
     if not concepts.exists():
         concepts.write_text("\n".join(NAMES))
-    settings = [f"run={tmp_path / 'run'}", f"concepts={concepts}", "engine=openai", "model=any"]
-    settings += [f"openai.base_url={url}", *(f"backgrounds.{key}" for key in SMALL), *overrides]
+    settings = [f"run={tmp_path / 'run'}", f"concepts={concepts}", "model=any"]
+    settings += ["engine.name=openai", f"engine.base_url={url}"]
+    settings += [*(f"backgrounds.{key}" for key in SMALL), *overrides]
     return load_config(CaptionsConfig, DEMO, settings)
 
 
@@ -56,7 +57,7 @@ def found(tmp_path: Path) -> dict[str, tuple[str, ...]]:
 def test_places_are_found_committed_and_used_by_captions(
     tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = config(tmp_path, endpoint.url, "use_backgrounds=run")
+    given = config(tmp_path, endpoint.url, "captions.use_backgrounds=run")
     with pytest.raises(MissingFileError, match="run the backgrounds stage"):
         prompt_source(given)
     run(given, [])
@@ -93,7 +94,11 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, endpoint: Endpoint) ->
 def test_what_changes_places_changes_the_fingerprint(tmp_path: Path) -> None:
     digest = stage(config(tmp_path)).fingerprint.digest
     url = "http://elsewhere/v1"
-    for harmless in ("num_captions=1600", "sampling.temperature=0.1", "filters.max_words=9"):
+    for harmless in (
+        "num_captions=1600",
+        "captions.sampling.temperature=0.1",
+        "captions.filters.max_words=9",
+    ):
         assert stage(config(tmp_path, url, harmless)).fingerprint.digest == digest, harmless
     for change in (
         "seed=1",
@@ -109,14 +114,13 @@ def test_what_changes_places_changes_the_fingerprint(tmp_path: Path) -> None:
 
 def test_an_endpoint_that_is_gone_stops_the_stage_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnfinishedError, match=r"the endpoint http://127\.0\.0\.1:9/v1 cannot be"):
-        run(config(tmp_path, "http://127.0.0.1:9/v1", "openai.max_retries=0"), [])
+        run(config(tmp_path, "http://127.0.0.1:9/v1", "engine.max_retries=0"), [])
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
         ("backgrounds.min_places=7", "key 'backgrounds.min_places' has value 7"),
-        ("backgrounds.sampling.max_new_tokens=512", "key 'vllm.max_model_len' has value 512"),
         ("backgrounds.examples=nowhere.yaml", "nowhere.yaml"),
         ("backgrounds.max_trys=3", "max_tries"),
     ],
@@ -127,6 +131,14 @@ def test_wrong_settings_are_said_in_a_sentence(
     with pytest.raises(ConfigError) as error:
         stage(config(tmp_path, "http://nowhere/v1", override))
     assert sentence in str(error.value)
+
+
+def test_a_limit_of_one_engine_does_not_bind_another(tmp_path: Path) -> None:
+    longer = "backgrounds.sampling.max_new_tokens=512"
+    stage(config(tmp_path, "http://nowhere/v1", longer))
+    local = [f"run={tmp_path}/run", f"concepts={tmp_path}/concepts.txt", longer]
+    with pytest.raises(ConfigError, match=r"key 'engine\.max_model_len' has value 512"):
+        stage(load_config(CaptionsConfig, DEMO, local))
 
 
 def test_a_list_without_objects_needs_no_places(tmp_path: Path) -> None:

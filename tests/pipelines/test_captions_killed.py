@@ -40,8 +40,8 @@ def answer(body: dict[str, Any]) -> Answer:
 
 
 def command(run: Path, *settings: str, place: str = "nowhere") -> list[str]:
-    fixed = [f"run={run}", f"num_captions={NUM_SHARDS * SIZE}", "oversampling=1", "max_tries=3"]
-    fixed += [f"captions_per_shard={SIZE}"]
+    fixed = [f"run={run}", f"num_captions={NUM_SHARDS * SIZE}", "captions.oversampling=1"]
+    fixed += [f"captions_per_shard={SIZE}", "captions.max_tries=3"]
     words = ["captions", DEMO, *fixed, *settings]
     return [sys.executable, "-m", "tests.support.kill_at", place, *words]
 
@@ -49,7 +49,7 @@ def command(run: Path, *settings: str, place: str = "nowhere") -> list[str]:
 def asking(endpoint: Endpoint, folder: Path) -> list[str]:
     concepts = folder / "concepts.txt"
     concepts.write_text("\n".join(CONCEPTS))
-    return ["engine=openai", f"openai.base_url={endpoint.url}", f"concepts={concepts}"]
+    return ["engine.name=openai", f"engine.base_url={endpoint.url}", f"concepts={concepts}"]
 
 
 def content(run: Path) -> dict[str, str]:
@@ -119,7 +119,7 @@ def test_an_engine_that_dies_stops_the_run_and_leaves_what_is_committed(
         return answer(body) if len(endpoint.requests) <= dies_after else Answer(status=500)
 
     with serving(dying) as endpoint:
-        settings = [*asking(endpoint, tmp_path), "openai.max_retries=0"]
+        settings = [*asking(endpoint, tmp_path), "engine.max_retries=0"]
         assert main(command(undisturbed, *settings)[4:]) == 0
         dies_after = len(endpoint.requests) + 3 * SIZE
         capsys.readouterr()
@@ -139,7 +139,7 @@ def test_an_engine_that_dies_stops_the_run_and_leaves_what_is_committed(
 @pytest.mark.timeout(900)
 def test_killed_while_the_built_in_model_writes(tmp_path: Path) -> None:
     run, size = tmp_path / "run", 12
-    settings = [f"captions_per_shard={size}", f"num_captions={3 * size}", "max_tries=2"]
+    settings = [f"captions_per_shard={size}", f"num_captions={3 * size}", "captions.max_tries=2"]
     victim = subprocess.Popen(command(run, *settings), stderr=subprocess.DEVNULL)
     commits = Path(stage_folder(str(run), "captions-raw").url) / "commits"
     while victim.poll() is None and not list(commits.glob("*/*.json")):

@@ -34,8 +34,8 @@ def test_a_list_is_summarised_and_written_as_a_list(
 ) -> None:
     run(config(tmp_path), [])
     printed = capsys.readouterr().out
-    assert "add to 4 and were divided by it" in printed
-    assert "left out: named by an earlier source" in printed
+    assert "add up to 4 and were divided by that sum" in printed
+    assert "left out: an earlier source has the same concept" in printed
     header, animals, pets = printed.splitlines()[:3]
     assert header.split()[:3] == ["source", "kind", "concepts"]
     assert animals.split() == ["animals", "object", "2", "0", "75.00%", "2", "fox,", "owl"]
@@ -60,10 +60,11 @@ def test_the_same_list_changes_nothing_and_another_is_refused(tmp_path: Path) ->
 
 def test_the_paper_s_config_stands() -> None:
     # Behind an endpoint, nobody looks its model up at the hub.
-    path, overrides = str(CONFIGS / "syncaps-150m.yaml"), ["engine=openai", "use_backgrounds=list"]
+    path = str(CONFIGS / "syncaps-150m.yaml")
+    overrides = ["engine.name=openai", "captions.use_backgrounds=list"]
     assert load_config(CaptionsConfig, path).model == "meta-llama/Llama-2-7b-hf"
     paper = load_config(CaptionsConfig, path, overrides)
-    sampling = paper.sampling
+    sampling = paper.captions.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.8, 0.9, 100)
     planned = stage(paper)
     assert planned.num_shards == 1.25 * 15_000

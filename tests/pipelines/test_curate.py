@@ -102,15 +102,15 @@ def test_a_curation_that_another_one_overtakes_is_done_too(
 ) -> None:
     url = str(tmp_path)
     write_raw(url, distinct(60))
-    cut = curate._cut
+    cut = curate._reshard
 
     def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(curate, "_cut", cut)
+        monkeypatch.setattr(curate, "_reshard", cut)
         run(config(url), [])
         assert not (tmp_path / "captions/parts").exists()
         return cut(*arguments)
 
-    monkeypatch.setattr(curate, "_cut", overtaken)
+    monkeypatch.setattr(curate, "_reshard", overtaken)
     run(config(url), [])
     assert sorted(read_curated(url)) == sorted(distinct(60))
     assert capsys.readouterr().err.endswith("60 captions, nothing to do\n")

@@ -61,7 +61,7 @@ def test_batch_that_does_not_fit_the_memory(tmp_path: Path, painted_by_tiny_sd: 
     matrix = Matrix(f"{tmp_path}/run", tmp_path / "images.yaml", painted_by_tiny_sd, **small)
     code, said = matrix.suffer("run_out_of_memory_tiny_sd:2")
     assert code == 0, said
-    assert "going on with batches of 2" in said
+    assert "continuing with batches of 2" in said
     matrix.ends_as_undisturbed()
 
 
@@ -112,4 +112,4 @@ def test_engine_that_hangs(tmp_path: Path, undisturbed: list[str], blocks: None)
     assert "the engine hangs" in said
     assert "run the same command again" in said
     assert 0 < len(storage.list_files(f"{matrix.run}/images/commits")) < len(undisturbed)
-    matrix.ends_as_undisturbed("generator.batch_timeout_s=600")
+    matrix.ends_as_undisturbed("engine.batch_timeout_s=600")

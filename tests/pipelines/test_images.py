@@ -14,13 +14,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipelines.images import ImagesConfig, generator_digest, run, stage
+from pipelines.images import ImagesConfig, builtin_model, generator_digest, run, stage
 from tests.support.captions import make_captions, write_captions
 from tests.support.random_sd import write_random_sd
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.shards import read_index
-from transforms.engines.image.models import find_model
+from transforms.engines.image.diffusers import DiffusersConfig
 
 CAPTIONS = make_captions(11)
 SHARDS = [CAPTIONS[:4], CAPTIONS[4:8], CAPTIONS[8:]]
@@ -32,10 +32,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def settings(url: str, model: str, **changes: Any) -> ImagesConfig:
-    generator = {"num_steps": 2, "size": 32, "stored_size": 32, "batch_size": 10}
-    generator |= changes.pop("generator", {})
-    fields = {"run": url, "model": model, "captions_per_shard": 3, "generator": generator}
-    return ImagesConfig.model_validate(fields | changes)
+    generator = {"num_steps": 2, "size": 32, "stored_size": 32, **changes.pop("generator", {})}
+    engine = {"batch_size": 10, **changes.pop("engine", {})}
+    fields = {"run": url, "model": model, "captions_per_shard": 3}
+    return ImagesConfig.model_validate(
+        {**fields, "generator": generator, "engine": engine, **changes}
+    )
 
 
 def shard_checksums(url: str) -> dict[str, str]:
@@ -94,7 +96,7 @@ def test_another_folder_gets_the_same_bytes(finished: str, model: str, tmp_path:
 def test_the_same_captions_cut_otherwise_get_the_same_images(finished: str, model: str) -> None:
     url = f"memory://{uuid.uuid4().hex}/run"
     write_captions(f"{url}/captions", [CAPTIONS[6:], CAPTIONS[1:6]])
-    run(settings(url, model, captions_per_shard=4, generator={"batch_size": 10}), [])
+    run(settings(url, model, captions_per_shard=4, engine={"batch_size": 10}), [])
     names = storage.list_files(f"{url}/images/shards")
     tars = [storage.read_bytes(f"{url}/images/shards/{name}") for name in sorted(names)]
     assert len(tars) == 3
@@ -137,15 +139,17 @@ def test_other_captions_or_settings_are_refused(finished: str, model: str, tmp_p
 
 
 def test_seeds_follow_the_generator_and_nothing_else(model: str, tmp_path: Path) -> None:
-    found = find_model(model)
+    found = DiffusersConfig().find_model(model, None, builtin_model)
     digest = generator_digest(settings("run", model), found)
 
     def same(**changes: Any) -> bool:
         return generator_digest(settings("run", model, **changes), found) == digest
 
     assert same(run="elsewhere", captions_per_shard=7, images_per_caption=2)
-    assert same(generator={"batch_size": 3, "stored_size": 16}, encoding={"quality": 50})
-    for change in ({"seed": 1}, {"generator": {"guidance": 3.0}}, {"generator": {"num_steps": 9}}):
+    assert same(engine={"batch_size": 3}, generator={"stored_size": 16}, encoding={"quality": 50})
+    painting: list[dict[str, Any]] = [{"guidance": 3.0}, {"num_steps": 9}]
+    changes: list[dict[str, Any]] = [{"seed": 1}, {"engine": {"dtype": "float16"}}]
+    for change in [*changes, *({"generator": generator} for generator in painting)]:
         assert not same(**change)
 
 

@@ -69,7 +69,7 @@ def test_two_hundred_concepts_of_any_script(tmp_path: Path) -> None:
     source = {"source": "any", "concepts": entries}
     concepts.write_text(yaml.safe_dump({"sources": [source]}, allow_unicode=True))
     settings = [f"run={tmp_path}/run", f"concepts={concepts}", "captions_per_shard=120"]
-    settings += ["num_captions=240", "oversampling=1"]
+    settings += ["num_captions=240", "captions.oversampling=1"]
     command = [sys.executable, "-m", "pipelines", "captions", DEMO, *settings]
     subprocess.run(command, check=True, capture_output=True)
 

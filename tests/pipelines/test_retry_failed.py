@@ -14,6 +14,7 @@ from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.shards import StageFolder, read_success
 from transforms.core.stages import find_outputs
 from transforms.engines.image.base import Painted
+from transforms.engines.image.diffusers import DiffusersConfig
 
 IDS = [caption.caption_id for caption in make_captions(NUM_CAPTIONS)]
 TEXTS = [caption.text for caption in make_captions(NUM_CAPTIONS)]
@@ -119,10 +120,10 @@ def test_a_missing_device_is_an_error_before_anything_is_painted(
 ) -> None:
     assert matrix.again() == 0
 
-    def absent(device: str) -> None:
-        raise ConfigError(f"no {device}")
+    def absent(config: DiffusersConfig) -> None:
+        raise ConfigError(f"no {config.device}")
 
-    monkeypatch.setattr(retry_failed, "check_device", absent)
+    monkeypatch.setattr(DiffusersConfig, "check_device", absent)
     assert retry(matrix) == 2
     assert not storage.exists(f"{matrix.run}/images/retry-1/shards")
 

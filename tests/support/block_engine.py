@@ -3,26 +3,42 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from transforms.core.counters import Count
-from transforms.engines.image.base import Painted, Pixels
+from transforms.engines.image.base import (
+    GeneratorConfig,
+    ImageEngineConfig,
+    ImageEngineSpec,
+    Painted,
+    Pixels,
+)
+from transforms.engines.model_refs import FindBuiltin, Model
 from transforms.images.encoding import EncodingConfig
 from transforms.images.producer import PaintPlan
 
 _BLOCK = 8
 
 
-@dataclass(frozen=True)
-class BlockSpec:
-    """Loads a `BlockEngine`."""
+class BlockConfig(ImageEngineConfig):
+    """Registration of `BlockEngine`."""
 
+    name: Literal["blocks"] = "blocks"
     batch_size: int = 8
 
-    def load(self) -> "BlockEngine":
+    def find_model(self, name: str, revision: str | None, find_builtin: FindBuiltin) -> Model:
+        return Model(name, None, name)
+
+    def open(self, model: Model, generator: GeneratorConfig) -> "BlockEngine":
         return BlockEngine(self.batch_size)
+
+
+def block_spec(batch_size: int = 8) -> ImageEngineSpec:
+    """Return the spec of a `BlockEngine`."""
+    model = Model("blocks", None, "blocks")
+    return ImageEngineSpec(model, BlockConfig(batch_size=batch_size), GeneratorConfig())
 
 
 class BlockEngine:

@@ -14,14 +14,16 @@ FIELDS = {"concept": "thing", "source": "test", "template": "c-background", "bac
 LONG = " and ".join(f"thing {i}" for i in range(20))
 
 
-def config(url: str, num_captions: int = 60, **changes: object) -> CaptionsConfig:
+def config(
+    url: str, num_captions: int = 60, oversampling: float = 1.0, **changes: object
+) -> CaptionsConfig:
     """Return the config of a run at `url`; `changes` are other keys."""
     settings = {
         "run": url,
         "concepts": f"{DATA}/concepts/demo.yaml",
         "num_captions": num_captions,
         "captions_per_shard": PER_SHARD,
-        "oversampling": 1.0,
+        "captions": {"oversampling": oversampling},
         "model": "not read here",
     }
     return CaptionsConfig.model_validate({**settings, **changes})

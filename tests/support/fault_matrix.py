@@ -33,7 +33,7 @@ class Matrix:
         config: Path,
         undisturbed: list[str],
         num_captions: int = NUM_CAPTIONS,
-        **generator: Any,
+        **engine: Any,
     ) -> None:
         self.run = run
         self.config = config
@@ -43,7 +43,8 @@ class Matrix:
             "run": run,
             "model": "builtin:tiny-sd",
             "captions_per_shard": CAPTIONS_PER_SHARD,
-            "generator": {"num_steps": 1, "size": 32, "stored_size": 32, **generator},
+            "engine": engine,
+            "generator": {"num_steps": 1, "size": 32, "stored_size": 32},
         }
         config.write_text(yaml.safe_dump(settings))
 

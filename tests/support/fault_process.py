@@ -28,7 +28,7 @@ class BlockSpec:
     def __init__(self, *arguments: object) -> None:
         pass
 
-    def load(self) -> "Blocks":
+    def open(self) -> "Blocks":
         return Blocks(4)
 
 
@@ -183,7 +183,7 @@ def main() -> int:
     fault, *arguments = sys.argv[1:]
     name, _, argument = fault.partition(":")
     if not name.endswith("tiny_sd"):
-        vars(pipelines.images)["DiffusersSpec"] = BlockSpec
+        vars(pipelines.images)["ImageEngineSpec"] = BlockSpec
     FAULTS[name](argument)
     return jobs(arguments)
 

@@ -2,11 +2,9 @@
 
 from tests.support.paths import PIPELINE_DATA
 from transforms.captions.examples import load_examples, load_relations
-from transforms.captions.producer import EngineSpec
 from transforms.core.records import Concept
-from transforms.engines.text.base import SamplingConfig
-from transforms.engines.text.models import TextModel
-from transforms.engines.text.openai import OpenAIConfig
+from transforms.engines.model_refs import Model
+from transforms.engines.text.base import SamplingConfig, TextEngineSpec
 from transforms.engines.text.vllm import VllmConfig
 
 EXAMPLES = load_examples(str(PIPELINE_DATA / "examples"))
@@ -17,9 +15,7 @@ CONCEPTS = (
     Concept("harbour", "places", "place", 0.15, ("ignored",)),
     Concept("marble", "textures", "texture", 0.1, ()),
 )
-SPEC = EngineSpec(
-    "vllm", TextModel("none", None, "none"), SamplingConfig(), VllmConfig(), OpenAIConfig()
-)
+SPEC = TextEngineSpec(Model("none", None, "none"), VllmConfig(), SamplingConfig())
 
 
 def chi_square(counts: list[int], shares: list[float]) -> float:

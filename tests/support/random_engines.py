@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transforms.engines.image.base import GeneratorConfig
-from transforms.engines.image.models import find_model
+from transforms.engines.image.diffusers import DiffusersConfig
 
 if TYPE_CHECKING:
     from transforms.engines.image.diffusers import DiffusersEngine
@@ -16,7 +16,11 @@ SEEDS = [7, 8, 9, 2**62, 0, 7]
 
 def load_from(folder: Path, **changes: Any) -> "DiffusersEngine":
     """An engine that paints 32x32 in three steps, with other settings where `changes` says so."""
-    from transforms.engines.image.diffusers import DiffusersSpec
-
-    fields = {"num_steps": 3, "size": 32, "stored_size": 32, "batch_size": BATCH_SIZE}
-    return DiffusersSpec(find_model(str(folder)), GeneratorConfig(**fields | changes)).load()
+    config: dict[str, Any] = {"batch_size": BATCH_SIZE}
+    generator: dict[str, Any] = {"num_steps": 3, "size": 32, "stored_size": 32}
+    for key, value in changes.items():
+        section = generator if key in GeneratorConfig.model_fields else config
+        section[key] = value
+    engine = DiffusersConfig(**config)
+    model = engine.find_model(str(folder), None, lambda name: None)
+    return engine.open(model, GeneratorConfig(**generator))

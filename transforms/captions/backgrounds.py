@@ -24,7 +24,6 @@ from pydantic import PositiveInt, model_validator
 
 from transforms.captions.examples import EXAMPLES_PER_PROMPT, query
 from transforms.captions.filters import base_forms, words_of
-from transforms.captions.producer import EngineSpec
 from transforms.core import storage
 from transforms.core.config import Config, load_config, no_fingerprint
 from transforms.core.counters import Count, Tally
@@ -34,7 +33,13 @@ from transforms.core.records import Backgrounds, Concept, Failure
 from transforms.core.seeding import derive
 from transforms.core.shards import read_index
 from transforms.core.stages import Produced, stage_folder
-from transforms.engines.text.base import Completion, SamplingConfig, TextEngine, complete_each
+from transforms.engines.text.base import (
+    Completion,
+    SamplingConfig,
+    TextEngine,
+    TextEngineSpec,
+    complete_each,
+)
 
 CODE_VERSION = 2
 """Counts changes to the code that change what is asked or which places are kept."""
@@ -126,7 +131,7 @@ class BackgroundProducer:
         self,
         concepts: tuple[Concept, ...],
         examples: tuple[str, ...],
-        engine: EngineSpec,
+        engine: TextEngineSpec,
         config: BackgroundsConfig,
         seed: int,
     ) -> None:

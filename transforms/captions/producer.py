@@ -1,17 +1,15 @@
-"""Captions: the producer of the captions stage (paper, section 3.1).
+"""Producer of caption shards (paper, section 3.1).
 
-Shard i owns the ordinals [i * captions_per_shard, (i + 1) * captions_per_shard). Its prompts go to
-the engine at once, so that continuous batching never waits for stragglers; what comes back is
-cleaned and filtered, and ordinals that were dropped are asked again with a fresh seed. An ordinal
-that never gives a good caption becomes a dead letter.
+Shard i holds the ordinals [i * captions_per_shard, (i + 1) * captions_per_shard). All its prompts
+go to the engine at once, so that continuous batching never waits for stragglers. Completions are
+cleaned and filtered; a dropped ordinal is tried again with a new seed. An ordinal without a good
+caption after all tries becomes a dead letter.
 
-Different from the paper on purpose: it keeps every completion; we drop what is not a caption of
-its concept, with a counted reason.
+Different from the paper on purpose: the paper keeps every completion; we drop what is not a caption
+of its concept, with a counted reason.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from transforms.captions.filters import FilterConfig, Phrases, clean, drop_reason
 from transforms.captions.prompts import PromptSource
@@ -19,50 +17,28 @@ from transforms.core.counters import Count, Tally
 from transforms.core.records import Caption, Failure, Prompt
 from transforms.core.seeding import caption_id, derive
 from transforms.core.stages import Produced
-from transforms.engines.model_refs import loading
-from transforms.engines.text.base import Completion, SamplingConfig, TextEngine, complete_each
-from transforms.engines.text.models import TextModel
-from transforms.engines.text.openai import OpenAIConfig, OpenAIEngine
-from transforms.engines.text.vllm import VllmConfig, VllmEngine
+from transforms.engines.text.base import Completion, TextEngine, TextEngineSpec, complete_each
 
 CODE_VERSION = 2
-"""Counts changes to the code that change what a prompt asks or which captions are kept."""
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """Which text engine to open; its config only, so that it pickles."""
-
-    kind: Literal["vllm", "openai"]
-    model: TextModel
-    sampling: SamplingConfig
-    vllm: VllmConfig
-    openai: OpenAIConfig
-
-    def open(self) -> TextEngine:
-        """Load the model or connect to the endpoint."""
-        if self.kind == "openai":
-            return OpenAIEngine(self.model.name, self.openai, self.sampling)
-        with loading(self.model):
-            return VllmEngine(self.model, self.vllm, self.sampling)
+"""Version of the code that asks for captions and decides which are kept; in the fingerprint."""
 
 
 class CaptionProducer:
     """Makes caption shards; a `transforms.core.stages.Producer`.
 
     Args:
-        prompts: What to ask.
-        engine: Whom to ask; None where the text of a prompt is a caption already.
-        filters: What to keep.
-        blocked: What no caption may hold.
+        prompts: The prompts.
+        engine: Engine that completes them; None if the text of a prompt is already a caption.
+        filters: Which captions to keep.
+        blocked: Phrases that no caption may contain.
         captions_per_shard: Ordinals of a shard.
-        max_tries: Times an ordinal is asked before it becomes a dead letter.
+        max_tries: Completions that are tried for an ordinal before it becomes a dead letter.
     """
 
     def __init__(
         self,
         prompts: PromptSource,
-        engine: EngineSpec | None,
+        engine: TextEngineSpec | None,
         filters: FilterConfig,
         blocked: Phrases,
         captions_per_shard: int,
@@ -73,21 +49,21 @@ class CaptionProducer:
         self._filters = filters
         self._blocked = blocked
         self._captions_per_shard = captions_per_shard
-        # A given caption is the same at every try.
+        # Without an engine, every try gives the same caption.
         self._max_tries = max_tries if engine else 1
         self._engine: TextEngine | None = None
 
     def setup(self) -> None:
-        """Load the model."""
+        """Load the model, if there is one."""
         if self._spec is not None:
             self._engine = self._spec.open()
 
     def record_ids(self, shard: int) -> list[str]:
-        """The ordinals of a shard."""
+        """Return the ordinals of a shard."""
         return [str(ordinal) for ordinal in self._ordinals(shard)]
 
     def produce(self, shard: int, tally: Tally) -> list[Produced]:
-        """Captions and dead letters of a shard, in the order of their ordinals."""
+        """Return captions and dead letters of a shard, in the order of their ordinals."""
         results: dict[int, Produced] = {}
         pending = [self._prompts.build(ordinal) for ordinal in self._ordinals(shard)]
         for attempt in range(self._max_tries):
@@ -117,19 +93,19 @@ class CaptionProducer:
 
 
 def sampling_seed(prompt: Prompt, attempt: int) -> int:
-    """The engine's seed for one try of a prompt; the first try has the prompt's own."""
+    """Return the engine's seed for one try of a prompt; the first try has the prompt's own seed."""
     return derive(prompt.seed, "retry", attempt) if attempt else prompt.seed
 
 
 def _worth_another_try(result: Produced) -> bool:
-    # What the engine refused once it refuses again.
+    # The engine would refuse the same prompt again.
     return isinstance(result, Failure) and result.reason != Count.ENGINE_ERROR
 
 
 def judge(
     prompt: Prompt, completion: Completion, filters: FilterConfig, blocked: Phrases
 ) -> Caption | Failure:
-    """The caption that a completion holds, or why it holds none."""
+    """Return the caption in a completion, or the reason why there is none."""
     ordinal = str(prompt.ordinal)
     if completion.error is not None:
         return Failure(ordinal, Count.ENGINE_ERROR.value, completion.error)

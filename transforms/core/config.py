@@ -7,10 +7,11 @@ the value and what was expected.
 
 import io
 import logging
+import operator
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -74,6 +75,20 @@ def chosen_by(key: str, default: str) -> BeforeValidator:
         return {key: default, **value} if isinstance(value, Mapping) else value
 
     return BeforeValidator(with_choice)
+
+
+def one_of(options: Sequence[type[Config]], key: str = "name") -> Any:
+    """Return the type of a field that holds one of several sections.
+
+    Args:
+        options: Classes of the sections. The first one is taken if a config does not choose.
+        key: The key that chooses; each class gives it a `Literal` of its own.
+    """
+    default = get_args(options[0].model_fields[key].annotation)[0]
+    if len(options) == 1:  # Which pydantic does not accept as a union.
+        return Annotated[options[0], chosen_by(key, default)]
+    union = reduce(operator.or_, options)
+    return Annotated[union, Field(discriminator=key), chosen_by(key, default)]
 
 
 def no_fingerprint(default: Any = ...) -> Any:

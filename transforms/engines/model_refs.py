@@ -1,13 +1,13 @@
-"""What the `model` of a config may name: files at hand, or a model of the hub, pinned to a commit.
+"""Model references: what a config's `model` may name, a local folder or a pinned model of the hub.
 
-The two kinds of model, for text and for images, differ in the file that marks their folder and in
-what else they may be called: see `text_models` and `image_models`.
+Text models and image models differ in the file that marks their folder and in their further kinds
+of reference: see `text/models.py` and `image/models.py`.
 """
 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,25 +15,34 @@ from transforms.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+FindBuiltin = Callable[[str], Path | None]
+"""Returns the folder of a built-in model on this machine, None if there is no such model.
+
+The jobs pass it down, since they own the built-in models. It must be a function of a module, so
+that it pickles by its name: each worker then looks in its own installation.
+"""
+
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose identity is known. Small and picklable: no weights inside.
+    """A model whose identity is known. Small and picklable: it holds no weights.
 
     Attributes:
-        name: As in the config.
-        commit: Of a hub id; None for files at hand.
-        identity: Changes whenever the model's content does.
+        name: The `model` of the config.
+        commit: Commit of a hub id; None for local files.
+        identity: Changes whenever the content of the model does.
+        find_builtin: Finds a built-in model; None for all other models.
     """
 
     name: str
     commit: str | None
     identity: str
+    find_builtin: FindBuiltin | None = None
 
 
 @contextlib.contextmanager
 def loading(model: Model) -> Iterator[None]:
-    """Say that a model is loaded, and how long it took: nothing else is to be seen meanwhile."""
+    """Log that a model is being loaded and how long it took: nothing else is visible meanwhile."""
     log.info("loading %s", model.name)
     started = time.monotonic()
     yield
@@ -41,15 +50,15 @@ def loading(model: Model) -> Iterator[None]:
 
 
 def local_folder(name: str, marker: str, builtin: str) -> Path | None:
-    """The folder that a reference means; None for a hub id.
+    """Return the local folder that a reference names, None for a hub id.
 
     Args:
-        name: As in the config.
-        marker: The file that a model's folder holds.
-        builtin: The name of our own model, for the error.
+        name: The `model` of the config.
+        marker: Name of a file that every model folder holds.
+        builtin: Reference of our own model, for the error message.
 
     Raises:
-        ConfigError: It is neither a model's folder nor can it be a hub id.
+        ConfigError: The name is neither a model folder nor a possible hub id.
     """
     folder = Path(name).expanduser()
     if (folder / marker).is_file():
@@ -63,19 +72,19 @@ def local_folder(name: str, marker: str, builtin: str) -> Path | None:
 
 
 def refuse_revision(name: str, revision: str | None) -> None:
-    """Files at hand have no revisions."""
+    """Raise a `ConfigError` if a revision is given for a model that consists of local files."""
     if revision is not None:
         raise ConfigError(
-            f"key 'revision' has value {revision!r}, but model {name!r} is at hand as files: "
+            f"key 'revision' has value {revision!r}, but model {name!r} consists of local files: "
             "expected a revision for hub ids only"
         )
 
 
 def hub_commit(name: str, revision: str | None, marker: str) -> str:
-    """The commit behind a hub id, from the hub or, where it is out of reach, from its cache.
+    """Return the commit of a hub id, from the hub or, if it cannot be reached, from its cache.
 
     Raises:
-        ConfigError: The hub has no such model, or cannot be reached and the cache does not know it.
+        ConfigError: The hub has no such model, or neither the hub nor the cache can be read.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -1,12 +1,12 @@
-"""Ends a process whose engine hangs.
+"""A time limit for calls into an engine that ends the process when the engine hangs.
 
-A call that hangs in a driver or a kernel cannot be cancelled from Python, and the thread that made
-it holds the device for good. So nothing in its process can go on: handing the shard back would
-only let the same process fail the next one. The process ends instead, as if it had been killed,
-with a sentence and exit code 1. Where it is a worker of a cluster, the runner starts another and
-gives it the shard; where it is the launching process, the same command goes on. The commit protocol
-makes both safe. (A call that never lets go of Python's interpreter lock goes unnoticed; torch lets
-go of it.)
+A call that hangs in a driver or a kernel cannot be cancelled from Python, and its thread keeps the
+device. Giving the shard back would not help: the same process would fail the next shard too. So the
+process ends with a message and exit code 1, as if it had been killed. If it is a worker of a
+cluster, the runner starts another one and gives it the shard; if it is the launching process, the
+same command continues. The commit protocol makes both safe.
+
+A call that never releases Python's interpreter lock is not noticed; torch releases it.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from transforms.core.exit_codes import UNFINISHED
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, what: str) -> Iterator[None]:
-    """End the process if the body takes longer.
+def watchdog(seconds: float, what: str) -> Iterator[None]:
+    """End the process if the body takes longer than `seconds`.
 
     Args:
-        seconds: Time that the body has.
-        what: What it does, for the sentence.
+        seconds: Time limit of the body.
+        what: What the body does, as the subject of the message: "painting a batch of images".
     """
     timer = threading.Timer(seconds, _end, [seconds, what])
     timer.daemon = True
@@ -35,9 +35,9 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
 
 
 def _end(seconds: float, what: str) -> None:
-    sentence = (
+    message = (
         f"\n{what} took longer than {seconds:g} s, so the engine hangs and this process ends; "
-        "nothing committed is lost: run the same command again to go on\n"
+        "nothing committed is lost: run the same command again to continue\n"
     )
-    os.write(2, sentence.encode())
+    os.write(2, message.encode())
     os._exit(UNFINISHED)

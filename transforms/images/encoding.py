@@ -1,4 +1,4 @@
-"""Pixels -> the bytes of an image file (the paper's reference stores JPEG)."""
+"""Encoding of pixels into image files (the paper's reference stores JPEG)."""
 
 import io
 import logging
@@ -16,9 +16,9 @@ class EncodingConfig(Config):
     """How images are stored."""
 
     format: Literal["jpeg", "webp", "png"] = "jpeg"
-    """Of the image files."""
+    """Format of the image files."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
-    """Of JPEG and WebP; PNG keeps every pixel as it is."""
+    """Quality of JPEG and WebP; PNG is lossless."""
     threads: PositiveInt = no_fingerprint(4)
     """Threads that encode images while the next batch is painted."""
 
@@ -30,7 +30,7 @@ class EncodingConfig(Config):
 
 
 def encode(pixels: Pixels, config: EncodingConfig) -> bytes:
-    """An image [H, W, 3] as a file."""
+    """Return an image [H, W, 3] as the bytes of a file."""
     from PIL import Image
 
     buffer = io.BytesIO()

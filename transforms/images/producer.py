@@ -1,12 +1,12 @@
-"""The producer of image shards: the captions of a shard -> image sets or failures.
+"""Producer of image shards: the captions of a shard -> image sets or failures (paper, section 3.2).
 
-Source: paper, section 3.2. An image is named by its caption and
-its number, everywhere, so the order in which images are painted cannot mispair them.
+An image is identified by its caption and its number everywhere, so the order in which images are
+painted cannot assign one to the wrong caption.
 
 Batches mix captions. An image that is blank, not finite or flagged is painted again with its next
 seed, after all others of the shard, so that batches are composed the same way each time. A caption
-fails or succeeds with all its images. Images are checked as they come, which takes microseconds,
-and encoded by other threads: the engine waits for none of them.
+succeeds or fails with all its images. Images are checked at once, which takes microseconds, and
+encoded by other threads: the engine never waits for the encoding.
 """
 
 import logging
@@ -20,34 +20,34 @@ from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
 from transforms.core.stages import Produced
 from transforms.engines.image.base import ImageEngine, ImageEngineSpec, Pixels
-from transforms.engines.watchdog import deadline
+from transforms.engines.watchdog import watchdog
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.encoding import EncodingConfig, encode
 
 log = logging.getLogger(__name__)
 
 CODE_VERSION = 1
-"""Counts changes to this stage that change the bytes it makes; part of the fingerprint."""
+"""Version of the code that makes the bytes of this stage; part of the fingerprint."""
 
 
 class ImageEngineError(RuntimeError):
-    """The engine cannot paint anything; the message is a sentence."""
+    """The engine cannot paint anything; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class PaintPlan:
-    """What the producer needs to know beside its captions and its engine.
+    """Settings of the producer.
 
     Attributes:
         captions_per_shard: Captions of an image shard; the last one may have fewer.
-        images_per_caption: Images painted for each.
-        generator_digest: Identity of the generator and its settings, of which the seeds are made:
-            the same caption gets the same images in whatever run, shard or order.
-        settings: Written beside every image set: model, steps, guidance and so on.
+        images_per_caption: Images painted for each caption.
+        generator_digest: Identity of the generator and its settings. Seeds depend on it, so that a
+            caption gets the same images in any run, shard or order.
+        settings: Stored with every image set: model, steps, guidance and so on.
         encoding: How images are stored.
         max_repaints: Times that an unusable image is painted again.
-        min_contrast: An image is blank if no channel spans as much between its extremes.
-        batch_timeout_s: Longest time for a batch, in seconds.
+        min_contrast: An image is blank if no channel has a larger range of values.
+        batch_timeout_s: Time limit for one batch, in seconds.
     """
 
     captions_per_shard: int
@@ -62,7 +62,7 @@ class PaintPlan:
 
 @dataclass(frozen=True)
 class _Task:
-    """One image to paint: which of which caption, and at which attempt."""
+    """One image to paint: its caption, its number and the attempt."""
 
     caption: Caption
     number: int
@@ -75,7 +75,7 @@ class _Task:
 
 
 class ImagesProducer:
-    """Paints image shard j: the curated captions from row j * captions_per_shard on."""
+    """Paints image shards; shard j starts at row j * captions_per_shard of the captions."""
 
     def __init__(self, rows: CaptionRows, engine: ImageEngineSpec, plan: PaintPlan) -> None:
         self._rows = rows
@@ -86,17 +86,17 @@ class ImagesProducer:
 
     def setup(self) -> None:
         """Load the model."""
-        self._engine = self._spec.load()
+        self._engine = self._spec.open()
         self._encoders = ThreadPoolExecutor(self._plan.encoding.threads, "encode")
 
     def record_ids(self, shard: int) -> list[str]:
-        """The caption ids of a shard."""
+        """Return the caption ids of a shard."""
         return [caption.caption_id for caption in self.captions(shard)]
 
     def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
-        """Paint a shard: every caption of it becomes an image set or a failure, in order.
+        """Paint a shard; each caption becomes an image set or a failure, in order.
 
-        When this returns, all is painted; the records wait for the encoders.
+        When this returns, everything is painted; the records still wait for the encoders.
         """
         assert self._engine is not None and self._encoders is not None, "setup comes first"
         captions = self.captions(shard)
@@ -105,13 +105,13 @@ class ImagesProducer:
         return (painting.record(caption) for caption in captions)
 
     def captions(self, shard: int) -> list[Caption]:
-        """The captions of a shard, in order."""
+        """Return the captions of a shard, in order."""
         start = shard * self._plan.captions_per_shard
         return self._rows.read(start, start + self._plan.captions_per_shard)
 
 
 class _ShardPainting:
-    """The work on one shard: its good images, and the captions that failed."""
+    """The work on one shard: its usable images, and the captions that failed."""
 
     def __init__(
         self, engine: ImageEngine, encoders: Executor, plan: PaintPlan, tally: Tally
@@ -124,17 +124,17 @@ class _ShardPainting:
         self._failures: dict[str, Failure] = {}
 
     def run(self, captions: Sequence[Caption]) -> None:
-        """Paint every image, and the unusable ones again."""
-        due = [
+        """Paint every image; paint unusable ones again."""
+        tasks = [
             self._task(caption, number)
             for caption in captions
             for number in range(self._plan.images_per_caption)
         ]
-        while due:
-            due = self._again(self._round(due))
+        while tasks:
+            tasks = self._tasks_again(self._paint_once(tasks))
 
     def record(self, caption: Caption) -> Produced:
-        """What a caption ended as; waits until its images are encoded."""
+        """Return the result of a caption; wait until its images are encoded."""
         failure = self._failures.get(caption.caption_id)
         if failure is not None:
             return failure
@@ -147,8 +147,8 @@ class _ShardPainting:
         seed = derive(self._plan.generator_digest, caption.caption_id, number, attempt)
         return _Task(caption, number, attempt, seed)
 
-    def _round(self, tasks: Sequence[_Task]) -> list[tuple[_Task, Count]]:
-        """Paint all tasks once; returns those whose image is unusable, and why."""
+    def _paint_once(self, tasks: Sequence[_Task]) -> list[tuple[_Task, Count]]:
+        """Paint all tasks; return those whose image is unusable, each with the reason."""
         unusable = []
         start = 0
         while start < len(tasks):
@@ -163,25 +163,25 @@ class _ShardPainting:
                     unusable.append((task, reason))
         return unusable
 
-    def _again(self, unusable: Sequence[tuple[_Task, Count]]) -> list[_Task]:
-        """What to paint in the next round; an image that used up its seeds fails its caption."""
+    def _tasks_again(self, unusable: Sequence[tuple[_Task, Count]]) -> list[_Task]:
+        """Return the next tasks; an image that has used up its seeds fails its caption."""
         for task, reason in unusable:
             self._tally.count(reason)
             if task.attempt == self._plan.max_repaints:
                 detail = f"image {task.number} was unusable with {task.attempt + 1} seeds"
                 self._fail(task.caption, reason, detail)
-        again = [
+        tasks = [
             self._task(task.caption, task.number, task.attempt + 1)
             for task, _ in unusable
             if task.caption.caption_id not in self._failures
         ]
-        if again:
-            self._tally.count(Count.REPAINTED, len(again))
-        return again
+        if tasks:
+            self._tally.count(Count.REPAINTED, len(tasks))
+        return tasks
 
     def _paint(self, batch: Sequence[_Task]) -> list[tuple[_Task, Pixels, Count | None]]:
         """Paint a batch; a caption that makes the engine raise fails alone."""
-        # One that failed in the batch before need not fail again.
+        # Captions that failed in an earlier batch are left out.
         batch = [task for task in batch if task.caption.caption_id not in self._failures]
         try:
             return self._paint_together(batch) if batch else []
@@ -201,16 +201,16 @@ class _ShardPainting:
 
     def _paint_together(self, batch: Sequence[_Task]) -> list[tuple[_Task, Pixels, Count | None]]:
         texts, seeds = [task.caption.text for task in batch], [task.seed for task in batch]
-        with deadline(self._plan.batch_timeout_s, "painting a batch of images"):
+        with watchdog(self._plan.batch_timeout_s, "painting a batch of images"):
             painted = self._engine.paint(texts, seeds)
         assert len(painted.pixels) == len(painted.rejects) == len(batch)
         return list(zip(batch, painted.pixels, painted.rejects, strict=True))
 
     def _check_engine(self, error: Exception) -> None:
-        """Is it the caption or the engine? One that cannot even paint nothing is broken."""
+        """Raise if the engine is broken: then it cannot even paint an empty caption."""
         log.warning("the image engine raised %s: %s", type(error).__name__, error)
         try:
-            with deadline(self._plan.batch_timeout_s, "painting an empty caption"):
+            with watchdog(self._plan.batch_timeout_s, "painting an empty caption"):
                 self._engine.paint([""], [0])
         except Exception as again:
             raise ImageEngineError(
@@ -224,7 +224,7 @@ class _ShardPainting:
 
 
 def _flaw(pixels: Pixels, min_contrast: int) -> Count | None:
-    """Why an image [H, W, 3] is unusable, by its looks."""
-    # Over rows first, then columns: many times as fast as both at once.
+    """Return why an image [H, W, 3] is unusable by its pixels, None if it is usable."""
+    # Rows first, then columns: many times faster than both at once.
     contrast = pixels.max(axis=0).max(axis=0) - pixels.min(axis=0).min(axis=0)
     return Count.IMAGE_BLANK if contrast.max() < min_contrast else None

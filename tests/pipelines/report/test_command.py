@@ -8,7 +8,7 @@ import pytest
 from pipelines.report.command import ReportConfig, run
 from pipelines.report.data import gather
 from pipelines.runner import finish, run_stage
-from tests.support.block_engine import BlockSpec, paint_plan
+from tests.support.block_engine import block_spec, paint_plan
 from tests.support.captions import caption, captions_of, make_captions, write_captions
 from tests.support.counting_stage import stage
 from transforms.core import storage
@@ -28,7 +28,7 @@ def paint(url: str, captions: list[Caption]) -> None:
     """Image shards of three captions each, without a model."""
     write_captions(f"{url}/captions", [captions])
     rows = CaptionRows.open(f"{url}/captions/index.parquet")
-    made = ImagesProducer(rows, BlockSpec(), paint_plan(captions_per_shard=3, max_repaints=1))
+    made = ImagesProducer(rows, block_spec(), paint_plan(captions_per_shard=3, max_repaints=1))
     made.setup()
     folder = StageFolder(f"{url}/images", "images", ".tar")
     storage.replace_bytes(b"config: {images_per_caption: 4}", folder.run_yaml_url)

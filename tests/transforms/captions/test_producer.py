@@ -130,7 +130,7 @@ def test_what_the_engine_refuses_is_not_asked_again() -> None:
 def test_loading_a_model_is_said_with_its_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("transforms.captions.producer.VllmEngine", lambda *_: ScriptedEngine(good))
+    monkeypatch.setattr("transforms.engines.text.vllm.VllmEngine", lambda *_: ScriptedEngine(good))
     with caplog.at_level("INFO", "transforms"):
         SPEC.open()
     assert caplog.messages == ["loading none", "none is ready after 0 s"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.block_engine import BlockSpec, blocks, paint_plan
+from tests.support.block_engine import block_spec, blocks, paint_plan
 from tests.support.captions import captions_of, make_captions, write_captions
 from transforms.core.counters import Tally
 from transforms.core.records import Caption, Failure, ImageSet
@@ -22,7 +22,7 @@ from transforms.images.producer import ImageEngineError, ImagesProducer
 
 def producer(captions: list[Caption], batch_size: int = 8, **changes: object) -> ImagesProducer:
     """A producer over one caption shard, its model loaded."""
-    made = ImagesProducer(_rows(captions), BlockSpec(batch_size), paint_plan(**changes))
+    made = ImagesProducer(_rows(captions), block_spec(batch_size), paint_plan(**changes))
     made.setup()
     return made
 
@@ -178,7 +178,7 @@ def test_images_are_stored_in_the_format_asked_for(kind: Any, start: bytes) -> N
 
 
 def test_a_producer_is_pickled_without_its_model(tmp_path: Path) -> None:
-    made = ImagesProducer(_rows(make_captions(3)), BlockSpec(), paint_plan())
+    made = ImagesProducer(_rows(make_captions(3)), block_spec(), paint_plan())
     assert len(pickle.dumps(made)) < 2000
     again = pickle.loads(pickle.dumps(made))
     again.setup()

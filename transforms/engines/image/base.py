@@ -1,54 +1,39 @@
 """Text-to-image models behind one interface, and the settings that they share."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.counters import Count
+from transforms.engines.model_refs import FindBuiltin, Model
 
 Pixels = NDArray[np.uint8]
 
 
 class GeneratorConfig(Config):
-    """How images are painted (paper, section 3.2)."""
+    """Which images are painted, whatever the engine (paper, section 3.2)."""
 
     num_steps: PositiveInt = 50
     """Denoising steps; reference: 50."""
     guidance: Annotated[float, Field(ge=1)] = 2.5
-    """Classifier-free guidance; paper: 2.5. 1 is none, and then half the work."""
+    """Scale of classifier-free guidance; paper: 2.5. 1 turns it off, which halves the work."""
     negative_prompt: str = ""
-    """What guidance leads away from; reference: nothing."""
+    """Prompt that guidance moves away from; reference: empty."""
     scheduler: Literal["ddim", "dpm++", "unipc", "euler", "euler-a", "model"] = "ddim"
-    """Sampler: DDIM (reference); one that needs fewer steps, 15 to 25 with `dpm++` or `unipc`; or
-    the one that the model's folder names."""
+    """Sampler: `ddim` (reference); one that needs fewer steps, 15 to 25 with `dpm++` or `unipc`;
+    or `model`, the one that the model's folder names."""
     size: Annotated[int, Field(gt=0, multiple_of=8)] = 512
-    """Pixels of an image's side as painted; paper: 512."""
+    """Side of an image as painted, in pixels; paper: 512."""
     stored_size: PositiveInt = 256
-    """Pixels of an image's side as stored; reference: 256."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of weights and activations."""
-    batch_size: PositiveInt = 64
-    """Images painted together. Every batch has this shape: a short one is filled up."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where to paint; a device that is missing is an error."""
+    """Side of an image as stored, in pixels; reference: 256."""
     safety_checker: bool = False
-    """Let the model's own checker look at every image; one that it flags is painted again."""
-    vae_slicing: bool = False
-    """Decode images one by one: less memory, so that a larger batch fits."""
-    channels_last: bool = False
-    """Memory layout of the convolutions; the faster one on GPUs at half precision."""
-    compile: bool = False
-    """Compile the networks with `torch.compile`: minutes at the start, faster from then on."""
-    compile_cache: str | None = no_fingerprint(None)
-    """Folder for what was compiled, to be found by the next start; default: torch's own."""
-    batch_timeout_s: PositiveFloat = no_fingerprint(1800.0)
-    """Longest time for a batch, the first one's compilation included, in seconds; an engine that
-    takes longer hangs, and its process ends."""
+    """Run the model's own checker on every image; an image that it flags is painted again."""
 
     @model_validator(mode="after")
     def _check(self) -> "GeneratorConfig":
@@ -67,11 +52,11 @@ class GeneratorConfig(Config):
 
 @dataclass(frozen=True)
 class Painted:
-    """A batch as an engine gives it back.
+    """The images of one batch.
 
     Attributes:
         pixels: [N, H, W, 3], one image per text, in the order of the texts.
-        rejects: Per image why the engine itself calls it unusable; None for a good one.
+        rejects: Per image the reason why the engine calls it unusable; None for a good image.
     """
 
     pixels: Pixels
@@ -82,22 +67,75 @@ class ImageEngine(Protocol):
     """A loaded text-to-image model."""
 
     batch_size: int
-    """Images that one call paints best; an engine that runs out of memory lowers it."""
+    """Number of images that one call should paint; an engine that runs out of memory lowers it."""
 
     def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
-        """One image per text and seed; an image depends on its own text and seed only.
+        """Paint one image per text and seed; an image depends on its own text and seed only.
 
         Args:
-            texts: Captions, `batch_size` at best; a caption stands there once per image.
-            seeds: As many.
+            texts: Captions, ideally `batch_size`; a caption is repeated for each of its images.
+            seeds: One seed per text.
 
         Raises:
             Exception: Anything that the model raises.
         """
 
 
-class ImageEngineSpec(Protocol):
-    """What it takes to load an engine on a worker: picklable, and small."""
+class ImageEngineConfig(Config):
+    """Section `engine` of an images config: an image engine and its settings.
 
-    def load(self) -> ImageEngine:
+    A subclass registers an engine: it has a `name` that is a `Literal`, its own settings, and these
+    methods. Importing its module must be quick, so heavy packages are imported in the methods.
+    """
+
+    name: str
+    """Name of the engine."""
+    batch_timeout_s: PositiveFloat = no_fingerprint(1800.0)
+    """Time limit for one batch, in seconds, compilation included. An engine that takes longer
+    hangs, and its process ends."""
+
+    @abstractmethod
+    def find_model(self, name: str, revision: str | None, find_builtin: FindBuiltin) -> Model:
+        """Look a model up and compute its identity, without loading it.
+
+        Args:
+            name: The `model` of the config.
+            revision: Branch, tag or commit of a hub id.
+            find_builtin: Finds the folder of a built-in model.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+
+    @abstractmethod
+    def open(self, model: Model, generator: GeneratorConfig) -> ImageEngine:
+        """Load a model that `find_model` has found."""
+
+    def check_device(self) -> None:
+        """Check that this machine has the device that the engine needs.
+
+        Raises:
+            ConfigError: The device is missing.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Return what changes the images: part of the fingerprint, and stored with every image."""
+        fields = fingerprint_fields(self)
+        return {"engine": fields.pop("name"), **fields}
+
+    def seed_settings(self) -> dict[str, Any]:
+        """Return those settings that change the seeds of the images, too."""
+        return {"engine": self.name}
+
+
+@dataclass(frozen=True)
+class ImageEngineSpec:
+    """All that a worker needs to open an image engine. It pickles and is small."""
+
+    model: Model
+    config: ImageEngineConfig
+    generator: GeneratorConfig
+
+    def open(self) -> ImageEngine:
         """Load the model."""
+        return self.config.open(self.model, self.generator)

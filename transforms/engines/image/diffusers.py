@@ -1,35 +1,42 @@
 """Any text-to-image pipeline of diffusers (paper, section 3.2: Stable Diffusion 1.5).
 
-What is different from calling the pipeline with captions, and why:
+Differences from calling the pipeline with captions, and their reasons:
 
-- the initial noise comes from one CPU generator per image, and batches have one fixed shape, so an
-  image depends on its caption and seed only, not on its neighbours, its place or its worker (torch
-  uses the low 32 bits of a seed, so two of a run's many images may share their noise: under
-  different captions that shows nowhere);
-- captions are encoded once for all their images, and the negative prompt of guidance once;
-- images are scaled down on the device, before they are copied to the host;
-- a batch that does not fit the device's memory is halved, and so are all after it. The noise is the
-  same then, and so is the image but for rounding: kernels may add up in another order.
+- The initial noise comes from one CPU generator per image, and batches have one fixed shape. So an
+  image depends on its caption and seed only, not on its neighbours, its position or its worker.
+  (torch uses the low 32 bits of a seed, so two images of a large run may share their noise; under
+  different captions this is not visible.)
+- A caption is encoded once for all its images, and the negative prompt once.
+- Images are scaled down on the device, before they are copied to the host.
+- A batch that does not fit the device's memory is halved, and so are all later ones. The noise
+  stays the same, and the images are equal up to rounding: kernels may add in another order.
 
-Pipelines that `caption_encoder.EMBEDDINGS` does not list are given the captions themselves, and the
-generators to draw their noise from; they encode a caption again for each of its images.
+Pipelines that `prompt_encoder.EMBEDDINGS` does not list get the captions and the generators of the
+noise; they encode a caption again for each of its images.
 """
 
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
+from transforms.core.config import no_fingerprint
 from transforms.core.counters import Count
 from transforms.core.errors import ConfigError
-from transforms.engines.image.base import GeneratorConfig, Painted
-from transforms.engines.image.diffusers_pipeline import denoiser, load_pipeline
-from transforms.engines.image.models import ImageModel
-from transforms.engines.image.prompt_encoder import EMBEDDINGS, CaptionEncoder
-from transforms.engines.model_refs import loading
+from transforms.engines.image.base import GeneratorConfig, ImageEngineConfig, Painted
+from transforms.engines.image.diffusers_pipeline import (
+    compile_networks,
+    decode_one_by_one,
+    denoiser,
+    load_pipeline,
+    set_channels_last,
+)
+from transforms.engines.image.models import find_image_model
+from transforms.engines.image.prompt_encoder import EMBEDDINGS, PromptEncoder
+from transforms.engines.model_refs import FindBuiltin, Model, loading
 
 if TYPE_CHECKING:
     import torch
@@ -37,69 +44,101 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DiffusersSpec:
-    """A diffusers model and how to paint with it."""
+class DiffusersConfig(ImageEngineConfig):
+    """diffusers: runs the model in the workers."""
 
-    model: ImageModel
-    config: GeneratorConfig
+    name: Literal["diffusers"] = "diffusers"
+    """Run the model with diffusers in the workers."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to paint; a device that is missing is an error."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of weights and activations."""
+    batch_size: PositiveInt = 64
+    """Images painted together. All batches have this shape: a short one is filled up."""
+    vae_slicing: bool = False
+    """Decode images one by one: needs less memory, so that a larger batch fits."""
+    channels_last: bool = False
+    """Memory layout of the convolutions; faster on GPUs at half precision."""
+    compile: bool = False
+    """Compile the networks with `torch.compile`: minutes at the start, faster from then on."""
+    compile_cache: str | None = no_fingerprint(None)
+    """Folder for compiled kernels, which the next start uses again; null takes torch's own."""
 
-    def load(self) -> "DiffusersEngine":
+    def find_model(self, name: str, revision: str | None, find_builtin: FindBuiltin) -> Model:
+        """Look the model up by its built-in name, folder or hub id."""
+        return find_image_model(name, revision, find_builtin)
+
+    def open(self, model: Model, generator: GeneratorConfig) -> "DiffusersEngine":
         """Load the model on the configured device."""
-        with loading(self.model):
-            return DiffusersEngine(self.model, self.config)
+        with loading(model):
+            return DiffusersEngine(model, self, generator)
 
+    def check_device(self) -> None:
+        """Check that torch can use the configured device.
 
-def check_device(device: str) -> None:
-    """Make sure that the configured accelerator is there.
+        Raises:
+            ConfigError: It cannot.
+        """
+        if self.device == "cpu":
+            # Read when torch is imported. Actively waiting threads double a busy machine's work.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import torch
 
-    Raises:
-        ConfigError: It is not.
-    """
-    if device == "cpu":
-        # Read when torch is imported. Threads that wait actively double the work of a busy machine.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "key 'engine.device' has value 'cuda', but this machine has no CUDA device that "
+                "torch can use: expected 'cpu' here"
+            )
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "key 'generator.device' has value 'cuda', but this machine has no CUDA device that "
-            "torch can use: expected 'cpu' here"
-        )
+    def settings(self) -> dict[str, Any]:
+        """Return what changes the images; without the name, which old runs do not have either."""
+        return {key: value for key, value in super().settings().items() if key != "engine"}
+
+    def seed_settings(self) -> dict[str, Any]:
+        """Return the type: on another device or in other batches, images have the same seeds."""
+        return {"dtype": self.dtype}
 
 
 class DiffusersEngine:
     """A loaded pipeline."""
 
-    def __init__(self, model: ImageModel, config: GeneratorConfig) -> None:
+    def __init__(self, model: Model, config: DiffusersConfig, generator: GeneratorConfig) -> None:
         """Load the model.
 
         Args:
-            model: What to load.
-            config: How to paint.
+            model: The model to load.
+            config: Where and how to run it.
+            generator: Which images to paint.
 
         Raises:
             ConfigError: The device is missing, or the model cannot paint as configured.
         """
-        check_device(config.device)
+        config.check_device()
         import torch
 
         self.batch_size = config.batch_size
-        self._config = config
+        self._generator = generator
         self._device = torch.device(config.device)
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._pipeline = load_pipeline(model, config, self._dtype)
-        self._encoder: CaptionEncoder | None = None
+        self._pipeline = load_pipeline(model, generator, self._dtype)
+        self._pipeline.to(config.device)
+        if config.vae_slicing:
+            decode_one_by_one(self._pipeline, model)
+        if config.channels_last:
+            set_channels_last(self._pipeline)
+        if config.compile:
+            compile_networks(self._pipeline, config.compile_cache)
+        self._encoder: PromptEncoder | None = None
         if type(self._pipeline).__name__ in EMBEDDINGS:
-            self._latent_shape = _latent_shape(self._pipeline, model, config)
-            negative_prompt = config.negative_prompt if config.guidance > 1 else None
+            self._latent_shape = _latent_shape(self._pipeline, model, generator)
+            negative_prompt = generator.negative_prompt if generator.guidance > 1 else None
             with torch.inference_mode():
-                self._encoder = CaptionEncoder(
+                self._encoder = PromptEncoder(
                     self._pipeline, self._device, negative_prompt, config.batch_size
                 )
 
     def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
-        """As `ImageEngine.paint`."""
+        """Paint one image per text and seed; see `ImageEngine.paint`."""
         import torch
 
         parts: list[Painted] = []
@@ -113,23 +152,23 @@ class DiffusersEngine:
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
-            # Out here, where the exception no longer holds the batch in memory.
+            # Outside of the handler, where the exception no longer holds the batch in memory.
             torch.cuda.empty_cache()
             self.batch_size = -(-self.batch_size // 2)
             log.warning(
-                "a batch did not fit the device's memory: going on with batches of %d; set "
-                "generator.batch_size so from the start",
+                "a batch did not fit the device's memory: continuing with batches of %d; set "
+                "engine.batch_size to that from the start",
                 self.batch_size,
             )
         rejects = [reject for part in parts for reject in part.rejects]
         return Painted(np.concatenate([part.pixels for part in parts]), tuple(rejects))
 
     def _paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
-        """As `paint`, for at most one batch."""
+        """Paint at most one batch."""
         import torch
 
         padding = self.batch_size - len(texts)
-        # Any caption will do as a filler; the first one is encoded anyway.
+        # Any caption can fill the batch up; the first one is encoded anyway.
         filled = [*texts, *[texts[0]] * padding]
         with torch.inference_mode():
             pixels, finite, flagged = self._sample(filled, [*seeds, *[0] * padding])
@@ -142,14 +181,14 @@ class DiffusersEngine:
     def _sample(
         self, texts: Sequence[str], seeds: Sequence[int]
     ) -> "tuple[torch.Tensor, torch.Tensor, Sequence[bool]]":
-        """Images [N, H, W, 3] uint8, whether each is finite [N] and flagged, all on the host."""
+        """Return images [N, H, W, 3] uint8, which of them are finite [N], and which flagged [N]."""
         import torch
 
-        config = self._config
+        config = self._generator
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         output = self._pipeline(
             **self._subject(texts, generators),
-            # For pipelines that draw their noise, and for samplers that add some on the way.
+            # For pipelines that draw their own noise, and for samplers that add noise at each step.
             generator=generators,
             num_inference_steps=config.num_steps,
             guidance_scale=config.guidance,
@@ -170,31 +209,30 @@ class DiffusersEngine:
     def _subject(
         self, texts: Sequence[str], generators: "Sequence[torch.Generator]"
     ) -> dict[str, Any]:
-        """What to paint, as arguments of the pipeline."""
+        """Return what to paint, as arguments of the pipeline."""
         import torch
 
         if self._encoder is None:
-            negative = self._config.negative_prompt
+            negative = self._generator.negative_prompt
             return {
                 "prompt": list(texts),
                 **({"negative_prompt": [negative] * len(texts)} if negative else {}),
             }
-        # Drawn in float32 whatever the type of the model, so that all types share their noise.
+        # Always drawn in float32, so that models of all types get the same noise.
         noise = torch.stack([torch.randn(self._latent_shape, generator=g) for g in generators])
         latents = noise.to(self._device, self._dtype)
         return {**self._encoder.encode(texts), "latents": latents}
 
 
-def _latent_shape(
-    pipeline: Any, model: ImageModel, config: GeneratorConfig
-) -> tuple[int, int, int]:
-    """Channels, height and width of an image before it is decoded."""
+def _latent_shape(pipeline: Any, model: Model, generator: GeneratorConfig) -> tuple[int, int, int]:
+    """Return channels, height and width of the latents of an image."""
     network = denoiser(pipeline)
     factor = int(pipeline.vae_scale_factor)
     multiple = factor * int(network.config.get("patch_size", 1))
-    if config.size % multiple:
+    if generator.size % multiple:
         raise ConfigError(
-            f"key 'generator.size' has value {config.size}: expected a multiple of {multiple}, "
-            f"by the networks of {model.name}"
+            f"key 'generator.size' has value {generator.size}: expected a multiple of {multiple}, "
+            f"which the networks of {model.name} need"
         )
-    return int(network.config.in_channels), config.size // factor, config.size // factor
+    side = generator.size // factor
+    return int(network.config.in_channels), side, side

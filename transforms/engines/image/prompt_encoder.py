@@ -1,7 +1,7 @@
-"""Captions -> the embeddings that a diffusers pipeline takes in their place.
+"""Encoding of captions into the embeddings that a diffusers pipeline takes instead of text.
 
-A caption is encoded once for all its images, through the pipeline's own `encode_prompt`, and what
-guidance leads away from (the negative prompt, often empty) once ever.
+A caption is encoded once for all its images, with the pipeline's own `encode_prompt`. The negative
+prompt, which is often empty, is encoded once per engine.
 """
 
 import inspect
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 TEXT_BATCH_SIZE = 8
-"""Captions encoded together, always as many: the shape must not depend on the neighbours."""
+"""Captions encoded together. The number is fixed, so that a caption's shape never changes."""
 
 _PLAIN = ("prompt_embeds", "negative_prompt_embeds")
 _POOLED = (*_PLAIN, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -22,10 +22,10 @@ EMBEDDINGS = {
     "StableDiffusionXLPipeline": _POOLED,
     "StableDiffusion3Pipeline": _POOLED,
 }
-"""Pipeline -> what its `encode_prompt` returns, by the names under which a call takes it."""
+"""Pipeline class -> names of what its `encode_prompt` returns, as arguments of a call."""
 
 
-class CaptionEncoder:
+class PromptEncoder:
     """Encodes captions for one of the pipelines in `EMBEDDINGS`."""
 
     def __init__(
@@ -34,10 +34,10 @@ class CaptionEncoder:
         """Encode the negative prompt.
 
         Args:
-            pipeline: Loaded.
-            device: Where it is.
-            negative_prompt: What guidance leads away from; None without guidance.
-            num_kept: Captions whose embeddings are kept.
+            pipeline: A loaded pipeline.
+            device: Device of the pipeline.
+            negative_prompt: Prompt that guidance moves away from; None without guidance.
+            num_kept: Number of captions whose embeddings are kept.
         """
         self._pipeline = pipeline
         self._device = device
@@ -45,13 +45,13 @@ class CaptionEncoder:
         self._known: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
         self._negative: dict[str, torch.Tensor] = {}
         if negative_prompt is not None:
-            # Some models take zeros for no negative prompt, which is not the same as an empty one.
+            # Without a negative prompt some models use zeros, which differ from an empty prompt.
             negatives = [negative_prompt] * TEXT_BATCH_SIZE if negative_prompt else None
             both = self._call([""] * TEXT_BATCH_SIZE, True, negative_prompt=negatives)
             self._negative = {name: both[name][:1] for name in both if _is_negative(name)}
 
     def encode(self, texts: Sequence[str]) -> "dict[str, torch.Tensor]":
-        """Arguments for a call of the pipeline; each tensor is [len(texts), ...]."""
+        """Return arguments for a call of the pipeline; each tensor is [len(texts), ...]."""
         import torch
 
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
@@ -74,7 +74,7 @@ class CaptionEncoder:
 
     def _call(self, prompts: list[str], guided: bool, **others: Any) -> "dict[str, torch.Tensor]":
         encode = self._pipeline.encode_prompt
-        # Where there are several text encoders, the others get the first one's text.
+        # Pipelines with several text encoders give all of them the same text.
         known = inspect.signature(encode).parameters
         others |= {name: None for name in ("prompt_2", "prompt_3") if name in known}
         outputs = encode(

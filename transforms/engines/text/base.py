@@ -1,22 +1,24 @@
-"""Language models behind one interface: prompts in, completions out, and what happens on failure.
+"""Language models behind one interface: prompts in, completions out; and the handling of failures.
 
-A prompt that makes an engine fail costs one completion: the batch is cut until the prompt stands
-alone. Whether the prompt or the engine is to blame shows a harmless prompt: an engine that does not
-answer it is restarted, and when it still does not, the run stops. The run also stops when the
-engine dies more often than it takes to find the one prompt that kills it: a batch of n prompts is
-halved about log2(n) times. From each prompt that is found the count begins anew.
+A prompt that makes an engine fail costs one completion: the batch is halved until the prompt is
+alone. After each failure, a harmless prompt shows whether the engine still works: if it does not
+answer, it is restarted, and if it still does not, the run stops. The run also stops if the engine
+dies more often than it takes to find one prompt that kills it: a batch of n prompts is halved about
+log2(n) times. The count starts again after each prompt that is found.
 """
 
 import contextlib
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from transforms.core.config import Config
+from transforms.core.config import Config, fingerprint_fields
 from transforms.core.errors import ConfigError
+from transforms.engines.model_refs import Model
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +26,11 @@ STOP = "\n"
 """A caption is one line."""
 
 HARMLESS_PROMPT = "A red apple on a"
-"""An engine that works completes it."""
+"""Every engine that works completes it."""
 
 MAX_FAILURES_IN_A_ROW = 8
-"""Prompts failing on their own, with no success in between, before the run stops: something is
-wrong with all of them."""
+"""Prompts that fail alone, with no success in between, before the run stops: then the cause is not
+the prompts."""
 
 
 class EngineError(RuntimeError):
@@ -36,26 +38,26 @@ class EngineError(RuntimeError):
 
 
 class SamplingConfig(Config):
-    """How captions are sampled (paper, section 3.1)."""
+    """How completions are sampled (paper, section 3.1)."""
 
     temperature: NonNegativeFloat = 0.8
     """Reference: 0.8. 0 is greedy: each try then gives the same caption."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Reference: 0.9."""
     max_new_tokens: PositiveInt = 100
-    """Tokens after which a caption is cut; reference: 100."""
+    """Tokens after which a completion is cut off; reference: 100."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote, or why it did not."""
+    """The completion of one prompt, or the reason why there is none."""
 
     text: str
-    """Up to the first newline, as the model wrote it."""
+    """Text up to the first newline, as the model wrote it."""
     finished: bool
-    """Whether the model ended the line itself, before its tokens ran out."""
+    """True if the model ended the line itself, before its tokens ran out."""
     num_tokens: int
-    """Generated tokens; 0 where the engine does not say."""
+    """Generated tokens; 0 if the engine does not report them."""
     error: str | None = None
     """Why this prompt has no completion."""
 
@@ -64,21 +66,86 @@ class TextEngine(Protocol):
     """A loaded language model."""
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
-        """One completion per prompt, in order; each depends on its own prompt and seed.
+        """Return one completion per prompt, in order; each depends on its prompt and seed only.
 
         Raises:
-            EngineError: Asking again, or something else, will not help.
-            Exception: Anything; the engine must then complete another batch, or raise again.
+            EngineError: The engine cannot work at all; trying again will not help.
+            Exception: Anything else; the engine must then complete another batch, or raise again.
         """
 
     def restart(self) -> None:
-        """Make the engine usable after it raised."""
+        """Make the engine usable again after it raised."""
+
+
+class TextEngineConfig(Config):
+    """Section `engine` of a captions config: a text engine and its settings.
+
+    A subclass registers an engine: it has a `name` that is a `Literal`, its own settings, and these
+    methods. Importing its module must be quick, so heavy packages are imported in the methods.
+    """
+
+    name: str
+    """Name of the engine."""
+
+    @abstractmethod
+    def find_model(self, name: str, revision: str | None) -> Model:
+        """Look a model up and compute its identity, without loading it.
+
+        Args:
+            name: The `model` of the config.
+            revision: Branch, tag or commit of a hub id.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+
+    @abstractmethod
+    def open(self, model: Model, sampling: SamplingConfig) -> TextEngine:
+        """Load a model that `find_model` has found, or connect to it."""
+
+    def check_device(self) -> None:
+        """Check that this machine has the device that the engine needs.
+
+        Raises:
+            ConfigError: The device is missing.
+        """
+
+    def check_sampling(self, sampling: SamplingConfig, section: str) -> None:
+        """Check that the engine can sample like this.
+
+        Args:
+            sampling: How to sample.
+            section: Dotted key of `sampling`, for the error message.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that change completions, by their names in a fingerprint."""
+        fields = fingerprint_fields(self)
+        return {"engine": fields.pop("name")} | {
+            f"{self.name}.{key}": value for key, value in fields.items()
+        }
+
+
+@dataclass(frozen=True)
+class TextEngineSpec:
+    """All that a worker needs to open a text engine. It pickles and is small."""
+
+    model: Model
+    config: TextEngineConfig
+    sampling: SamplingConfig
+
+    def open(self) -> TextEngine:
+        """Load the model or connect to it."""
+        return self.config.open(self.model, self.sampling)
 
 
 def complete_each(
     engine: TextEngine, prompts: Sequence[str], seeds: Sequence[int]
 ) -> list[Completion]:
-    """As `engine.complete`, but a prompt that makes it raise gets a completion with an error.
+    """Call `engine.complete`; a prompt that makes it raise gets a completion with an error.
 
     Raises:
         EngineError: The engine is dead, or every prompt fails.
@@ -92,8 +159,8 @@ def complete_each(
         if isinstance(part, str):
             reason = part
             log.warning("the text engine failed on %d prompts: %s", end - start, reason)
-            num_restarts += _restarted(engine, reason)
-            # More than it takes to find one prompt that kills the engine: it dies of itself.
+            num_restarts += _restart_if_dead(engine, reason)
+            # More restarts than it takes to find one deadly prompt: the prompts are not the cause.
             if num_restarts > len(prompts).bit_length() + 1:
                 raise _dead(f"it died {num_restarts} times", reason)
             if end - start > 1:
@@ -113,9 +180,9 @@ def complete_each(
 def _attempt(
     engine: TextEngine, prompts: Sequence[str], seeds: Sequence[int]
 ) -> list[Completion] | str:
-    """The completions, or why there are none.
+    """Return the completions, or the error as text.
 
-    The exception itself must not live on: its frames hold the broken model in memory.
+    The exception itself must not be kept: its frames hold the broken model in memory.
     """
     try:
         return engine.complete(prompts, seeds)
@@ -125,11 +192,11 @@ def _attempt(
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _restarted(engine: TextEngine, reason: str) -> bool:
-    """Make sure that the engine works; whether it had to be restarted for that.
+def _restart_if_dead(engine: TextEngine, reason: str) -> bool:
+    """Make sure that the engine works; return whether it had to be restarted.
 
     Raises:
-        EngineError: It does not, restarted or not.
+        EngineError: It does not work after a restart either.
     """
     with contextlib.suppress(Exception):
         engine.complete([HARMLESS_PROMPT], [0])
@@ -140,7 +207,7 @@ def _restarted(engine: TextEngine, reason: str) -> bool:
         engine.complete([HARMLESS_PROMPT], [0])
     except Exception as error:
         again = " ".join(f"{type(error).__name__}: {error}".split())
-        raise _dead(f"it died ({reason}) and did not come back when restarted", again) from error
+        raise _dead(f"it died ({reason}) and still fails when restarted", again) from error
     return True
 
 

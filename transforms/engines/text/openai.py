@@ -1,41 +1,59 @@
 """Any OpenAI-compatible completions endpoint, for instance the user's own vLLM server.
 
-Requests run side by side up to a bound; the client retries connection loss, 429 and 5xx with
-exponential back-off. A prompt that the server refuses (400, 413, 422) costs one completion; a
-server that cannot be reached, or refuses the key or the model, stops the run.
+A bounded number of requests runs at the same time. The client retries lost connections and the
+answers 429 and 5xx with exponential back-off. A prompt that the server refuses (400, 413, 422)
+costs one completion. A server that cannot be reached, or refuses the key or the model, stops the
+run.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import no_fingerprint
 from transforms.core.errors import ConfigError
-from transforms.engines.text.base import STOP, Completion, EngineError, SamplingConfig
+from transforms.engines.model_refs import Model
+from transforms.engines.text.base import (
+    STOP,
+    Completion,
+    EngineError,
+    SamplingConfig,
+    TextEngineConfig,
+)
 
 _PROMPT_REFUSED = (400, 413, 422)
 
 
-class OpenAIConfig(Config):
-    """An endpoint."""
+class OpenAIConfig(TextEngineConfig):
+    """An OpenAI-compatible endpoint."""
 
+    name: Literal["openai"] = "openai"
+    """Send prompts to an OpenAI-compatible endpoint."""
     base_url: str = no_fingerprint("http://localhost:8000/v1")
     """Address of the API, up to and including its version."""
     api_key_file: str | None = no_fingerprint(None)
-    """File that holds the key, as secrets are mounted; null sends none that matters."""
+    """File that holds the key, as secrets are mounted; null sends a meaningless key."""
     concurrency: PositiveInt = no_fingerprint(64)
-    """Requests under way at the same time."""
+    """Requests in progress at the same time."""
     max_retries: NonNegativeInt = no_fingerprint(6)
-    """Further attempts of one request, each after twice the pause, at most 8 s."""
+    """Further attempts of one request; each waits twice as long as the last, at most 8 s."""
     timeout_s: PositiveFloat = no_fingerprint(120.0)
-    """Seconds after which an attempt counts as lost."""
+    """Seconds after which an attempt counts as failed."""
+
+    def find_model(self, name: str, revision: str | None) -> Model:
+        """Identify a model by its name: only the endpoint knows what it serves under that name."""
+        return Model(name, None, f"endpoint:{name}")
+
+    def open(self, model: Model, sampling: SamplingConfig) -> "OpenAIEngine":
+        """Create a client; nothing is sent yet."""
+        return OpenAIEngine(model.name, self, sampling)
 
 
 class OpenAIEngine:
-    """A `TextEngine` on an endpoint."""
+    """A `TextEngine` that asks an endpoint."""
 
     def __init__(self, model: str, config: OpenAIConfig, sampling: SamplingConfig) -> None:
         import openai
@@ -51,10 +69,10 @@ class OpenAIEngine:
         )
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
-        """One completion per prompt; refused prompts get an error.
+        """Return one completion per prompt; a refused prompt gets an error.
 
         Raises:
-            EngineError: The endpoint does not work; no request is sent after that.
+            EngineError: The endpoint does not work; no further request is sent.
         """
         pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="openai")
         try:
@@ -63,7 +81,7 @@ class OpenAIEngine:
             pool.shutdown(cancel_futures=True)
 
     def restart(self) -> None:
-        """Nothing: there is no state on this side."""
+        """Do nothing: the client has no state."""
 
     def _complete_one(self, prompt: str, seed: int) -> Completion:
         import openai
@@ -93,8 +111,8 @@ class OpenAIEngine:
     def _unusable(self, what: str) -> EngineError:
         return EngineError(
             f"the endpoint {self._config.base_url} {what}, also after "
-            f"{self._config.max_retries} retries where they could help: check 'openai.base_url', "
-            "'openai.api_key_file' and 'model', then run the same command again"
+            f"{self._config.max_retries} retries where they could help: check 'engine.base_url', "
+            "'engine.api_key_file' and 'model', then run the same command again"
         )
 
 
@@ -105,5 +123,5 @@ def _read_key(path: str | None) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(
-            f"key 'openai.api_key_file' has value {path!r}: it cannot be read: {error.strerror}"
+            f"key 'engine.api_key_file' has value {path!r}: it cannot be read: {error.strerror}"
         ) from error

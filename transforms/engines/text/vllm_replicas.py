@@ -1,7 +1,8 @@
-"""Several copies of a model side by side on one machine, for `vllm_engine`.
+"""Several copies of a model on one machine, for the engine in `vllm.py`.
 
-`vllm.LLM` refuses data parallelism. vLLM's asynchronous engine, made to serve requests, shares them
-out over copies, each a process with devices of its own; here it stands behind what we use of `LLM`.
+`vllm.LLM` refuses data parallelism. vLLM's asynchronous engine, which is made for servers,
+distributes requests over copies, each in its own processes with its own devices. This module offers
+it with the methods of `LLM` that we use.
 """
 
 import asyncio
@@ -11,11 +12,11 @@ from typing import Any
 
 
 class ReplicatedLLM:
-    """As `vllm.LLM` with `data_parallel_size` in its settings.
+    """A `vllm.LLM` that accepts `data_parallel_size`.
 
     Args:
         model: Folder or hub id.
-        **settings: Of vLLM's engine.
+        **settings: Arguments of vLLM's engine.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -25,17 +26,17 @@ class ReplicatedLLM:
         self.llm_engine: Any = self._wait(_start(model, settings))
 
     def get_tokenizer(self) -> Any:
-        """The model's tokenizer."""
+        """Return the model's tokenizer."""
         return self.llm_engine.get_tokenizer()
 
     def generate(
         self, prompts: Sequence[Any], sampling: Sequence[Any], use_tqdm: bool = False
     ) -> list[Any]:
-        """The outputs of all prompts, in order; when one fails, none is left behind."""
+        """Return the outputs of all prompts, in order; if one fails, all others are cancelled."""
         return self._wait(self._generate(prompts, sampling))
 
     def shutdown(self) -> None:
-        """End the processes of the copies."""
+        """Stop the processes of the copies."""
         self.llm_engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
@@ -58,11 +59,11 @@ class ReplicatedLLM:
 
     async def _generate_one(self, prompt: Any, params: Any, request_id: str) -> Any:
         async for output in self.llm_engine.generate(prompt, params, request_id):
-            return output  # The final one is the only one that the engine's owner asks for.
+            return output  # The sampling parameters ask for the final output only.
 
 
 async def _start(model: str, settings: dict[str, Any]) -> Any:
-    """The engine, made in the loop that it is to run in."""
+    """Return the engine, created in the event loop that it will run in."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -197,7 +197,7 @@ def test_impossible_sizes(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_accelerator_is_an_error(load: Callable[..., DiffusersEngine]) -> None:
-    with pytest.raises(ConfigError, match=r"generator\.device"):
+    with pytest.raises(ConfigError, match=r"engine\.device"):
         load(device="cuda")
 
 

