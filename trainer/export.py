@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from trainer import cli
-from trainer.checkpoints.files import found, load_encoder
+from trainer.checkpoints.files import find_checkpoint, load_encoder
 from trainer.models.vit import EncoderConfig, architecture
 from transforms.core import storage
 from transforms.core.errors import ConfigError
@@ -46,7 +46,7 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
     """
     from safetensors.torch import save
 
-    with found(path) as checkpoint:
+    with find_checkpoint(path) as checkpoint:
         encoder, config = load_encoder(checkpoint, which)
     weights = {name: value.contiguous() for name, value in encoder.state_dict().items()}
     text = json.dumps(timm_config(config), indent=2, sort_keys=True)

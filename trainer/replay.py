@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor, nn
 
 from trainer import cli
-from trainer.checkpoints.files import State, load
+from trainer.checkpoints.files import State, load_checkpoint
 from trainer.cli import Ending
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch, hex_ids
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
         with rank_session():
             if not parsed.file.endswith(".pt"):
                 raise ConfigError(f"{parsed.file} is no replay file: expected a replay-step-*.pt")
-            state = load(parsed.file)
+            state = load_checkpoint(parsed.file)
             if "caption_ids" not in state:
                 raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")
             config = _config(state, parsed.file, parsed.overrides)

@@ -3,15 +3,14 @@
     python -m trainer.train CONFIG [key=value ...]
     python -m trainer.launch --nproc-per-node=N -m trainer.train CONFIG [key=value ...]
 
-It reads `<run>/images` (or `data`) and writes `<run>/train`: `run.yaml`, `metrics.jsonl` and
-`checkpoints/`. Run again, it continues from the newest checkpoint, exactly; when it is done it says
-so. Ctrl-C, SIGTERM and SIGUSR1 save first. The exit code (`transforms.core.exit_codes`) says
-whether to start it again, and the last line why and how.
+The command reads `<run>/images` (or `data`) and writes `<run>/train`: `run.yaml`, `metrics.jsonl`
+and `checkpoints/`. The same command continues exactly from the newest checkpoint, or reports that
+the training is done. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint first. The exit code
+(`transforms.core.exit_codes`) tells whether to run the command again, the last line why and how.
 
-`trainer.launch` is `torchrun` that passes the exit code on. `torchrun` itself works, too, but exits
-with 1 whatever its processes said, passes SIGUSR1 on only with
-`--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`, and kills 30 s after a signal unless
-`--shutdown-timeout=SECONDS` gives more time to save.
+`trainer.launch` is `torchrun` with the exit code of the training. `torchrun` works, too, but exits
+with 1 for any failure, forwards SIGUSR1 only with `--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`, and
+kills the ranks 30 s after a signal unless `--shutdown-timeout=SECONDS` gives more time to save.
 """
 
 import contextlib
@@ -22,8 +21,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from trainer import cli, distributed
-from trainer.checkpoints.files import checkpoints_folder, list_steps
-from trainer.checkpoints.resume import check_folder, newest_here
+from trainer.checkpoints.files import checkpoints_folder, list_checkpoints
+from trainer.checkpoints.resume import check_shared_folder, newest_on_all_ranks
 from trainer.cli import Ending
 from trainer.config import TrainConfig, data_folder, train_folder
 from trainer.data.loader import LostWorkerError
@@ -57,11 +56,11 @@ ENDINGS = (
         "Training is not finished: {}; once that is fixed, run the same command to continue.",
         every_rank=True,
     ),
-    # Nothing is saved at once, but a training continues from its newest checkpoint.
+    # Before the first step, or the second Ctrl-C: nothing is saved, but checkpoints are kept.
     Ending(KeyboardInterrupt, RESTART, CONTINUE.replace("{}", "interrupted")),
     *cli.ENDINGS,
 )
-"""How a training ends without having finished; the first ending that fits the error is used."""
+"""Endings of a training that is not finished."""
 
 
 def train(config: TrainConfig, device: torch.device) -> str:
@@ -69,17 +68,18 @@ def train(config: TrainConfig, device: torch.device) -> str:
 
     Args:
         config: The training.
-        device: Of this rank.
+        device: Device of this rank.
 
     Returns:
-        The last line for the person who started it.
+        The last line for the user.
 
     Raises:
-        ConfigError: Settings do not fit each other, the data, or what the folder holds.
+        ConfigError: Settings do not fit each other, the data, or the training in the folder.
         StorageError: Data cannot be read, or results cannot be written.
-        DamagedFileError: A shard is not what the index says.
-        StoppedError, NotFiniteError: A signal or a loss that is not finite stopped it, or would.
-        RankError: One of several ranks could not read its data or write.
+        DamagedFileError: A shard does not match the index.
+        StoppedError: A signal stopped the training.
+        NotFiniteError: A loss or gradient is not finite, or was so before with the same settings.
+        RankError: One of several ranks could not read its data or write its results.
     """
     check_ranks(config)
     if distributed.rank() == 0:
@@ -93,16 +93,17 @@ def train(config: TrainConfig, device: torch.device) -> str:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     training = Training(config, device)
-    # Only now: settings that fail before may be changed.
+    # Settings are claimed after everything that may fail because of them: they may be changed then.
     fields = {**fixed(config), "data": samples.reader.checksum}
-    check_folder(checkpoints)
+    check_shared_folder(checkpoints)
     claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
-    with _rank_named():
-        with newest_here(checkpoints) as found:
+    with _naming_rank():
+        with newest_on_all_ranks(checkpoints) as found:
             if found is not None:
                 training.restore(found.state)
         if training.step == config.steps:
-            return f"Trained already: {config.steps} steps, {list_steps(checkpoints)[config.steps]}"
+            url = list_checkpoints(checkpoints)[config.steps]
+            return f"Trained already: {config.steps} steps, {url}"
         nonfinite.refuse_to_repeat(config, folder, training.step)
         if distributed.rank() == 0:
             note_settings(config, folder, training.step)
@@ -115,8 +116,8 @@ def train(config: TrainConfig, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def _rank_named() -> Iterator[None]:
-    """Say on which of several ranks storage or data failed."""
+def _naming_rank() -> Iterator[None]:
+    """Name this rank in errors of storage and data, if there are several ranks."""
     try:
         yield
     except (StorageError, DamagedFileError) as error:
@@ -126,7 +127,7 @@ def _rank_named() -> Iterator[None]:
 
 
 def _check_batch(config: TrainConfig, num_samples: int) -> None:
-    """See that no batch has to have a caption twice."""
+    """Check that no batch needs a caption twice."""
     if config.captions_per_batch > num_samples:
         raise ConfigError(
             f"captions_per_batch is {config.captions_per_batch}, but {data_folder(config)} holds "
@@ -135,7 +136,7 @@ def _check_batch(config: TrainConfig, num_samples: int) -> None:
 
 
 def _warn(config: TrainConfig, device: torch.device) -> None:
-    """Say which settings do not do what they seem to."""
+    """Log settings that have no effect, or another one than they seem to have."""
     if device.type == "cpu" and config.precision == "bf16" and bfloat16_is_slow():
         log.warning(SLOW_BFLOAT16, "precision=fp32")
     if config.objective.kind != "contrastive":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.gradients import tiny_config
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints import files as checkpoint_files
 from trainer.training.step import Training
 from transforms.core import storage
 
@@ -29,7 +29,7 @@ def note_readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("download", "read_bytes"):
         watch(storage, name)
-    watch(checkpoint, "_check_sums")
+    watch(checkpoint_files, "_check_sums")
     return noted
 
 

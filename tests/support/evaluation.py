@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints import files as checkpoint_files
 from trainer.config import TrainConfig
 from trainer.models.vit import EncoderConfig
 from trainer.training.step import Training
@@ -30,8 +30,8 @@ def save_checkpoint(run: Path, seed: int = 0) -> Path:
         }
     )
     training = Training(config, torch.device("cpu"))
-    folder = checkpoint.checkpoints_folder(str(run / "train"))
-    return Path(checkpoint.save(training.state(), folder))
+    folder = checkpoint_files.checkpoints_folder(str(run / "train"))
+    return Path(checkpoint_files.save_checkpoint(training.state(), folder))
 
 
 def save_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> Path:

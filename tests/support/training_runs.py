@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import TCPStore
 from tests.support.image_shards import TINY_TRAINING, write_images
 from tests.support.paths import ROOT
 from trainer import train
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import list_checkpoints, load_checkpoint
 
 
 def write_config(run: Path, **changes: Any) -> str:
@@ -58,7 +58,7 @@ def start(
 
 def wait_for_checkpoint(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
     """Return once a training has written a checkpoint of this step or a later one."""
-    while max(checkpoint.list_steps(checkpoints(run)), default=0) < step:
+    while max(list_checkpoints(checkpoints(run)), default=0) < step:
         time.sleep(0.02)
         assert process.poll() is None, process.communicate()[1]
 
@@ -81,7 +81,7 @@ def is_rank(rank: int, port: int) -> None:
 
 def final_state(run: Path, step: int = 4) -> dict[str, Any]:
     """The checkpoint of a step."""
-    return checkpoint.load(checkpoint.list_steps(checkpoints(run))[step])
+    return load_checkpoint(list_checkpoints(checkpoints(run))[step])
 
 
 def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:

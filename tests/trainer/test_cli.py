@@ -128,7 +128,7 @@ def test_other_ranks_print_only_what_rank_0_cannot_know(
     ("module", "work", "arguments", "code"),
     [
         (train, "load_config", ["train.yaml"], RESTART),
-        (replay, "load", ["replay-step-000000001.pt"], INTERRUPTED),
+        (replay, "load_checkpoint", ["replay-step-000000001.pt"], INTERRUPTED),
         (export, "export", ["checkpoint", "out"], INTERRUPTED),
         (evaluate, "load_config", ["knn", "evaluate.yaml"], INTERRUPTED),
     ],

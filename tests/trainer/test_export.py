@@ -12,7 +12,12 @@ import torch
 from PIL import Image
 
 from tests.support.checkpoints import note_readings, tiny_state
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import (
+    checkpoints_folder,
+    find_checkpoint,
+    load_encoder,
+    save_checkpoint,
+)
 from trainer.evaluate.features import load_square
 from trainer.export import main, timm_config
 from trainer.models.vit import EncoderConfig
@@ -22,13 +27,13 @@ from transforms.core import storage
 def test_timm_loads_it_with_equal_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.save(tiny_state(5), checkpoint.checkpoints_folder(str(tmp_path / "train")))
+    save_checkpoint(tiny_state(5), checkpoints_folder(str(tmp_path / "train")))
     out = tmp_path / "exported"
     assert main([str(tmp_path), str(out)]) == 0
     assert "step-000000005.pt" in capsys.readouterr().out
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    with checkpoint.found(str(tmp_path)) as found:
-        encoder, config = checkpoint.load_encoder(found)
+    with find_checkpoint(str(tmp_path)) as found:
+        encoder, config = load_encoder(found)
     for side in (16, 8):
         images = torch.randn(3, 3, side, side)
         with torch.inference_mode():
@@ -40,7 +45,7 @@ def test_timm_loads_it_with_equal_features(
 
 
 def test_timms_own_transform_is_what_features_are_computed_from(tmp_path: Path) -> None:
-    checkpoint.save(tiny_state(), str(tmp_path))
+    save_checkpoint(tiny_state(), str(tmp_path))
     out = tmp_path / "exported"
     assert main([str(tmp_path), str(out)]) == 0
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
@@ -57,7 +62,7 @@ def test_timms_own_transform_is_what_features_are_computed_from(tmp_path: Path) 
 def test_other_features_are_not_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.save(tiny_state(), str(tmp_path))
+    save_checkpoint(tiny_state(), str(tmp_path))
     create = timm.create_model
 
     def other(name: str, pretrained: bool) -> torch.nn.Module:
@@ -72,7 +77,7 @@ def test_other_features_are_not_exported(
 def test_an_export_goes_from_and_to_any_storage_and_reads_once(
     any_storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint.save(tiny_state(), any_storage)
+    save_checkpoint(tiny_state(), any_storage)
     readings = note_readings(monkeypatch)
     assert main([any_storage, f"{any_storage}/exported"]) == 0
     fetched = [] if storage.is_local(any_storage) else ["download"]
@@ -90,7 +95,7 @@ def test_weights_are_those_that_are_asked_for(
     state = tiny_state()
     for value in state["student"].values():
         value += 0.5
-    checkpoint.save(state, str(tmp_path))
+    save_checkpoint(state, str(tmp_path))
     out = tmp_path / "out"
     assert main([str(tmp_path), str(out), f"--which={which}"]) == 0
     weights = timm.create_model(f"local-dir:{out}", pretrained=True).state_dict()
@@ -104,7 +109,7 @@ def test_nobody_is_called_the_teacher_of_a_training_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     objective = {"teacher": False, "ibot_weight": 0.0}
-    checkpoint.save(tiny_state(objective=objective, crops={"num_local": 0}), str(tmp_path))
+    save_checkpoint(tiny_state(objective=objective, crops={"num_local": 0}), str(tmp_path))
     assert main([str(tmp_path), str(tmp_path / "out")]) == 0
     assert "teacher" not in capsys.readouterr().out
 

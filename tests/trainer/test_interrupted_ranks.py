@@ -19,7 +19,7 @@ from tests.support.training_runs import (
     wait_for_checkpoint,
     write_config,
 )
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import list_checkpoints, newest_checkpoint
 from transforms.core.exit_codes import RESTART, UNFINISHED
 
 STEPS, STOP = 40, 6
@@ -71,7 +71,7 @@ def test_stopped_it_continues_exactly_with_as_many_ranks_or_others(
     write_config(run, checkpoint={"every_steps": 2} if killed else {})
     code, first = record(run, "first", before, (name, str(STOP)))
     assert code == (UNFINISHED if killed else RESTART)
-    saved = max(checkpoint.list_steps(checkpoints(run)))
+    saved = max(list_checkpoints(checkpoints(run)))
     assert saved in ((STOP - 2, STOP) if killed else (STOP + 1,))
     code, second = record(run, "second", after)
     assert (code, min(second)) == (0, saved)
@@ -134,7 +134,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing_and_leaves_nobody(
     assert process.returncode == RESTART, errors
     said = re.search(rf"stopped by .*, saved at step (\d+) of {STEPS}", errors)
     assert said, errors
-    assert max(checkpoint.list_steps(checkpoints(run))) == int(said[1])
+    assert max(list_checkpoints(checkpoints(run))) == int(said[1])
     assert_gone(loaders)
     assert record(run, "captions", 2)[0] == 0
     assert_bitwise_equal(run, undisturbed[2], STEPS)
@@ -154,6 +154,6 @@ def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
     assert "SIGKILL" in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "nobody is left"
     assert_gone(loaders)
-    with checkpoint.newest(checkpoints(run)) as newest:
+    with newest_checkpoint(checkpoints(run)) as newest:
         assert newest is not None
         assert newest.state["step"] >= 3

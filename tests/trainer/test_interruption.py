@@ -24,8 +24,8 @@ from tests.support.training_runs import (
     wait_for_checkpoint,
     write_config,
 )
-from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import resume
+from trainer.checkpoints.files import list_checkpoints, newest_checkpoint
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.monitor.online_knn import OnlineKNN
 from trainer.training.step import Training
@@ -62,7 +62,7 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped by {name}, saved at step 2 of 4; run the same command to continue" in said
     monkeypatch.undo()
-    assert list(checkpoint.list_steps(checkpoints(run))) == [2]
+    assert list(list_checkpoints(checkpoints(run))) == [2]
     assert command(run) == 0
     assert_bitwise_equal(run, other)
     assert losses(run) == losses(other)
@@ -80,7 +80,7 @@ def test_a_signal_in_the_last_step_changes_nothing(
 
     monkeypatch.setattr(Training, "update", interrupted)
     assert command(run) == 0
-    assert list(checkpoint.list_steps(checkpoints(run))) == [4]
+    assert list(list_checkpoints(checkpoints(run))) == [4]
 
 
 def test_who_is_stopped_does_not_look_at_real_pictures_first(
@@ -104,13 +104,13 @@ def test_who_is_stopped_does_not_look_at_real_pictures_first(
     watch = ["steps=5", "monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}"]
     assert command(run, *watch) == RESTART
     assert len(looks) == 1, "one after the second step, none after the fourth"
-    assert list(checkpoint.list_steps(checkpoints(run))) == [4]
+    assert list(list_checkpoints(checkpoints(run))) == [4]
 
 
 def test_a_continued_training_takes_over_nothing_of_the_mapped_file(run: Path) -> None:
     assert command(run) == 0
     training = Training(tiny_config(run), torch.device("cpu"))
-    with resume.newest_here(checkpoints(run)) as found:
+    with resume.newest_on_all_ranks(checkpoints(run)) as found:
         assert found is not None
         training.restore(found.state)
     expected = final_state(run)
@@ -148,7 +148,7 @@ def test_who_is_stopped_while_a_checkpoint_is_written_finishes_that_one(
     monkeypatch.setattr(storage, "replace_bytes", slow)
     assert command(run, "checkpoint.every_steps=2") == RESTART
     assert "stopped by SIGTERM, saved at step 2 of 4" in capsys.readouterr().err
-    assert list(checkpoint.list_steps(checkpoints(run))) == [2]
+    assert list(list_checkpoints(checkpoints(run))) == [2]
     monkeypatch.undo()
     other = tmp_path / "other"
     write_config(other, data=str(run / "images"))
@@ -169,7 +169,7 @@ def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path
         wait_for_checkpoint(process, run, target)
         process.kill()
         process.communicate()
-        assert max(checkpoint.list_steps(checkpoints(run))) < 40, "killed in the middle"
+        assert max(list_checkpoints(checkpoints(run))) < 40, "killed in the middle"
     process = start(run, *settings)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
@@ -195,7 +195,7 @@ def test_a_full_disk_at_checkpoint_time_is_one_sentence_and_keeps_the_last(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "step-000000003.pt: the disk is full" in said
     monkeypatch.undo()
-    with checkpoint.newest(checkpoints(run)) as newest:
+    with newest_checkpoint(checkpoints(run)) as newest:
         assert newest is not None
         assert newest.state["step"] == 2
     assert command(run) == 0

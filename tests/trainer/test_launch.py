@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.training_runs import make_run
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import list_checkpoints
 from trainer.launch import main, verdict
 from trainer.signals import STOP_SIGNALS
 from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
@@ -57,13 +57,13 @@ def test_the_ranks_code_comes_out(run: Path, override: str, code: int, sentence:
 def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
     process = launch(run, "steps=100000", "checkpoint.every_s=0")
     folder = str(run / "train" / "checkpoints")
-    while max(checkpoint.list_steps(folder), default=0) < 2:
+    while max(list_checkpoints(folder), default=0) < 2:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
     process.send_signal(signal.SIGUSR1)
     errors = process.communicate(timeout=100)[1]
     assert process.returncode == RESTART, errors
-    assert f"saved at step {max(checkpoint.list_steps(folder))} of 100000" in errors
+    assert f"saved at step {max(list_checkpoints(folder))} of 100000" in errors
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
     """Wherever it finds them, in torch's own collectives, too."""
     process = launch(run, "steps=100000", "checkpoint.every_s=0")
     folder = str(run / "train" / "checkpoints")
-    while max(checkpoint.list_steps(folder), default=0) < 2:
+    while max(list_checkpoints(folder), default=0) < 2:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

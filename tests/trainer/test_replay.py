@@ -13,7 +13,7 @@ from tests.support.gradients import step_batch, tiny_config
 from tests.support.image_shards import write_images
 from tests.support.training_runs import command, flat, losses, make_run
 from trainer import replay
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import list_checkpoints, load_checkpoint, write_state
 from trainer.config import TrainConfig
 from trainer.data.batch import hex_ids
 from trainer.data.photometric import augment
@@ -75,9 +75,9 @@ def test_it_is_found_before_the_next_line_or_checkpoint_and_nothing_is_lost(
     assert f"python -m trainer.replay {replay_file(run)}`; go on with" in said
     assert f"'skip_steps=[[{BAD_STEP},{BAD_STEP}]]'" in said
     assert [step for step, _ in losses(run)] == ([0, 1] if log_every == 1 else [0])
-    assert checkpoint.list_steps(str(run / "train" / "checkpoints")) == {}
+    assert list_checkpoints(str(run / "train" / "checkpoints")) == {}
 
-    kept = checkpoint.load(str(replay_file(run)))
+    kept = load_checkpoint(str(replay_file(run)))
     assert len(kept["caption_ids"]) == 4
     assert f"captions {', '.join(kept['caption_ids'][:3])} and 1 more" in said
     assert (kept["step"], kept["position"]) == (BAD_STEP, 8)
@@ -159,9 +159,9 @@ def test_weights_that_were_ruined_before_are_named_first(
     run: Path, before: dict[str, Any], capsys: pytest.CaptureFixture[str], weight: float
 ) -> None:
     assert command(run, "steps=6") == NOT_FINITE
-    state = checkpoint.load(str(replay_file(run)))
+    state = load_checkpoint(str(replay_file(run)))
     state["student"]["encoder.cls_token"].flatten()[0] = weight
-    checkpoint.write(state, str(replay_file(run)))
+    write_state(state, str(replay_file(run)))
     assert replay.main([str(replay_file(run))]) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = "before this step (student encoder.cls_token): the cause lies in an earlier one"

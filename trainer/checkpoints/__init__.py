@@ -1,1 +1,1 @@
-"""Checkpoints: their files, the writer, and how a training resumes."""
+"""Checkpoints: files, background writer, and resuming on all ranks."""

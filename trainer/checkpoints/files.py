@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, read without running any code in them.
+"""Checkpoint files, which are whole or absent, and are read without running code in them.
 
-One file per checkpoint, `checkpoints/step-000001234.pt`, with the student, the teacher, the
+A checkpoint is one file, `checkpoints/step-000001234.pt`, with the student, the teacher, the
 optimiser, the step and the position in the data. All randomness is derived from (seed, step), so
 there is no generator state to keep.
 
-`trainer.checkpoints.writer` writes them while the training runs; `trainer.checkpoints.resume` loads
-them.
+`trainer.checkpoints.writer` writes checkpoints in the background; `trainer.checkpoints.resume`
+finds the newest one on all ranks.
 """
 
 import contextlib
@@ -35,23 +35,29 @@ log = logging.getLogger(__name__)
 
 FORMAT = "synclr-checkpoint-1"
 State = dict[str, Any]
-_GO_ON = "mend the path, or run `python -m trainer.train CONFIG` first"
+_WHAT_TO_DO = "fix the path, or run `python -m trainer.train CONFIG` first"
 
 
 class CheckpointConfig(Config):
-    """When checkpoints are written and which stay."""
+    """When to write checkpoints, and which to keep."""
 
     every_s: NonNegativeFloat = no_fingerprint(600.0)
     """Seconds between two checkpoints; also written at the end, on SIGTERM, SIGUSR1 and Ctrl-C."""
     every_steps: PositiveInt | None = no_fingerprint(None)
-    """Steps between two checkpoints, beside `every_s`; null is by time alone."""
+    """Steps between two checkpoints, in addition to `every_s`; null is by time alone."""
     keep: PositiveInt = no_fingerprint(2)
-    """Newest checkpoints that stay; older ones are removed."""
+    """Number of newest checkpoints to keep; older ones are removed."""
     keep_every_steps: PositiveInt | None = no_fingerprint(None)
-    """Checkpoints at multiples of this many steps stay for good; null keeps the newest alone."""
+    """Checkpoints at multiples of this many steps are written and never removed; null keeps only
+    the newest ones."""
 
     def is_due(self, step: int, seconds: float) -> bool:
-        """Whether to write one after `step` finished steps, `seconds` after the last one."""
+        """Return whether to write a checkpoint.
+
+        Args:
+            step: Number of finished steps.
+            seconds: Seconds since the last checkpoint.
+        """
         by_steps = [every for every in (self.every_steps, self.keep_every_steps) if every]
         return seconds >= self.every_s or any(step % every == 0 for every in by_steps)
 
@@ -60,12 +66,12 @@ DEFAULT = CheckpointConfig()
 
 
 def checkpoints_folder(train_folder: str) -> str:
-    """Where a training's checkpoints stand."""
+    """Return the folder of the checkpoints in a training's output folder."""
     return storage.join(train_folder, "checkpoints")
 
 
-def list_steps(folder: str) -> dict[int, str]:
-    """The checkpoints in a folder: step -> URL, oldest first."""
+def list_checkpoints(folder: str) -> dict[int, str]:
+    """Return the checkpoints in a folder: step -> URL, oldest first."""
     steps = {}
     for name in storage.list_files(folder):
         number = name.removeprefix("step-").removesuffix(".pt")
@@ -74,72 +80,72 @@ def list_steps(folder: str) -> dict[int, str]:
     return dict(sorted(steps.items()))
 
 
-def write(state: State, url: str) -> None:
-    """Write a state to a file that is whole or absent.
+def write_state(state: State, url: str) -> None:
+    """Write a state to a file, which is whole or absent.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     storage.replace_bytes(buffer.getvalue(), url)
 
 
-def save(state: State, folder: str, config: CheckpointConfig = DEFAULT) -> str:
-    """Write a checkpoint of `state["step"]`, then remove older ones that need not stay.
+def save_checkpoint(state: State, folder: str, config: CheckpointConfig = DEFAULT) -> str:
+    """Write the checkpoint of `state["step"]`, remove old ones, and return its URL.
 
-    Later ones are left alone: they are damaged, or the training would have continued from them.
-    Older ones that cannot be removed are warned about.
+    Checkpoints of later steps are left alone: they are damaged, or the training would have
+    continued from them. If an old checkpoint cannot be removed, this is only logged.
 
     Raises:
-        StorageError: It cannot be written; older checkpoints are still there.
+        StorageError: The checkpoint cannot be written; older ones are still there.
     """
     url, started = storage.join(folder, _name(state["step"])), time.monotonic()
-    write(state, url)
+    write_state(state, url)
     log.info("checkpoint written in %.1f s: %s", time.monotonic() - started, url)
     try:
-        _thin_out(folder, state["step"], config)
+        _remove_old(folder, state["step"], config)
     except StorageError as error:
-        log.warning("an old checkpoint stays: %s", error)
+        log.warning("an old checkpoint is left: %s", error)
     return url
 
 
-def _thin_out(folder: str, newest: int, config: CheckpointConfig) -> None:
-    steps = {step: url for step, url in list_steps(folder).items() if step <= newest}
+def _remove_old(folder: str, newest: int, config: CheckpointConfig) -> None:
+    steps = {step: url for step, url in list_checkpoints(folder).items() if step <= newest}
     for step, old in list(steps.items())[: -config.keep]:
         if config.keep_every_steps is None or step % config.keep_every_steps:
             storage.delete(old)
 
 
-def on_host(value: Any) -> Any:
-    """A copy of a nested state on the CPU, which the training cannot change any more."""
+def copy_to_host(value: Any) -> Any:
+    """Return a copy of a nested state on the CPU, which later steps do not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: on_host(item) for key, item in value.items()}
+        return {key: copy_to_host(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(on_host(item) for item in value)
+        return type(value)(copy_to_host(item) for item in value)
     return value
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A whole checkpoint on this machine's disk."""
+class Checkpoint:
+    """A whole checkpoint on a disk of this machine."""
 
     url: str
     path: str
-    """Of its copy, or of itself where it is local."""
+    """Path of the local copy, or of the checkpoint itself if it is local."""
     state: State
-    """Its tensors are the file, mapped into memory: for reading, not for training on."""
+    """State whose tensors are the file, mapped into memory: only for reading."""
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Iterator[Opened]:
-    """A checkpoint, read once to see that it is whole; a local copy is gone afterwards.
+def open_checkpoint(url: str) -> Iterator[Checkpoint]:
+    """Open a checkpoint and check all of its bytes; remove a local copy afterwards.
 
     Raises:
-        StorageError: It cannot be read.
-        ConfigError: It is not one of our checkpoints, or it is damaged.
+        StorageError: The file cannot be read.
+        ConfigError: The file is damaged or not a checkpoint of ours.
     """
     with contextlib.ExitStack() as stack:
         path = url
@@ -147,14 +153,18 @@ def opened(url: str) -> Iterator[Opened]:
             path = os.path.join(stack.enter_context(scratch_folder()), "checkpoint.pt")
             storage.download(url, path)
         _check_sums(path, url)
-        yield Opened(url, path, mapped(path, url))
+        yield Checkpoint(url, path, map_checkpoint(path, url))
 
 
-def mapped(path: str, url: str) -> State:
-    """The state in the file of a checkpoint; its tensors are read when they are used.
+def map_checkpoint(path: str, url: str) -> State:
+    """Map a checkpoint into memory; its tensors are read when they are used.
+
+    Args:
+        path: Path of the local file.
+        url: URL of the checkpoint, for errors.
 
     Raises:
-        ConfigError: It is not one of our checkpoints.
+        ConfigError: The file is not a checkpoint of ours.
     """
     with _reading(url):
         state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -172,42 +182,42 @@ def _check_sums(path: str, url: str) -> None:
 
 @contextlib.contextmanager
 def _reading(url: str) -> Iterator[None]:
-    """Say in a sentence that a file cannot be read or is not what it must be."""
+    """Translate the errors of zipfile, pickle and torch about a file; see `errors.reading`."""
     try:
         yield
     except FileNotFoundError as error:
         raise MissingFileError(error.errno, f"cannot read {url}: there is no such file") from error
     except (*DAMAGE, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
-        # `EINVAL`: a damaged header sent the reader to a place that no file has.
+        # `EINVAL`: a damaged header made the reader seek to an impossible place.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise StorageError(error.errno, f"cannot read {url}: {error.strerror}") from error
         raise ConfigError(f"checkpoint {url} is damaged or no checkpoint at all") from error
 
 
-def load(url: str) -> State:
+def load_checkpoint(url: str) -> State:
     """Read a checkpoint into memory.
 
     Raises:
-        StorageError: It cannot be read.
-        ConfigError: It is not one of our checkpoints, or it is damaged.
+        StorageError: The file cannot be read.
+        ConfigError: The file is damaged or not a checkpoint of ours.
     """
-    with opened(url) as checkpoint:
-        state: State = on_host(checkpoint.state)
+    with open_checkpoint(url) as checkpoint:
+        state: State = copy_to_host(checkpoint.state)
     return state
 
 
 @contextlib.contextmanager
-def newest(folder: str) -> Iterator[Opened | None]:
-    """The newest checkpoint in a folder that is whole; None if there is none at all.
+def newest_checkpoint(folder: str) -> Iterator[Checkpoint | None]:
+    """Open the newest whole checkpoint in a folder; None if the folder has no checkpoints.
 
     Raises:
-        ConfigError: There are checkpoints, but none is whole.
+        ConfigError: There are checkpoints, but all of them are damaged.
     """
     damage: ConfigError | None = None
-    for url in reversed(list_steps(folder).values()):
+    for url in reversed(list_checkpoints(folder).values()):
         with contextlib.ExitStack() as stack:
             try:
-                checkpoint = stack.enter_context(opened(url))
+                checkpoint = stack.enter_context(open_checkpoint(url))
             except ConfigError as error:
                 log.warning("%s; trying the one before", error)
                 damage = error
@@ -220,24 +230,27 @@ def newest(folder: str) -> Iterator[Opened | None]:
 
 
 @contextlib.contextmanager
-def found(path: str) -> Iterator[Opened]:
-    """The checkpoint that a path means: itself, or the newest whole one of a training or run.
+def find_checkpoint(path: str) -> Iterator[Checkpoint]:
+    """Open a checkpoint, or the newest whole one of a training or run.
+
+    Args:
+        path: A `.pt` file, or the folder of checkpoints, of a training or of a run.
 
     Raises:
-        StorageError: There is none, or it cannot be read.
-        ConfigError: It is damaged, or there are some in the folder, but none is whole; or it is
-            another file, or an export.
+        StorageError: There is no checkpoint, or it cannot be read.
+        ConfigError: The checkpoint, or every one in the folder, is damaged; or the path is another
+            file, or an exported encoder.
     """
     if path.endswith(".pt"):
         if not storage.exists(path):
-            raise MissingFileError(None, f"there is no checkpoint {path}: {_GO_ON}")
-        with opened(path) as checkpoint:
+            raise MissingFileError(None, f"there is no checkpoint {path}: {_WHAT_TO_DO}")
+        with open_checkpoint(path) as checkpoint:
             yield checkpoint
         return
     if storage.is_local(path) and os.path.isfile(path):
         raise ConfigError(f"{path} is no checkpoint: expected a .pt file, or a training's folder")
     for parts in ((), ("checkpoints",), ("train", "checkpoints")):
-        with newest(storage.join(path, *parts) if parts else path) as whole:
+        with newest_checkpoint(storage.join(path, *parts) if parts else path) as whole:
             if whole is not None:
                 yield whole
                 return
@@ -246,25 +259,25 @@ def found(path: str) -> Iterator[Opened]:
     raise MissingFileError(
         None,
         f"there is no checkpoint in {path}: expected a .pt file, or the folder of a training; "
-        f"{_GO_ON}",
+        f"{_WHAT_TO_DO}",
     )
 
 
 def load_encoder(
-    checkpoint: Opened, which: Literal["teacher", "student"] = "teacher"
+    checkpoint: Checkpoint, which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[nn.Module, EncoderConfig]:
-    """The encoder of a checkpoint, without heads, in evaluation mode on the CPU.
+    """Return a copy of a checkpoint's encoder, without heads, in evaluation mode on the CPU.
 
     Args:
-        checkpoint: Opened; the encoder is a copy of what it holds.
-        which: A training without teacher (StableRep, SimCLR) has a student only; its "teacher" is
-            the student.
+        checkpoint: The checkpoint, open.
+        which: Encoder to return. A training without a teacher (StableRep, SimCLR) has only a
+            student, which is then returned for "teacher", too.
 
     Returns:
         The encoder, and its shape and input normalisation.
 
     Raises:
-        ConfigError: It holds no encoder of ours.
+        ConfigError: The checkpoint does not hold the encoder that its config describes.
     """
     state = checkpoint.state
     weights = state["teacher"] if which == "teacher" and state["teacher"] else state["student"]
@@ -286,4 +299,5 @@ def load_encoder(
 
 
 def _name(step: int) -> str:
+    """Return the file name of the checkpoint of a step."""
     return f"step-{step:09d}.pt"

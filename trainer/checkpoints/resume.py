@@ -1,26 +1,31 @@
-"""How the ranks of a training find out together where it stands.
+"""The checkpoint from which all ranks of a training continue.
 
-Rank 0 chooses the checkpoint. On each machine one rank brings it to the local disk, if it is not
-there, and reads it once to see that it is whole; then all ranks map that file into memory, so a
-machine holds it once however many GPUs it has.
+Rank 0 chooses the checkpoint. On each machine one rank downloads it, if it is not on a disk of that
+machine, and checks all of its bytes. Then all ranks map that file into memory, so a machine holds
+it once, whatever the number of its GPUs.
 """
 
 import contextlib
 from collections.abc import Iterator
 
 from trainer import distributed
-from trainer.checkpoints.files import Opened, mapped, newest, opened
+from trainer.checkpoints.files import (
+    Checkpoint,
+    map_checkpoint,
+    newest_checkpoint,
+    open_checkpoint,
+)
 from transforms.core import storage
 from transforms.core.errors import ConfigError
 from transforms.core.storage.local import temporary_name
 
 
-def check_folder(folder: str) -> None:
-    """See that what rank 0 writes to a folder is there for all ranks.
+def check_shared_folder(folder: str) -> None:
+    """Check that all ranks see what rank 0 writes to a folder.
 
     Raises:
-        StorageError: It cannot be written or read.
-        ConfigError: It is not; each machine has a folder of this name.
+        StorageError: The folder cannot be written or read.
+        ConfigError: Other ranks do not see it: each machine has a folder of this name.
     """
     if distributed.world_size() == 1:
         return
@@ -39,29 +44,30 @@ def check_folder(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def newest_here(folder: str) -> Iterator[Opened | None]:
-    """The newest whole checkpoint in a folder, the same on every rank; None if there is none.
+def newest_on_all_ranks(folder: str) -> Iterator[Checkpoint | None]:
+    """Open the newest whole checkpoint in a folder, the same one on every rank; None without any.
 
     Raises:
-        StorageError: It cannot be read.
-        ConfigError: There are checkpoints, but none is whole.
+        StorageError: The checkpoint cannot be read.
+        ConfigError: There are checkpoints, but all of them are damaged.
     """
     rank, first = distributed.rank(), distributed.first_rank_here()
     with contextlib.ExitStack() as stack:
 
-        def choose() -> Opened | None:
-            return stack.enter_context(newest(folder)) if rank == 0 else None
+        def choose() -> Checkpoint | None:
+            return stack.enter_context(newest_checkpoint(folder)) if rank == 0 else None
 
-        def bring(url: str) -> Opened | None:
-            return here or (stack.enter_context(opened(url)) if rank == first else None)
+        def download(url: str) -> Checkpoint | None:
+            return here or (stack.enter_context(open_checkpoint(url)) if rank == first else None)
 
-        def take(url: str, path: str) -> Opened:
-            return here or Opened(url, path, mapped(path, url))
+        def map_file(url: str, path: str) -> Checkpoint:
+            return here or Checkpoint(url, path, map_checkpoint(path, url))
 
         here = distributed.run_on_all_ranks(choose)
         url = distributed.gather_objects(here.url if here else None)[0]
         if url is not None:
-            here = distributed.run_on_all_ranks(lambda: bring(url))
+            here = distributed.run_on_all_ranks(lambda: download(url))
             path = distributed.gather_objects(here.path if here else "")[first]
-            here = distributed.run_on_all_ranks(lambda: take(url, path))  # Then copies may go.
+            # All ranks have mapped the file before the copy may be removed.
+            here = distributed.run_on_all_ranks(lambda: map_file(url, path))
         yield here

@@ -1,14 +1,13 @@
-"""Writes checkpoints beside the training.
+"""Writer of checkpoints in the background.
 
-A checkpoint is copied to the host and written from there by a thread, while the training goes on;
-it costs the training the copy alone.
+The training waits only while its state is copied to the host; a thread writes the copy.
 """
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-from trainer.checkpoints.files import CheckpointConfig, State, on_host, save
+from trainer.checkpoints.files import CheckpointConfig, State, copy_to_host, save_checkpoint
 from transforms.core import storage
 from transforms.core.errors import StorageError
 
@@ -16,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Writes checkpoints one at a time; use as a context manager.
+    """Writes checkpoints one at a time. Use it as a context manager.
 
-    Leaving it waits for the last one, also after an exception. Before the first, what a writer that
-    was killed had half written is removed.
+    Leaving the context waits for the last checkpoint, also after an exception. Before the first
+    checkpoint, unfinished files of a killed writer are removed.
 
     Args:
-        folder: Where they go.
-        config: Which stay.
+        folder: Folder of the checkpoints.
+        config: Which checkpoints to keep.
     """
 
     def __init__(self, folder: str, config: CheckpointConfig) -> None:
@@ -39,22 +38,24 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True)
 
     def save(self, state: State) -> None:
-        """Copy a state to the host and begin to write it, once the one before is written.
+        """Wait for the checkpoint before, copy a state to the host and begin to write it.
 
         Raises:
-            StorageError: The one before could not be written.
+            StorageError: The checkpoint before could not be written.
         """
         self.wait()
         if self._last is None:
             self._thread.submit(_remove_unfinished, self._folder)
-        self._last = self._thread.submit(save, on_host(state), self._folder, self._config)
+        self._last = self._thread.submit(
+            save_checkpoint, copy_to_host(state), self._folder, self._config
+        )
 
     def is_writing(self) -> bool:
-        """Whether the last checkpoint is not written yet."""
+        """Return True while the last checkpoint is still being written."""
         return self._last is not None and not self._last.done()
 
     def wait(self) -> str:
-        """Wait for the last checkpoint; returns its URL, "" if there was none.
+        """Wait for the last checkpoint and return its URL, "" if there was none.
 
         Raises:
             StorageError: It could not be written; older checkpoints are still there.
@@ -67,4 +68,4 @@ def _remove_unfinished(folder: str) -> None:
         for name in storage.list_unfinished(folder):
             storage.delete(storage.join(folder, name))
     except StorageError as error:
-        log.warning("a part of a checkpoint stays: %s", error)
+        log.warning("an unfinished checkpoint file is left: %s", error)

@@ -44,10 +44,10 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
         StorageError: There is no checkpoint, or storage failed.
         DamagedFileError: A picture cannot be decoded.
     """
-    from trainer.checkpoints.files import found, load_encoder
+    from trainer.checkpoints.files import find_checkpoint, load_encoder
 
     folder, datasets = storage.join(config.run, "scores"), _datasets(config)
-    with found(config.checkpoint or config.run) as checkpoint:
+    with find_checkpoint(config.checkpoint or config.run) as checkpoint:
         digest = _digest(checkpoint.path)
         encoder, shape = load_encoder(checkpoint, config.which)
 

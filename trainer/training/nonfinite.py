@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer import distributed
-from trainer.checkpoints.files import State, write
+from trainer.checkpoints.files import State, write_state
 from trainer.config import CHANGEABLE, TrainConfig
 from trainer.training.errors import NotFiniteError
 from trainer.training.step import Training
@@ -74,7 +74,7 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
 
     def write_down() -> None:
         if distributed.rank() == 0:
-            write(state, replay)
+            write_state(state, replay)
             storage.replace_bytes(json.dumps(content, indent=1).encode("utf-8"), note)
 
     distributed.run_on_all_ranks(write_down)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer import distributed
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import State
 from trainer.config import TrainConfig, is_skipped
 from trainer.data.batch import Batch, hex_ids
 from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
@@ -135,7 +135,7 @@ class Training:
             [caption_id for rank in ids for caption_id in rank],
         )
 
-    def state(self) -> checkpoint.State:
+    def state(self) -> State:
         """What a checkpoint holds; all ranks must ask together, and rank 0 has it whole.
 
         Tensors that are spread over the ranks are None elsewhere.
@@ -150,7 +150,7 @@ class Training:
             "optimizer": whole(self.optimizer.state_dict(), to_host=True),
         }
 
-    def restore(self, state: checkpoint.State) -> None:
+    def restore(self, state: State) -> None:
         """Continue from what a checkpoint holds.
 
         Raises:

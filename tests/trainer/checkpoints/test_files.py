@@ -10,49 +10,59 @@ import torch
 
 from tests.support.checkpoints import tiny_state
 from tests.support.gradients import tiny_config
-from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.files import CheckpointConfig
+from trainer.checkpoints.files import (
+    FORMAT,
+    CheckpointConfig,
+    checkpoints_folder,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_encoder,
+    newest_checkpoint,
+    save_checkpoint,
+    write_state,
+)
 from trainer.models.vit import EncoderConfig
 from transforms.core import storage
 from transforms.core.errors import ConfigError, MissingFileError, StorageError
 
 
 def newest_step(folder: str) -> int | None:
-    with checkpoint.newest(folder) as found:
+    with newest_checkpoint(folder) as found:
         return found.state["step"] if found else None
 
 
 def url_of(path: str) -> str:
-    with checkpoint.found(path) as found:
+    with find_checkpoint(path) as found:
         return found.url
 
 
 def encoder_of(
     path: str, which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[torch.nn.Module, EncoderConfig]:
-    with checkpoint.found(path) as found:
-        return checkpoint.load_encoder(found, which)
+    with find_checkpoint(path) as found:
+        return load_encoder(found, which)
 
 
 def test_saved_is_loaded_and_old_ones_go(any_storage: str) -> None:
     for step in (1, 2, 10):
-        checkpoint.save(
+        save_checkpoint(
             {"step": step, "weights": torch.full((2,), step)}, any_storage, CheckpointConfig(keep=2)
         )
-    found = checkpoint.list_steps(any_storage)
+    found = list_checkpoints(any_storage)
     assert list(found) == [2, 10]
-    with checkpoint.newest(any_storage) as newest:
+    with newest_checkpoint(any_storage) as newest:
         assert newest is not None
         assert (newest.url, newest.state["step"]) == (found[10], 10)
         assert newest.state["weights"].tolist() == [10, 10]
-    assert checkpoint.load(found[2])["weights"].tolist() == [2, 2]
+    assert load_checkpoint(found[2])["weights"].tolist() == [2, 2]
 
 
 def test_checkpoints_at_multiples_stay_for_good(tmp_path: Path) -> None:
     config = CheckpointConfig(keep=1, keep_every_steps=10)
     for step in (5, 10, 15, 20, 25, 26):
-        checkpoint.save({"step": step}, str(tmp_path), config)
-    assert list(checkpoint.list_steps(str(tmp_path))) == [10, 20, 26]
+        save_checkpoint({"step": step}, str(tmp_path), config)
+    assert list(list_checkpoints(str(tmp_path))) == [10, 20, 26]
 
 
 def test_one_is_due_by_time_or_by_step() -> None:
@@ -71,11 +81,11 @@ def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
 
 def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> None:
     for step in (1, 2):
-        url = checkpoint.save({"step": step}, str(tmp_path), CheckpointConfig(keep=3))
+        url = save_checkpoint({"step": step}, str(tmp_path), CheckpointConfig(keep=3))
     content = Path(url).read_bytes()
     Path(url).write_bytes(content[: len(content) // 2])
     assert newest_step(str(tmp_path)) == 1
-    checkpoint.save({"step": 1}, str(tmp_path), CheckpointConfig(keep=3))
+    save_checkpoint({"step": 1}, str(tmp_path), CheckpointConfig(keep=3))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match="damaged"):
@@ -94,7 +104,7 @@ def test_the_one_before_is_not_taken_when_the_newest_cannot_be_read(
         return open_zip(path)
 
     for step in (1, 2):
-        url = checkpoint.save({"step": step}, str(tmp_path))
+        url = save_checkpoint({"step": step}, str(tmp_path))
     monkeypatch.setattr(zipfile, "ZipFile", fail)
     with pytest.raises(StorageError, match=r"cannot read .*2\.pt: Input/output error"):
         newest_step(str(tmp_path))
@@ -103,7 +113,7 @@ def test_the_one_before_is_not_taken_when_the_newest_cannot_be_read(
 def test_a_flipped_bit_anywhere_is_damage_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     weights = torch.arange(64.0)
-    checkpoint.write({"step": 3, "weights": weights}, str(path))
+    write_state({"step": 3, "weights": weights}, str(path))
     content = bytearray(path.read_bytes())
     start = content.index(weights.numpy().tobytes())
     in_weights, elsewhere = range(start, start + 256, 7), range(0, len(content), 3)
@@ -112,7 +122,7 @@ def test_a_flipped_bit_anywhere_is_damage_or_changes_nothing(tmp_path: Path) -> 
         content[place] ^= 1 << place % 8
         path.write_bytes(content)
         try:
-            state = checkpoint.load(str(path))
+            state = load_checkpoint(str(path))
             assert state["step"] == 3
             assert torch.equal(state["weights"], weights)
         except ConfigError as error:
@@ -126,10 +136,10 @@ def test_whoever_asks_for_the_newest_gets_a_whole_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As an export or an evaluation asks for it."""
-    folder = checkpoint.checkpoints_folder(str(tmp_path / "train"))
-    old, new = (checkpoint.save(tiny_state(step), folder) for step in (1, 2))
+    folder = checkpoints_folder(str(tmp_path / "train"))
+    old, new = (save_checkpoint(tiny_state(step), folder) for step in (1, 2))
     content = bytearray(Path(new).read_bytes())
-    token = checkpoint.load(new)["teacher"]["encoder.cls_token"].numpy().tobytes()
+    token = load_checkpoint(new)["teacher"]["encoder.cls_token"].numpy().tobytes()
     content[content.index(token)] ^= 1
     Path(new).write_bytes(content)
     for path in (str(tmp_path), folder):
@@ -143,12 +153,12 @@ def test_whoever_asks_for_the_newest_gets_a_whole_one(
 def test_after_a_damaged_one_the_next_stays_though_its_number_is_lower(tmp_path: Path) -> None:
     folder, config = str(tmp_path), CheckpointConfig(keep=1)
     for step in (5, 10):
-        checkpoint.save({"step": step}, folder, CheckpointConfig(keep=2))
+        save_checkpoint({"step": step}, folder, CheckpointConfig(keep=2))
     (tmp_path / "step-000000010.pt").write_bytes(b"")
-    checkpoint.save({"step": 7}, folder, config)
+    save_checkpoint({"step": 7}, folder, config)
     assert newest_step(folder) == 7
-    checkpoint.save({"step": 12}, folder, config)
-    assert list(checkpoint.list_steps(folder)) == [12]
+    save_checkpoint({"step": 12}, folder, config)
+    assert list(list_checkpoints(folder)) == [12]
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(
@@ -159,9 +169,9 @@ def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(
 
     monkeypatch.setattr(storage, "delete", refuse)
     for step in (1, 2):
-        checkpoint.save({"step": step}, str(tmp_path), CheckpointConfig(keep=1))
-    assert list(checkpoint.list_steps(str(tmp_path))) == [1, 2]
-    assert "an old checkpoint stays: cannot delete" in caplog.text
+        save_checkpoint({"step": step}, str(tmp_path), CheckpointConfig(keep=1))
+    assert list(list_checkpoints(str(tmp_path))) == [1, 2]
+    assert "an old checkpoint is left: cannot delete" in caplog.text
 
 
 class Evil:
@@ -175,9 +185,9 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "evil.pt"
-    torch.save({"format": checkpoint.FORMAT, "step": Evil()}, path)
+    torch.save({"format": FORMAT, "step": Evil()}, path)
     with pytest.raises(ConfigError, match="damaged or no checkpoint"):
-        checkpoint.load(str(path))
+        load_checkpoint(str(path))
     assert "run by" not in capsys.readouterr().out
 
 
@@ -185,9 +195,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"model": {}}, path)
     with pytest.raises(ConfigError, match="not written by this trainer"):
-        checkpoint.load(str(path))
+        load_checkpoint(str(path))
     with pytest.raises(MissingFileError, match="no such file"):
-        checkpoint.load(str(tmp_path / "none.pt"))
+        load_checkpoint(str(tmp_path / "none.pt"))
     for missing in ("empty", "none.pt"):
         with pytest.raises(MissingFileError, match=r"no checkpoint .*run .*trainer\.train"):
             url_of(str(tmp_path / missing))
@@ -200,8 +210,8 @@ def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
     state = tiny_state(3)
     for value in state["teacher"].values():
         value += 1.0
-    folder = checkpoint.checkpoints_folder(str(tmp_path / "train"))
-    url = checkpoint.save(state, folder)
+    folder = checkpoints_folder(str(tmp_path / "train"))
+    url = save_checkpoint(state, folder)
     for path in (url, folder, str(tmp_path / "train"), str(tmp_path)):
         assert url_of(path) == url
     student, config = encoder_of(str(tmp_path), "student")
@@ -215,7 +225,7 @@ def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
 
 def test_without_a_teacher_the_student_stands_in(tmp_path: Path) -> None:
     state = tiny_state(objective={"teacher": False, "ibot_weight": 0.0})
-    checkpoint.save(state, str(tmp_path))
+    save_checkpoint(state, str(tmp_path))
     encoder, _ = encoder_of(str(tmp_path), "teacher")
     assert torch.equal(encoder.state_dict()["cls_token"], state["student"]["encoder.cls_token"])
 
@@ -223,6 +233,6 @@ def test_without_a_teacher_the_student_stands_in(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     state = tiny_state()
     state["config"]["model"]["width"] = 24
-    checkpoint.save(state, str(tmp_path))
+    save_checkpoint(state, str(tmp_path))
     with pytest.raises(ConfigError, match="does not hold the encoder"):
         encoder_of(str(tmp_path))

@@ -11,9 +11,15 @@ import torch.distributed
 from torch.multiprocessing.spawn import start_processes
 
 from trainer import distributed
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints import files as checkpoint_files
 from trainer.checkpoints import resume
-from trainer.checkpoints.files import CheckpointConfig
+from trainer.checkpoints.files import (
+    CheckpointConfig,
+    State,
+    list_checkpoints,
+    map_checkpoint,
+    save_checkpoint,
+)
 from transforms.core import storage
 from transforms.core.errors import ConfigError
 
@@ -43,19 +49,19 @@ def _rank(rank: int, work: Any, folder: str, *arguments: str) -> None:
 
 def _newest(rank: int, patch: pytest.MonkeyPatch, folder: str) -> tuple[Any, ...]:
     reads: list[str] = []
-    check = checkpoint._check_sums
+    check = checkpoint_files._check_sums
 
     def watched(path: str, url: str) -> None:
         reads.append(url)
         check(path, url)
 
-    def late(path: str, url: str) -> checkpoint.State:
+    def late(path: str, url: str) -> State:
         time.sleep(0.5)  # The machine's copy must still be there.
-        return checkpoint.mapped(path, url)
+        return map_checkpoint(path, url)
 
-    patch.setattr(checkpoint, "_check_sums", watched)
-    patch.setattr(resume, "mapped", late)
-    with resume.newest_here(folder) as found:
+    patch.setattr(checkpoint_files, "_check_sums", watched)
+    patch.setattr(resume, "map_checkpoint", late)
+    with resume.newest_on_all_ranks(folder) as found:
         assert found is not None
     # The machine's copy is gone, and what is mapped is still there.
     return found.url, found.state["step"], found.state["weights"] * 1, reads
@@ -69,11 +75,11 @@ def test_all_ranks_have_the_newest_whole_one_and_one_of_a_machine_reads_it(
     if kind == "gcs":
         folder = request.getfixturevalue("gcs_bucket") + "/run"
     for step in (1, 2):
-        url = checkpoint.save(
+        url = save_checkpoint(
             {"step": step, "weights": torch.full((5,), step)}, folder, CheckpointConfig(keep=9)
         )
     storage.replace_bytes(storage.read_bytes(url)[:-50], url)
-    whole = checkpoint.list_steps(folder)[1]
+    whole = list_checkpoints(folder)[1]
     first, second = ranks(_newest, tmp_path, folder)
     for found in (first, second):
         assert found[:2] == (whole, 1)
@@ -83,10 +89,10 @@ def test_all_ranks_have_the_newest_whole_one_and_one_of_a_machine_reads_it(
 
 def _none(rank: int, patch: pytest.MonkeyPatch, folder: str) -> list[str]:
     said = []
-    with resume.newest_here(f"{folder}/empty") as found:
+    with resume.newest_on_all_ranks(f"{folder}/empty") as found:
         said.append(str(found))
     try:
-        with resume.newest_here(folder):
+        with resume.newest_on_all_ranks(folder):
             pass
     except (ConfigError, distributed.LostRankError) as error:
         said.append(str(error))

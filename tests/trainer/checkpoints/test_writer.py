@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import writer as checkpoint_writer
-from trainer.checkpoints.files import CheckpointConfig
+from trainer.checkpoints.files import (
+    CheckpointConfig,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from trainer.checkpoints.writer import CheckpointWriter
 from transforms.core import storage
 from transforms.core.errors import StorageError
@@ -18,19 +22,19 @@ from transforms.core.errors import StorageError
 def test_the_writer_copies_at_once_and_writes_beside_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_write, save = threading.Event(), checkpoint.save
+    may_write, save = threading.Event(), save_checkpoint
 
     def slow(*arguments: Any) -> str:
         assert may_write.wait(30)
         return save(*arguments)
 
-    monkeypatch.setattr(checkpoint_writer, "save", slow)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
     weights = torch.ones(3)
     with CheckpointWriter(str(tmp_path), CheckpointConfig()) as writer:
         assert writer.wait() == ""
         writer.save({"step": 1, "parts": [{"weights": weights}]})
         weights.fill_(7.0)
-        assert checkpoint.list_steps(str(tmp_path)) == {}, "the training goes on meanwhile"
+        assert list_checkpoints(str(tmp_path)) == {}, "the training goes on meanwhile"
         assert writer.is_writing()
         may_write.set()
         url = writer.wait()
@@ -38,8 +42,8 @@ def test_the_writer_copies_at_once_and_writes_beside_the_training(
         may_write.clear()
         writer.save({"step": 2})
         threading.Timer(0.1, may_write.set).start()
-    assert list(checkpoint.list_steps(str(tmp_path))) == [1, 2], "who leaves waits for the last"
-    assert checkpoint.load(url)["parts"][0]["weights"].tolist() == [1.0, 1.0, 1.0]
+    assert list(list_checkpoints(str(tmp_path))) == [1, 2], "who leaves waits for the last"
+    assert load_checkpoint(url)["parts"][0]["weights"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_what_goes_wrong_in_the_writer_is_said_by_the_next_call(tmp_path: Path) -> None:

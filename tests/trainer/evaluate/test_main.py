@@ -12,7 +12,7 @@ import yaml
 from tests.support.checkpoints import note_readings
 from tests.support.evaluation import MODEL, save_checkpoint, save_pictures
 from tests.support.paths import TRAINER_CONFIGS
-from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import checkpoints_folder, list_checkpoints
 from trainer.evaluate import tasks
 from trainer.evaluate.__main__ import _subjects, main
 from trainer.evaluate.datasets import LabelledSet, Split
@@ -143,7 +143,7 @@ def test_a_remote_checkpoint_is_fetched_and_checked_once(
     assert main(["knn", str(path)]) == 0
     local = json.loads((run / "scores" / "knn-colours.json").read_text())
     there = f"memory://{uuid.uuid4().hex}"
-    (file,) = checkpoint.list_steps(checkpoint.checkpoints_folder(str(run / "train"))).values()
+    (file,) = list_checkpoints(checkpoints_folder(str(run / "train"))).values()
     storage.replace_bytes(Path(file).read_bytes(), f"{there}/{Path(file).name}")
     readings = note_readings(monkeypatch)
     (run / "scores" / "knn-colours.json").unlink()

@@ -20,8 +20,8 @@ from torch.multiprocessing.spawn import start_processes
 from tests.support.gradients import tiny_config
 from tests.support.training_runs import checkpoints, command, is_rank, make_run, meeting_point
 from trainer import distributed, train
-from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints import writer as checkpoint_writer
+from trainer.checkpoints.files import State, list_checkpoints, load_checkpoint, save_checkpoint
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.data import photometric
 from trainer.training import loop, session, throughput
@@ -121,9 +121,9 @@ def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -
         assert (first[name][0], second[name][0]) == (exit_code, exit_code)
         written, left = first[name][2], second[name][3]
         assert left >= written, f"{name}: rank 1 waits for what rank 0 writes"
-    replay = checkpoint.load(str(tmp_path / "not finite/train/replay-step-000000000.pt"))
+    replay = load_checkpoint(str(tmp_path / "not finite/train/replay-step-000000000.pt"))
     assert len(replay["caption_ids"]) == 4
-    assert list(checkpoint.list_steps(str(tmp_path / "signal/train/checkpoints"))) == [2]
+    assert list(list_checkpoints(str(tmp_path / "signal/train/checkpoints"))) == [2]
 
     assert second["bad data"][:2] == (UNFINISHED, "rank 1: cannot read shard: gone")
     said = second["out of memory"][1]
@@ -146,7 +146,7 @@ def test_checkpoints_are_as_far_apart_as_is_asked_and_count_as_no_training(
         now[0] += 10.0
         update(self, batch)
 
-    def twenty_seconds(self: CheckpointWriter, state: checkpoint.State) -> None:
+    def twenty_seconds(self: CheckpointWriter, state: State) -> None:
         now[0] += 20.0
         save(self, state)
 
@@ -156,7 +156,7 @@ def test_checkpoints_are_as_far_apart_as_is_asked_and_count_as_no_training(
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run = make_run(tmp_path / "run")
     assert command(run, "steps=8", "checkpoint.every_s=25", "checkpoint.keep=9") == 0
-    assert list(checkpoint.list_steps(checkpoints(run))) == [3, 6, 8]
+    assert list(list_checkpoints(checkpoints(run))) == [3, 6, 8]
     rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
     assert [row["images_per_s"] for row in rows] == [0.8] * 8
 
@@ -165,13 +165,13 @@ def test_the_log_is_durable_before_a_checkpoint_that_goes_on_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, there = make_run(tmp_path / "run"), f"memory://{uuid.uuid4().hex}"
-    lines, save = [], checkpoint.save
+    lines, save = [], save_checkpoint
 
     def watched(*arguments: Any) -> str:
         lines.append(storage.read_bytes(f"{there}/train/metrics.jsonl").count(b"\n"))
         return save(*arguments)
 
-    monkeypatch.setattr(checkpoint_writer, "save", watched)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", watched)
     every_two = "checkpoint.every_steps=2"
     assert command(run, f"run={there}", f"data={run / 'images'}", every_two) == 0
     assert lines == [2, 4]
