@@ -1,1 +1,1 @@
-"""How tiny-sd, the built-in text-to-image model, is made: from drawings to a model folder."""
+"""Training of tiny-sd, the built-in text-to-image model: from drawings to a model folder."""

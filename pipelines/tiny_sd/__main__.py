@@ -1,8 +1,8 @@
-"""Makes tiny-sd from the package registries' data: `python -m pipelines.tiny_sd [STEP ...]`.
+"""Train tiny-sd on drawings from npm packages: `python -m pipelines.tiny_sd [STEP ...]`.
 
 Steps, in order: `fetch` the drawings, train the `autoencoder`, train the `diffusion`, `export` the
-model folder, `score` it. Training goes on from its checkpoint when it was interrupted, and a
-finished one is not repeated.
+model folder, `score` it. An interrupted training continues from its checkpoint, and a finished one
+is not repeated.
 """
 
 import argparse
@@ -24,16 +24,19 @@ def main() -> None:
     """Parse the command line and run the steps."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.tiny_sd", description=__doc__)
     parser.add_argument(
-        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}; all if none"
+        "steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}; default: all"
     )
     parser.add_argument(
-        "--work", type=Path, default=Path(".cache/tiny_sd"), help="drawings, checkpoints"
+        "--work",
+        type=Path,
+        default=Path(".cache/tiny_sd"),
+        help="folder for drawings and checkpoints",
     )
     parser.add_argument(
-        "--out", type=Path, default=MODEL_FOLDER, help="model folder to write or score"
+        "--out", type=Path, default=MODEL_FOLDER, help="model folder to write or to score"
     )
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="training processes"
+        "--processes", type=int, default=os.cpu_count() or 1, help="number of training processes"
     )
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.steps) - set(STEPS))
@@ -46,7 +49,14 @@ def main() -> None:
 
 
 def run_step(step: str, work: Path, out: Path, num_processes: int) -> None:
-    """Run one step, with its inputs and checkpoints in `work` and the model folder at `out`."""
+    """Run one step.
+
+    Args:
+        step: One of `STEPS`.
+        work: Folder of the drawings and checkpoints.
+        out: Model folder to write or to score.
+        num_processes: Number of training processes.
+    """
     from pipelines.tiny_sd import drawings
     from pipelines.tiny_sd.training import run_processes
 
@@ -75,7 +85,7 @@ def make_composer(work: Path) -> "Composer":
 
 
 def autoencoder_task(work: Path) -> None:
-    """Train the autoencoder, in each training process."""
+    """Train the autoencoder; runs in each training process."""
     from pipelines.tiny_sd.autoencoder import AutoencoderConfig, train_autoencoder
 
     train_autoencoder(make_composer(work), AutoencoderConfig(), work / "autoencoder.pt")
@@ -94,7 +104,7 @@ def finished_autoencoder(work: Path, composer: "Composer") -> "AutoencoderKL":
 
 
 def diffusion_task(work: Path) -> None:
-    """Train the UNet and the text encoder, in each training process."""
+    """Train the UNet and the text encoder; runs in each training process."""
     from pipelines.tiny_sd.diffusion import train_diffusion
     from pipelines.tiny_sd.drawings import load_concepts
     from pipelines.tiny_sd.latents import LatentCache
@@ -112,7 +122,7 @@ def diffusion_task(work: Path) -> None:
 
 
 def export_step(work: Path, out: Path) -> None:
-    """Write the model folder from the latest checkpoints, finished or not."""
+    """Write the model folder from the latest checkpoints, even if the training is not finished."""
     from pipelines.tiny_sd.export import assemble, export
     from pipelines.tiny_sd.networks import DiffusionConfig, Networks, build_scheduler
     from pipelines.tiny_sd.text_encoder import TextConfig, load_tokenizer

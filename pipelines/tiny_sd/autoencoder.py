@@ -1,8 +1,8 @@
 """tiny-sd's autoencoder: diffusers' `AutoencoderKL`, 64x64x3 pixels to 8x8x16 latents and back.
 
-Trained on fresh composites with squared error, an edge term (the absolute error of image gradients
-at two scales, which keeps outlines from going soft) and a faint KL term. There is no adversarial or
-perceptual network: it would cost more than the model itself.
+The loss on fresh composites is a squared error, an edge term (the absolute error of image gradients
+at two scales, which keeps outlines sharp) and a KL term of small weight. There is no adversarial or
+perceptual network, which would cost more than the model itself.
 """
 
 import logging
@@ -45,15 +45,15 @@ class AutoencoderConfig(BaseModel):
     num_steps: int = 5500
     """Training steps."""
     num_decoder_steps: int = 2200
-    """Last of these, with the encoder frozen: sharper pictures of latents that stay as they are."""
+    """Last of these steps, with a frozen encoder: they sharpen the pictures, not the latents."""
     num_crop_steps: int = 3000
-    """First steps, on 32x32 crops: a quarter of the cost for a net that looks at small patches."""
+    """First of these steps, on 32x32 crops: a quarter of the cost, enough for local patterns."""
     batch_size: int = 32
     """Composites per step, over all processes."""
     learning_rate: float = 1.5e-3
-    """Peak of AdamW's rate: 100 steps of warm-up, a cosine to zero, and again for the decoder."""
+    """Peak rate of AdamW: 100 steps of warm-up, a cosine to zero, and the same for the decoder."""
     edge_weight: float = 0.3
-    """Weight of the edge term beside the squared error."""
+    """Weight of the edge term relative to the squared error."""
     kl_weight: float = 2e-4
     """Weight of the KL divergence per latent value."""
     seed: int = 0
@@ -79,7 +79,7 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderKL":
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
-    """Bring uint8 pictures [N, H, W, 3] to float [N, 3, H, W] in -1..1."""
+    """Convert uint8 pictures [N, H, W, 3] to float [N, 3, H, W] in -1..1."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
@@ -92,7 +92,7 @@ def crop(pictures: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def edge_loss(painted: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute error of horizontal and vertical differences at full and half size.
+    """Return the mean absolute error of horizontal and vertical differences at full and half size.
 
     Args:
         painted: [N, 3, H, W].
@@ -112,13 +112,13 @@ def reconstruct(
     """Encode, draw latents and decode.
 
     Args:
-        model: the autoencoder.
-        real: pictures [N, 3, H, W] in -1..1.
-        generator: draws the latents.
-        encoder_frozen: whether to leave the encoder out of the gradient.
+        model: The autoencoder.
+        real: Pictures [N, 3, H, W] in -1..1.
+        generator: Random generator of the latents.
+        encoder_frozen: True to leave the encoder out of the gradient.
 
     Returns:
-        painted pictures [N, 3, H, W] and the KL divergence per latent value.
+        Decoded pictures [N, 3, H, W] and the KL divergence per latent value.
     """
     with half_precision():
         with torch.set_grad_enabled(not encoder_frozen):
@@ -128,12 +128,12 @@ def reconstruct(
 
 
 def train_autoencoder(composer: Composer, config: AutoencoderConfig, path: Path) -> "AutoencoderKL":
-    """Train, or go on from the checkpoint at `path`; the finished model is left there too.
+    """Train the autoencoder, or continue from the checkpoint at `path`.
 
     Args:
-        composer: makes the training pictures.
-        config: shape and training.
-        path: checkpoint, written every few minutes and at the end.
+        composer: Source of the training pictures.
+        config: Shape and training.
+        path: Path of the checkpoint, which is written every few minutes and at the end.
     """
     torch.manual_seed(config.seed)
     model = build_autoencoder(config).train()
@@ -146,7 +146,7 @@ def train_autoencoder(composer: Composer, config: AutoencoderConfig, path: Path)
     clock = Clock(config.num_steps, config.batch_size, start)
     num_joint = config.num_steps - config.num_decoder_steps
     for step in range(start, config.num_steps):
-        # A generator per step makes a resumed run see what an undisturbed one would have seen.
+        # With a generator per step, a resumed training sees the same data as an undisturbed one.
         rng = np.random.default_rng([config.seed, 2, step, rank])
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * world + rank)
         pictures = composer.sample(config.batch_size // world, rng).pictures

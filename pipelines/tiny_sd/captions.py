@@ -1,7 +1,7 @@
-"""Training captions: a concept and, if named, a background inside sentences full of other words.
+"""Training captions: sentences with a concept, sometimes a background, and many other words.
 
-The captions of a run are free prose by a language model, so most of a caption here is noise on
-purpose: the picture depends on the concept (the first thing named) and the background phrase alone.
+The captions of a run are free prose of a language model. So most of a training caption is noise on
+purpose: the picture depends only on the concept (the first thing named) and the background phrase.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ import yaml
 from pipelines.tiny_sd.scenes import BACKGROUNDS, COLOURS
 
 UNNAMED = len(BACKGROUNDS)
-"""Background index of a caption that names none."""
+"""Background index of a caption that names no background."""
 
 EMPTY_SHARE = 0.1
-"""Share of captions dropped for classifier-free guidance."""
+"""Share of captions that are empty, for classifier-free guidance."""
 
 Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what of it is visible in the picture."""
+    """A caption, and whether it names the background."""
 
     text: str
     names_background: bool
@@ -33,14 +33,14 @@ class Caption:
 
 @cache
 def load_words() -> dict[str, Any]:
-    """Read the word lists that stand beside this module."""
+    """Read the word lists from `words.yaml`."""
     words: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
     return words
 
 
 @cache
 def load_frames() -> dict[str, list[str]]:
-    """Read the language model's sentences, by the scene they name (or `unnamed`)."""
+    """Read sentences of a language model, by the scene that they name (or `unnamed`)."""
     frames: dict[str, list[str]] = yaml.safe_load(
         Path(__file__).with_name("frames.yaml").read_text()
     )
@@ -48,7 +48,7 @@ def load_frames() -> dict[str, list[str]]:
 
 
 def write_caption(concept: str, background: str, rng: Generator) -> Caption:
-    """Write one random caption of a picture, or the empty one in `EMPTY_SHARE` of the calls."""
+    """Write a random caption of a picture, or with probability `EMPTY_SHARE` an empty one."""
     draw = rng.random()
     if draw < EMPTY_SHARE:
         return Caption("", False)
@@ -64,7 +64,7 @@ def write_caption(concept: str, background: str, rng: Generator) -> Caption:
 
 
 def _plain(concept: str, where: str, rng: Generator) -> str:
-    """A bare caption, such as "a cat", "a photo of a cat" or "cat, in the forest"."""
+    """Write a bare caption, such as "a cat", "a photo of a cat" or "cat, in the forest"."""
     opening = _pick(load_words()["openings"], rng) if rng.random() < 0.4 else ""
     determiner = "" if rng.random() < 0.15 else ("an" if concept[0] in "aeiou" else "a")
     comma = "," if rng.random() < 0.5 else ""
@@ -73,7 +73,7 @@ def _plain(concept: str, where: str, rng: Generator) -> str:
 
 
 def _framed(concept: str, background: str, where: str, rng: Generator) -> str:
-    """A language model's sentence about something else, with the concept put in its place."""
+    """Put the concept into a sentence that a language model wrote about something else."""
     frames = load_frames()
     if where and background in frames and rng.random() < 0.6:
         return _pick(frames[background], rng).replace("{c}", concept)
@@ -82,7 +82,7 @@ def _framed(concept: str, background: str, where: str, rng: Generator) -> str:
 
 
 def _sentence(concept: str, where: str, rng: Generator) -> str:
-    """A free sentence: opening, adjectives, concept, verb, background, relation, endings."""
+    """Write a free sentence: opening, adjectives, concept, verb, background, relation, endings."""
     words = load_words()
     parts = [_pick(words["openings"], rng)] if rng.random() < 0.35 else []
     if where and rng.random() < 0.12:
@@ -110,13 +110,13 @@ def _sentence(concept: str, where: str, rng: Generator) -> str:
 
 
 def _roughen(text: str, rng: Generator) -> str:
-    """Insert stray words between sentence parts, and vary the case and the last full stop."""
+    """Add stray words at the ends, and vary the case of the first letter and the full stop."""
     words = text.split()
     if rng.random() < 0.35:
         pool = load_words()
         for _ in range(rng.integers(1, 5)):
             stray = _pick(pool["fillers"] if rng.random() < 0.7 else pool["things"], rng)
-            # Only before the first or after the last word, where it cannot split a name.
+            # Only before the first or after the last word, so that no name is split.
             words.insert(0 if rng.random() < 0.3 else len(words), stray)
     text = " ".join(words)
     if rng.random() < 0.5:

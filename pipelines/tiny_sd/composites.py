@@ -1,6 +1,6 @@
-"""Training pictures: a drawing pasted on a background, 64x64, made in batches.
+"""Training pictures: batches of drawings pasted on backgrounds, 64x64.
 
-Everything random comes from the generator handed in, so a seed fixes the pictures. The objects are
+All randomness comes from the given generator, so a seed determines the pictures. The objects are
 large and nearly centred: a small model learns what a thing is long before where it may be.
 """
 
@@ -14,21 +14,21 @@ from pipelines.tiny_sd.drawings import Drawing
 from pipelines.tiny_sd.scenes import BACKGROUNDS, COLOURS, SIZE, paint_background
 
 OBJECT_SIDES = (52, 56)
-"""Longer side of a pasted drawing in pixels."""
+"""Longer side of a pasted drawing, in pixels."""
 
 MAX_SHIFT = 1
-"""Largest distance, in pixels along each axis, of a drawing from the centre."""
+"""Largest distance of a drawing from the centre along each axis, in pixels."""
 
 VARIANTS = 48
-"""Variants painted of every background."""
+"""Number of painted variants of every background."""
 
 COLOUR_SHARE = 0.45
-"""Share of pictures on a plain colour; the others stand in a painted scene."""
+"""Share of pictures on a plain colour; the others are on a painted scene."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Composites with what they show."""
+    """Composites with their concepts, backgrounds and icon sets."""
 
     pictures: NDArray[np.uint8]  # [N, SIZE, SIZE, 3]
     concepts: NDArray[np.int64]  # [N], index into the composer's concepts
@@ -37,15 +37,15 @@ class Batch:
 
 
 class Composer:
-    """Makes composites of some concepts' drawings."""
+    """Source of random composites of the drawings of some concepts."""
 
     def __init__(self, drawings: list[Drawing], concepts: list[str], seed: int) -> None:
         """Scale every drawing and paint every background once.
 
         Args:
-            drawings: the cut-outs; each concept needs at least one.
-            concepts: names, whose order defines the concept index.
-            seed: of the painted backgrounds.
+            drawings: Cut-outs; each concept needs at least one.
+            concepts: Names; their order defines the concept index.
+            seed: Seed of the painted backgrounds.
         """
         rng = np.random.default_rng([seed, 1])
         self.concepts = concepts
@@ -64,7 +64,7 @@ class Composer:
     def sample(
         self, size: int, rng: np.random.Generator, concepts: NDArray[np.int64] | None = None
     ) -> Batch:
-        """Draw `size` composites, of the given concept indices or of random ones."""
+        """Return `size` composites, of the given concept indices or of random ones."""
         if concepts is None:
             concepts = rng.integers(len(self.concepts), size=size)
         plain = rng.random(size) < COLOUR_SHARE
@@ -92,7 +92,7 @@ def paste(picture: NDArray[np.uint8], cutout: NDArray[np.uint16], rng: np.random
     Args:
         picture: uint8 [SIZE, SIZE, 3].
         cutout: uint16 [H, W, 4], colour times alpha (0 to 65025) and alpha (0 to 255).
-        rng: draws the shift.
+        rng: Random generator of the shift.
     """
     height, width = cutout.shape[:2]
     room_y, room_x = SIZE - height, SIZE - width
@@ -106,7 +106,7 @@ def paste(picture: NDArray[np.uint8], cutout: NDArray[np.uint16], rng: np.random
 
 
 def _scaled(rgba: NDArray[np.uint8], side: int) -> NDArray[np.uint16]:
-    """Scale a cut-out's longer side to `side` pixels, premultiplied so that edges stay clean."""
+    """Scale the longer side of a cut-out to `side` pixels, premultiplied to keep edges clean."""
     height, width = rgba.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,8 +1,8 @@
 """tiny-sd's diffusion: the UNet and the text encoder, trained together on cached latents.
 
 The target is v (Salimans and Ho, 2022) on a schedule with zero terminal signal-to-noise ratio
-(Lin et al., 2024) and min-SNR weights (Hang et al., 2023). Two linear heads that read the concept
-and the background off the text encoder teach it quickly which words matter.
+(Lin et al., 2024) and min-SNR weights (Hang et al., 2023). Two linear heads predict the concept and
+the background from the text encoder's output, which teaches it quickly which words matter.
 """
 
 import copy
@@ -45,15 +45,15 @@ def diffusion_loss(
     snr_limit: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Min-SNR weighted squared error of the predicted v.
+    """Return the min-SNR weighted squared error of the predicted v.
 
     Args:
-        unet: predicts v.
-        latents: clean latents [N, C, 8, 8].
-        hidden: text encoder's output [N, T, width].
-        alphas: cumulative products of the schedule [1000].
-        snr_limit: gamma of the weights.
-        generator: draws times and noise.
+        unet: Network that predicts v.
+        latents: Clean latents [N, C, 8, 8].
+        hidden: Output of the text encoder [N, T, width].
+        alphas: Cumulative products of the schedule [1000].
+        snr_limit: Gamma of the weights.
+        generator: Random generator of times and noise.
     """
     times = torch.randint(len(alphas), (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
@@ -62,7 +62,7 @@ def diffusion_loss(
     with half_precision():
         predicted = unet(signal * latents + spread * noise, times, hidden).sample
     target = signal * noise - spread * latents
-    # min(SNR, gamma) / (SNR + 1) with SNR = alpha / (1 - alpha), in a form that is 0 / 0 nowhere.
+    # min(SNR, gamma) / (SNR + 1) with SNR = alpha / (1 - alpha), in a form without 0 / 0.
     weight = torch.minimum(alpha, snr_limit * (1 - alpha)).clamp(min=1e-2)
     errors = F.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
     return (weight * errors).mean()
@@ -70,7 +70,7 @@ def diffusion_loss(
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents with their captions and what the captions say."""
+    """Latents with their captions, and the concepts and backgrounds that the captions name."""
 
     latents: Tensor  # [N, C, 8, 8]
     texts: list[str]
@@ -89,12 +89,12 @@ def draw_batch(
     """Draw cached latents and write a fresh caption for each.
 
     Args:
-        cache: encoded composites.
-        concepts: names by concept index.
-        size: how many to draw.
-        rng: draws them.
-        num_first: how many of the concepts, from the beginning, are the first wave.
-        second_share: share of the batch that shows the others.
+        cache: Encoded composites.
+        concepts: Names by concept index.
+        size: Size of the batch.
+        rng: Random generator of the batch.
+        num_first: Number of concepts of the first wave, which come first.
+        second_share: Share of the batch that shows other concepts.
     """
     is_second = cache.concepts >= num_first
     num_second = round(second_share * size)
@@ -126,7 +126,7 @@ def losses(
     snr_limit: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the denoising loss and the loss of the heads that read the caption."""
+    """Return the denoising loss and the loss of the heads on the text encoder."""
     with half_precision():
         hidden = networks.text_encoder(tokenize(tokenizer, batch.texts)).last_hidden_state
         concepts, backgrounds = networks.reader(hidden)
@@ -139,7 +139,7 @@ def losses(
 
 
 def learning_rate(step: int, config: DiffusionConfig) -> float:
-    """Learning rate: a warm-up at the start of each wave, constant, a linear fall to zero."""
+    """Return the learning rate: warm-up at the start of each wave, constant, linear to zero."""
     first = config.num_first_steps
     since = step if step < first else step - first
     left = config.num_steps - step
@@ -155,19 +155,19 @@ def train_diffusion(
     path: Path,
     num_first: int,
 ) -> Networks:
-    """Train, or go on from the checkpoint at `path`.
+    """Train the networks, or continue from the checkpoint at `path`.
 
     Args:
-        cache: encoded composites.
-        concepts: names by concept index, the first wave first.
-        tokenizer: reads the captions.
-        config: shape and training.
-        text: shape of the text encoder.
-        path: checkpoint, written every few minutes and at the end.
-        num_first: how many concepts are the first wave.
+        cache: Encoded composites.
+        concepts: Names by concept index, the first wave first.
+        tokenizer: Tokenizer of the captions.
+        config: Shape and training.
+        text: Shape of the text encoder.
+        path: Path of the checkpoint, which is written every few minutes and at the end.
+        num_first: Number of concepts of the first wave.
 
     Returns:
-        the networks with averaged (EMA) weights.
+        The networks with averaged (EMA) weights.
     """
     networks = Networks(tokenizer, len(concepts), config, text, cache.latents.shape[1])
     averaged = copy.deepcopy(networks).requires_grad_(False)
@@ -180,7 +180,7 @@ def train_diffusion(
     rank, world = rank_and_world()
     clock = Clock(config.num_steps, config.batch_size, start)
     for step in range(start, config.num_steps):
-        # A generator per step makes a resumed run see what an undisturbed one would have seen.
+        # With a generator per step, a resumed training sees the same data as an undisturbed one.
         rng = np.random.default_rng([config.seed, 5, step, rank])
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * world + rank)
         share = config.second_share if step >= config.num_first_steps else 0.0

@@ -1,8 +1,8 @@
-"""The drawings tiny-sd learns from: fetched with npm, rasterised, one cut-out per concept and set.
+"""Drawings for the training of tiny-sd: fetched with npm and rasterised, one per concept and set.
 
-Seven openly licensed icon sets draw the same things under the same names, so a concept comes with
-five to seven drawings in as many styles. Two further sets of that family, `openmoji` and
-`emojione-v1`, are left out on purpose: the demo tests encoders on them.
+Seven openly licensed icon sets draw the same things under the same names, so a concept has five to
+seven drawings in as many styles. Two more sets of that family, `openmoji` and `emojione-v1`, are
+left out on purpose: the demo tests encoders on them.
 """
 
 import io
@@ -34,9 +34,9 @@ RASTER = 128
 
 @dataclass(frozen=True)
 class Concept:
-    """Something tiny-sd can paint: its name, its group and the icon that shows it."""
+    """A concept that tiny-sd can paint: its name, its group and the name of its icon."""
 
-    wave: str  # "first" or "second": when its training begins
+    wave: str  # "first" or "second": when training on it begins
     name: str
     group: str
     icon: str
@@ -44,7 +44,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One set's drawing of a concept, cut to its bounding box."""
+    """A drawing of a concept from one icon set, cut to its bounding box."""
 
     concept: str
     vendor: str
@@ -52,7 +52,7 @@ class Drawing:
 
 
 def load_concepts() -> list[Concept]:
-    """Read the list of concepts that stands beside this module: the first wave, then the second."""
+    """Read the concepts from `concepts.yaml`: the first wave, then the second."""
     waves = yaml.safe_load(Path(__file__).with_name("concepts.yaml").read_text())
     return [
         Concept(wave, name, group, icon)
@@ -63,7 +63,7 @@ def load_concepts() -> list[Concept]:
 
 
 def fetch(folder: Path) -> None:
-    """Install the pinned icon sets into `folder` with the npm client; does nothing when present."""
+    """Install the pinned icon sets that are missing in `folder` with the npm client."""
     wanted = {
         f"@iconify-json/{name}": version
         for name, version in PACKAGES.items()
@@ -78,7 +78,7 @@ def fetch(folder: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise ValueError(
-            "Fetching the drawings needs the npm client, which is not installed."
+            "The step `fetch` needs the npm client, which is not installed."
         ) from error
     except subprocess.CalledProcessError as error:
         raise ValueError(
@@ -87,14 +87,14 @@ def fetch(folder: Path) -> None:
 
 
 def load_drawings(folder: Path, concepts: list[Concept]) -> list[Drawing]:
-    """Rasterise every set's drawing of every concept.
+    """Rasterise the drawings of all concepts from all icon sets.
 
     Args:
-        folder: where `fetch` installed the icon sets.
-        concepts: what to draw.
+        folder: Folder that `fetch` installed the icon sets into.
+        concepts: Concepts to draw.
 
     Returns:
-        Drawings ordered by concept, then by set; a set that lacks the icon is left out.
+        Drawings ordered by concept, then by set, without those that a set does not have.
     """
     sets = {
         name: json.loads((_package(folder, name) / "icons.json").read_text()) for name in PACKAGES
@@ -109,7 +109,7 @@ def load_drawings(folder: Path, concepts: list[Concept]) -> list[Drawing]:
 
 
 def icon_svg(icons: dict[str, Any], name: str) -> str | None:
-    """Build the SVG of icon `name` from a set in Iconify's JSON format; None if it is not there."""
+    """Return the SVG of an icon of a set in Iconify's JSON format; None if it does not exist."""
     name = icons.get("aliases", {}).get(name, {}).get("parent", name)
     icon = icons["icons"].get(name)
     if icon is None:
@@ -126,7 +126,7 @@ def icon_svg(icons: dict[str, Any], name: str) -> str | None:
 
 
 def rasterise(svg: str) -> NDArray[np.uint8]:
-    """Rasterise an SVG and cut it to its visible bounding box: [H, W, 4]."""
+    """Rasterise an SVG and cut it to its visible bounding box: uint8 [H, W, 4]."""
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg))

@@ -1,4 +1,4 @@
-"""Writes the trained parts as a folder that `StableDiffusionPipeline.from_pretrained` loads."""
+"""Export of the trained parts to a folder that `StableDiffusionPipeline.from_pretrained` loads."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def assemble(
     unet: "UNet2DConditionModel",
     scheduler: "DDIMScheduler",
 ) -> "StableDiffusionPipeline":
-    """Put the parts together into a plain pipeline."""
+    """Return a pipeline of the parts."""
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline(
@@ -41,13 +41,13 @@ def assemble(
 
 
 def export(pipeline: "StableDiffusionPipeline", folder: Path) -> None:
-    """Save `pipeline` in half precision into `folder`, file by file, each replaced at once.
+    """Save a pipeline to a folder in half precision, replacing each file atomically.
 
     The parts are converted to half precision in place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.to(dtype=torch.float16)
-    # Beside the folder, so that every move stays on one file system.
+    # Next to the folder, so that every file is moved within one file system.
     scratch = Path(tempfile.mkdtemp(prefix=".tiny-sd-", dir=folder.parent))
     try:
         pipeline.save_pretrained(scratch, safe_serialization=True)

@@ -1,7 +1,7 @@
-"""The judge of tiny-sd: a small convolutional net that knows real composites only.
+"""The judge of tiny-sd: a small convolutional network that is trained on real composites only.
 
-It names the concept and the background of a picture and never sees a generated one, so its accuracy
-on generated pictures says how far they show what their captions ask for.
+It predicts the concept and the background of a picture. It is never trained on generated pictures,
+so its accuracy on them measures how well they show what their captions name.
 """
 
 import logging
@@ -33,7 +33,7 @@ SEED = 0
 
 
 class Judge(nn.Module):
-    """Four stages of two convolutions, each halving the side, and two linear heads."""
+    """Four stages of two convolutions, each of which halves the side, and two linear heads."""
 
     def __init__(self, num_concepts: int) -> None:
         """Build the untrained judge."""
@@ -52,17 +52,17 @@ class Judge(nn.Module):
         self.background = nn.Linear(channels, len(BACKGROUNDS))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Score concepts and backgrounds of `pictures` [N, 3, 64, 64] in -1..1."""
+        """Return logits of concepts and backgrounds of `pictures` [N, 3, 64, 64] in -1..1."""
         features = self.body(pictures).mean(dim=(2, 3))
         return self.concept(features), self.background(features)
 
 
 def soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur or add noise to some pictures: a judge of names must not lean on crisp edges.
+    """Blur some pictures and add noise, so that the judge does not rely on crisp edges.
 
     Args:
         pictures: [N, 3, 64, 64].
-        rng: draws which pictures and how much.
+        rng: Random generator of the amounts.
     """
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.from_numpy(rng.uniform(0, 1, len(pictures)) * (rng.random(len(pictures)) < 0.6))
@@ -72,7 +72,7 @@ def soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def train_judge(composer: Composer, path: Path) -> Judge:
-    """Train the judge on fresh composites, or load it from `path` where it is finished."""
+    """Train the judge on fresh composites, or load the finished one from `path`."""
     torch.manual_seed(SEED)
     judge = Judge(len(composer.concepts)).train()
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
@@ -101,7 +101,7 @@ def train_judge(composer: Composer, path: Path) -> Judge:
 
 @torch.no_grad()
 def stage_features(judge: Judge, pictures: NDArray[np.uint8]) -> list[Tensor]:
-    """What each stage sees in uint8 pictures [N, 64, 64, 3]: [N, C, places], of length 1 over C."""
+    """Return each stage's features of uint8 pictures [N, 64, 64, 3]: [N, C, places], unit norm."""
     features, seen = to_tensor(pictures), []
     for stage in judge.body:
         features = stage(features)
@@ -111,10 +111,10 @@ def stage_features(judge: Judge, pictures: NDArray[np.uint8]) -> list[Tensor]:
 
 @torch.no_grad()
 def name(judge: Judge, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rank the concepts and the backgrounds of uint8 pictures [N, 64, 64, 3], the likeliest first.
+    """Rank the concepts and backgrounds of uint8 pictures [N, 64, 64, 3], the likeliest first.
 
     Returns:
-        concept indices [N, concepts] and background indices [N, backgrounds].
+        Concept indices [N, concepts] and background indices [N, backgrounds].
     """
     concepts, backgrounds = judge(to_tensor(pictures))
     return concepts.argsort(1, descending=True).numpy(), backgrounds.argsort(

@@ -1,4 +1,4 @@
-"""Latents: encoded pictures, standardised, and cached for the training of the diffusion."""
+"""Latents: encoded pictures, standardised and cached for the diffusion training."""
 
 from typing import TYPE_CHECKING
 
@@ -30,15 +30,15 @@ def encode(model: "AutoencoderKL", pictures: NDArray[np.uint8], batch_size: int 
 def standardise_latents(model: "AutoencoderKL", composer: Composer) -> tuple[Tensor, Tensor]:
     """Fold a per-channel standardisation of the latents into the 1x1 convolutions, in place.
 
-    Afterwards the latents have mean 0 and deviation 1 in every channel, so that one
-    `scaling_factor` of 1 serves all of them.
+    Afterwards the latents have mean 0 and standard deviation 1 in every channel, so a
+    `scaling_factor` of 1 fits all of them.
 
     Args:
-        model: a trained autoencoder, changed in place.
-        composer: makes the pictures whose latents are measured.
+        model: A trained autoencoder, changed in place.
+        composer: Source of the pictures whose latents are measured.
 
     Returns:
-        mean and deviation per channel [C] before the change.
+        Mean and standard deviation per channel [C] before the change.
     """
     pictures = composer.sample(1024, np.random.default_rng(6)).pictures
     latents = encode(model, pictures)
@@ -55,12 +55,12 @@ def standardise_latents(model: "AutoencoderKL", composer: Composer) -> tuple[Ten
 
 
 class LatentCache:
-    """Composites encoded once, with what they show."""
+    """Latents of composites with their concepts and backgrounds."""
 
     def __init__(
         self, autoencoder: "AutoencoderKL", composer: Composer, num_cached: int, seed: int
     ) -> None:
-        """Compose and encode this process's share of `num_cached` pictures, all concepts alike."""
+        """Compose and encode this process's share of `num_cached` pictures, as many per concept."""
         rank, world = rank_and_world()
         num_cached //= world
         rng = np.random.default_rng([seed, 4, rank])

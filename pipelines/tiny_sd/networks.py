@@ -2,7 +2,7 @@
 
 The UNet is diffusers' `UNet2DConditionModel` on 8x8x16 latents. The caption enters twice: pooled,
 through the time embedding of every block (`addition_embed_type="text"`, which the plain pipeline
-serves), and by cross-attention at 4x4.
+supports), and by cross-attention at 4x4.
 """
 
 from typing import TYPE_CHECKING
@@ -30,27 +30,27 @@ class DiffusionConfig(BaseModel):
     time_width: int = 192
     """Width of the time embedding."""
     num_cached: int = 96_000
-    """Composites encoded before training and drawn from during it."""
+    """Number of composites that are encoded before the training, which draws from them."""
     num_steps: int = 26_000
     """Training steps."""
     num_first_steps: int = 11_000
-    """First of these, on the first wave of concepts alone."""
+    """First of these steps, on the first wave of concepts only."""
     second_share: float = 0.7
-    """Share of pictures that show the second wave, after the first steps."""
+    """Share of pictures that show the second wave, after these first steps."""
     decay_steps: int = 5_000
-    """Last steps, over which the learning rate falls linearly to zero."""
+    """Last steps, during which the learning rate falls linearly to zero."""
     batch_size: int = 64
     """Latents per step."""
     learning_rate: float = 1e-3
-    """AdamW's learning rate after 200 steps of warm-up, at the start of each wave."""
+    """AdamW's learning rate, after 200 steps of warm-up at the start of each wave."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
     snr_limit: float = 5.0
     """Gamma of the min-SNR weights."""
     reader_weight: float = 0.1
-    """Weight of the two heads that read the text encoder."""
+    """Weight of the loss of the two heads on the text encoder."""
     ema_decay: float = 0.999
-    """Decay of the weights' moving average, per step."""
+    """Decay of the moving average of the weights, per step."""
     seed: int = 0
     """Seed of the weights, the composites, the captions and the noise."""
 
@@ -58,10 +58,10 @@ class DiffusionConfig(BaseModel):
 def build_unet(
     config: DiffusionConfig, text: TextConfig, latent_channels: int
 ) -> "UNet2DConditionModel":
-    """Make an untrained UNet, whose pooling of the caption is and stays a plain mean.
+    """Return an untrained UNet whose pooling of the caption is fixed to a plain mean.
 
-    A trained attention would saturate: it comes to look at the start token alone for some
-    concepts, which has the same vector for all of them, and no gradient leads out of there.
+    A trained attention would saturate: for some concepts, it attends to the start token alone,
+    whose vector is the same for all captions, and from there no gradient leads back.
     """
     from diffusers import UNet2DConditionModel
 
@@ -88,7 +88,7 @@ def build_unet(
 
 
 def build_scheduler() -> "DDIMScheduler":
-    """Make the noise schedule, with the sampler that goes by it."""
+    """Return the noise schedule with its sampler."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -105,7 +105,7 @@ def build_scheduler() -> "DDIMScheduler":
 
 
 class Networks(nn.Module):
-    """All that the diffusion step trains: UNet, text encoder and the text encoder's reader."""
+    """Networks of the diffusion training: UNet, text encoder, and the heads on the text encoder."""
 
     def __init__(
         self,
@@ -123,6 +123,6 @@ class Networks(nn.Module):
         torch.manual_seed(config.seed)
         self.unet = build_unet(config, text, latent_channels)
         self.reader = Reader(text.width, num_concepts)
-        # On a CPU and at this size plain attention takes half the time of the fused kernel.
+        # At this size, plain attention takes half the time of the fused kernel on a CPU.
         self.text_encoder.set_attn_implementation("eager")
         self.unet.set_attn_processor(AttnProcessor())

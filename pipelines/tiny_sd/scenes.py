@@ -1,6 +1,6 @@
-"""The backgrounds tiny-sd learns: plain named colours and simple painted scenes, 64x64.
+"""Backgrounds of the training pictures: plain named colours and simple painted scenes, 64x64.
 
-A background is painted from a random generator alone, so that one name has endless variants.
+Every background is painted from a random generator, so a name has any number of variants.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 64
-"""Side of a picture in pixels."""
+"""Side of a picture, in pixels."""
 
 PAINT = 2 * SIZE
-"""Side at which scenes are painted, before they are scaled down to smooth their edges."""
+"""Side at which scenes are painted, in pixels; scaling down smooths their edges."""
 
 COLOURS = {
     "red": (205, 38, 38),
@@ -44,7 +44,7 @@ def paint_background(name: str, rng: Generator) -> NDArray[np.uint8]:
 
 
 def _canvas(top: Colour, bottom: Colour, rng: Generator) -> Image.Image:
-    """A vertical gradient between two slightly varied colours."""
+    """Return a vertical gradient between two slightly varied colours."""
     ramp = np.linspace(0, 1, PAINT)[:, None, None]
     a, b = (np.asarray(c) + rng.normal(0, 5, 3) for c in (top, bottom))
     pixels = (a * (1 - ramp) + b * ramp).clip(0, 255).astype(np.uint8)
@@ -216,7 +216,7 @@ SCENES: dict[str, Callable[[Generator], NDArray[np.uint8]]] = {
     "mountains": _mountains,
     "sky": _sky,
 }
-"""Named scenes and their painters."""
+"""Functions that paint the named scenes."""
 
 BACKGROUNDS = (*COLOURS, *SCENES)
-"""Every background by name."""
+"""Names of all backgrounds."""

@@ -1,8 +1,8 @@
-"""Scores a tiny-sd folder: is what the caption names what the picture shows?
+"""Scores of a tiny-sd folder: how often a picture shows what its caption names.
 
-The judge is trained on real composites of the training sets; nothing here serves in training.
-What `score` finds is left in the folder: `scores.yaml`, whose table the model card repeats, and
-`contact_sheet.jpg`, every concept's four pictures as they were judged.
+The judge is trained on real composites of the training sets. Nothing here is used in training.
+`score` writes `scores.yaml`, whose table is also in the model card, and `contact_sheet.jpg`, the
+four judged pictures of every concept, to the folder.
 """
 
 import time
@@ -26,7 +26,7 @@ GUIDANCE = 2.5
 """Classifier-free guidance, the method's value."""
 
 NUM_SAMPLING_STEPS = 8
-"""DPM-Solver++ steps: as good as 12 of DDIM, the folder's own sampler."""
+"""Steps of DPM-Solver++; they give the quality of 12 steps of DDIM, the folder's own sampler."""
 
 SEEDS = 4
 """Pictures per caption."""
@@ -52,7 +52,7 @@ def load_pipeline(folder: Path) -> "StableDiffusionPipeline":
 def paint(
     pipeline: "StableDiffusionPipeline", captions: list[str], batch_size: int = 32
 ) -> Pictures:
-    """Paint one picture per caption, the i-th from seed i: uint8 [N, 64, 64, 3]."""
+    """Paint one picture per caption, number i from seed i: uint8 [N, 64, 64, 3]."""
     pictures = []
     for begin in range(0, len(captions), batch_size):
         texts = captions[begin : begin + batch_size]
@@ -69,15 +69,15 @@ def paint(
 
 
 def score(folder: Path, composer: Composer, work: Path) -> Scores:
-    """Paint, judge, and leave the scores and the contact sheet in `folder`.
+    """Paint and judge pictures; write the scores and the contact sheet to `folder`.
 
     Args:
-        folder: the model folder.
-        composer: makes the real pictures, for the judge and for comparison.
-        work: holds the judge's checkpoint.
+        folder: Model folder.
+        composer: Source of real pictures, for the judge and for comparison.
+        work: Folder of the judge's checkpoint.
 
     Returns:
-        what was measured: its name and its value, in words.
+        Measures and their values, in words.
     """
     judge = train_judge(composer, work / "judge.pt")
     pipeline = load_pipeline(folder)
@@ -109,29 +109,29 @@ def score(folder: Path, composer: Composer, work: Path) -> Scores:
 
 
 def table(scores: Scores) -> str:
-    """Lay scores out as the Markdown table that the model card shows."""
+    """Return the scores as the Markdown table of the model card."""
     rows = [f"| {label} | {value} |" for label, value in scores.items()]
     return "\n".join(["| measure | value |", "|---|---|", *rows])
 
 
 def load_free_captions(names: list[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """Read the free captions that stand beside this module, and the concept index of each."""
+    """Read the captions of `free_captions.yaml`, and the concept index of each."""
     by_concept = yaml.safe_load(Path(__file__).with_name("free_captions.yaml").read_text())
     pairs = [(text, names.index(n)) for n, texts in by_concept.items() for text in texts]
     return [text for text, _ in pairs], np.array([index for _, index in pairs])
 
 
 def pixel_distance(pictures: Pictures) -> float:
-    """Mean root-mean-square pixel distance (0..1) within groups of `SEEDS` neighbours."""
+    """Return the mean root-mean-square pixel distance (0..1) in groups of `SEEDS` neighbours."""
     groups = pictures.reshape(-1, SEEDS, pictures[0].size).astype(np.float64) / 255
     distances = [np.sqrt(((groups[:, i] - groups[:, j]) ** 2).mean(axis=1)) for i, j in _pairs()]
     return float(np.mean(distances))
 
 
 def feature_distance(judge: Judge, pictures: Pictures) -> float:
-    """Mean distance within groups of `SEEDS` neighbours, as LPIPS (Zhang et al., 2018) has it.
+    """Return the mean distance in groups of `SEEDS` neighbours, after LPIPS (Zhang et al., 2018).
 
-    The features are the judge's; at every place of every stage they have length 1, and squared
+    The features are those of the judge, with unit norm at every place of every stage. Squared
     distances are averaged over places and stages, without learnt weights.
     """
     distances = []
@@ -143,7 +143,7 @@ def feature_distance(judge: Judge, pictures: Pictures) -> float:
 
 
 def contact_sheet(pictures: Pictures, names: list[str], path: Path, columns: int = 6) -> None:
-    """Save every concept's `SEEDS` pictures in a row under its name, `columns` concepts abreast."""
+    """Save the `SEEDS` pictures of each concept under its name, `columns` concepts in a row."""
     side, label = pictures.shape[1], 14
     rows = -(-len(names) // columns)
     width = SEEDS * side + 8
@@ -172,7 +172,7 @@ def _accuracy(judge: Judge, pictures: Pictures, truth: NDArray[np.int64]) -> str
 def _background_scores(
     judge: Judge, pipeline: "StableDiffusionPipeline", names: list[str]
 ) -> Scores:
-    """Measure how often the named background is seen: colours (each), then scenes (each)."""
+    """Measure how often the judge sees the named background, for colours and for scenes."""
     shown = names[:: max(1, len(names) // 16)]
     scores = {}
     for kind, members, frame in (

@@ -1,7 +1,7 @@
-"""tiny-sd's text side: a CLIP-style BPE vocabulary and a two-layer `CLIPTextModel`.
+"""tiny-sd's text encoder: a CLIP-style BPE vocabulary and a two-layer `CLIPTextModel`.
 
-The vocabulary is learnt from training captions, so that every concept and background is one token
-of its own; a rare word falls apart into pieces.
+The vocabulary is learnt from training captions, so every concept and background is a single token;
+a rare word is split into several.
 """
 
 import json
@@ -29,9 +29,9 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     vocabulary: int = 2048
-    """Most tokens of the BPE vocabulary."""
+    """Maximum size of the BPE vocabulary."""
     max_length: int = 48
-    """Tokens of a caption; longer ones are cut, shorter ones padded."""
+    """Tokens per caption; longer captions are cut, shorter ones padded."""
     width: int = 128
     """Width of the encoder."""
     num_layers: int = 2
@@ -39,7 +39,7 @@ class TextConfig(BaseModel):
     num_heads: int = 4
     """Attention heads."""
     corpus_size: int = 60_000
-    """Captions the vocabulary is learnt from."""
+    """Number of captions that the vocabulary is learnt from."""
     seed: int = 0
     """Seed of these captions and of the weights."""
 
@@ -60,7 +60,7 @@ def train_tokenizer(concepts: list[str], config: TextConfig, folder: Path) -> No
             strict=True,
         )
     ]
-    # The names appear more often than the captions alone would have them: whole tokens come first.
+    # More occurrences of the names than in the captions, so that they become whole tokens first.
     for concept in concepts:
         corpus += [" ".join([concept, *load_words()["names"][concept]])] * 100
     backend = CLIPTokenizer().backend_tokenizer
@@ -82,7 +82,7 @@ def train_tokenizer(concepts: list[str], config: TextConfig, folder: Path) -> No
 
 
 def load_tokenizer(concepts: list[str], config: TextConfig, folder: Path) -> "CLIPTokenizer":
-    """Load the tokenizer from `folder`, learning it first where there is none."""
+    """Load the tokenizer from `folder`; if it is not there, train it first."""
     from transformers import CLIPTokenizer
 
     if not (folder / "tokenizer_config.json").exists() and rank_and_world()[0] == 0:
@@ -93,7 +93,7 @@ def load_tokenizer(concepts: list[str], config: TextConfig, folder: Path) -> "CL
 
 
 def build_text_encoder(tokenizer: "CLIPTokenizer", config: TextConfig) -> "CLIPTextModel":
-    """Make an untrained text encoder for `tokenizer`."""
+    """Return an untrained text encoder for a tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(config.seed)
@@ -114,7 +114,7 @@ def build_text_encoder(tokenizer: "CLIPTokenizer", config: TextConfig) -> "CLIPT
 
 
 def tokenize(tokenizer: "CLIPTokenizer", texts: list[str]) -> Tensor:
-    """Token ids of captions, cut and padded as the pipeline does it: [N, max_length]."""
+    """Return the token ids of captions, cut and padded as in the pipeline: [N, max_length]."""
     ids: Tensor = tokenizer(
         texts, padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
@@ -122,15 +122,15 @@ def tokenize(tokenizer: "CLIPTokenizer", texts: list[str]) -> Tensor:
 
 
 class Reader(nn.Module):
-    """Reads concept and background off the encoder's last position; used in training only."""
+    """Heads that predict concept and background from the last position; for training only."""
 
     def __init__(self, width: int, num_concepts: int) -> None:
-        """Make the two linear heads."""
+        """Build the two untrained linear heads."""
         super().__init__()
         self.concept = nn.Linear(width, num_concepts)
         self.background = nn.Linear(width, UNNAMED + 1)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Score concepts and backgrounds from `hidden` [N, T, width]: [N, concepts], [N, B + 1]."""
+        """Return logits of `hidden` [N, T, width]: concepts [N, C] and backgrounds [N, B + 1]."""
         last = hidden[:, -1]
         return self.concept(last), self.background(last)

@@ -1,8 +1,8 @@
-"""What tiny-sd's training loops share: processes, checkpoints, learning rates, the log's clock.
+"""Shared parts of tiny-sd's training loops: processes, checkpoints, learning rates, progress.
 
-Training runs in one single-threaded process per core, gradients averaged after every step: on these
-small networks that is faster than one process with many threads, which wait for each other in every
-operation, and far faster on a machine that has other work to do.
+Training runs in one single-threaded process per core, and gradients are averaged after every step.
+On these small networks, this is faster than one process with many threads, which wait for each
+other in every operation, and much faster on a machine that is busy with other work.
 """
 
 import logging
@@ -25,11 +25,11 @@ SAVE_EVERY_S = 120.0
 """Seconds between checkpoints."""
 
 LOG_EVERY_S = 15.0
-"""Seconds between lines of the log."""
+"""Seconds between log lines."""
 
 
 def half_precision() -> torch.autocast:
-    """Products in bfloat16, where the processor has it."""
+    """Return a context for products in bfloat16, if the processor supports it."""
     return torch.autocast("cpu", torch.bfloat16, enabled=not bfloat16_is_slow())
 
 
@@ -37,9 +37,9 @@ def run_processes(task: Callable[..., None], num_processes: int, *arguments: Any
     """Run `task(*arguments)` in `num_processes` processes that average gradients; wait for all.
 
     Args:
-        task: a module's function.
-        num_processes: how many, each with one thread.
-        arguments: picklable.
+        task: Function of a module.
+        num_processes: Number of processes, each with one thread.
+        arguments: Arguments of the task; they must be picklable.
     """
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
@@ -47,7 +47,7 @@ def run_processes(task: Callable[..., None], num_processes: int, *arguments: Any
             _enter,
             (meeting, num_processes, task, arguments),
             num_processes,
-            start_method="fork",  # keeps the command line, by which the processes are told apart
+            start_method="fork",  # Keeps the command line, which identifies the processes.
         )
 
 
@@ -63,19 +63,19 @@ def _enter(
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and the number of processes; (0, 1) outside `run_processes`."""
+    """Return the number of this process and of all; (0, 1) outside `run_processes`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def wait_for_all() -> None:
-    """Wait until every process has come this far."""
+    """Wait until every process has reached this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes."""
+    """Replace each gradient by its mean over the processes."""
     _, world = rank_and_world()
     if world == 1:
         return
@@ -87,21 +87,21 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def cosine_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Learning rate: linear warm-up over `warmup` steps, then a cosine to zero at `total`."""
+    """Return the rate: linear warm-up over `warmup` steps, then a cosine to zero at `total`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def trapezoid_rate(step: int, total: int, warmup: int, decay: int, peak: float) -> float:
-    """Learning rate: linear warm-up, constant, linear to zero over the last `decay` steps."""
+    """Return the rate: linear warm-up, constant, linear to zero over the last `decay` steps."""
     return peak * min(1.0, (step + 1) / warmup, (total - step) / decay)
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], step: int) -> None:
-    """Write the state of `parts` (things with a `state_dict`) and the step, atomically.
+    """Write the state of `parts` (objects with a `state_dict`) and the step, atomically.
 
-    Only the first process writes: the others hold the same state.
+    Only the first process writes; the state of the others is the same.
     """
     if rank_and_world()[0] != 0:
         return
@@ -112,7 +112,7 @@ def save_checkpoint(path: Path, parts: dict[str, Any], step: int) -> None:
 
 
 def load_checkpoint(path: Path, parts: dict[str, Any]) -> int:
-    """Load `parts` from the checkpoint at `path`; return its step, 0 where there is none."""
+    """Load `parts` from the checkpoint at `path`; return its step, or 0 without a checkpoint."""
     if not path.exists():
         return 0
     saved = torch.load(path, weights_only=True)
@@ -122,7 +122,7 @@ def load_checkpoint(path: Path, parts: dict[str, Any]) -> int:
 
 
 class Clock:
-    """Progress of a loop: its rate, time left and the mean loss since the last line of the log."""
+    """Progress of a training loop: rate, time left, and mean loss since the last log line."""
 
     def __init__(self, num_steps: int, batch_size: int, start: int) -> None:
         """Start the clock at step `start` of `num_steps`."""
@@ -133,7 +133,7 @@ class Clock:
         self.mean = math.nan
 
     def tick(self, loss: float) -> bool:
-        """Count a step; True when a line is due, with `mean` being the loss since the last one."""
+        """Count a step; return True when a log line is due, after updating `mean`."""
         self.step += 1
         self._losses.append(loss)
         now = time.monotonic()
@@ -145,7 +145,7 @@ class Clock:
         return True
 
     def should_save(self) -> bool:
-        """Whether a checkpoint is due; asking resets the wait."""
+        """Return True when a checkpoint is due, and start waiting for the next one."""
         now = time.monotonic()
         if now - self._saved < SAVE_EVERY_S:
             return False
@@ -153,7 +153,7 @@ class Clock:
         return True
 
     def __str__(self) -> str:
-        """Say the step, the rate and the minutes left."""
+        """Return the step, the rate and the minutes left as text."""
         done = self.step - self._first
         rate = done / (time.monotonic() - self._begin)
         left = (self._num_steps - self.step) / rate / 60

@@ -32,7 +32,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         pass
 
     class StoppingComposer:
-        """Fails at the fourth batch, as a killed process would."""
+        """A composer that fails at the fourth batch, as if the process was killed."""
 
         def __init__(self) -> None:
             self.composer, self.batches = make_composer(), 0

@@ -11,7 +11,7 @@ from pipelines.tiny_sd.scenes import BACKGROUNDS, COLOURS, SCENES
 def test_captions_name_the_concept_first_and_the_background_if_they_say_so(background: str) -> None:
     rng = np.random.default_rng(1)
     names = ["cat", *load_words()["names"]["cat"]]
-    # A language model's sentence says "snow" where the list says "on the snow".
+    # Sentences of the language model have "snow", the word list has "on the snow".
     hints = [*load_words()["scenes"].get(background, ()), background, "gray"]
     for _ in range(500):
         caption = write_caption("cat", background, rng)

@@ -26,7 +26,7 @@ def _one_thread() -> None:
 
 
 class Oracle:
-    """Knows the clean latents, and so the v that belongs to any noisy ones."""
+    """A network that predicts the exact v, because it has the clean latents."""
 
     def __init__(self, clean: torch.Tensor, alphas: torch.Tensor) -> None:
         self.clean, self.alphas = clean, alphas

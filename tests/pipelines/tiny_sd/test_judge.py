@@ -21,6 +21,6 @@ def test_the_judge_learns_to_tell_two_concepts(
     concepts, backgrounds = judging.name(judge, batch.pictures)
     assert (concepts[:, 0] == batch.concepts).mean() > 0.8
     assert (np.sort(backgrounds, axis=1) == np.arange(len(BACKGROUNDS))).all()
-    monkeypatch.setattr(composer, "sample", None)  # a finished judge is only loaded
+    monkeypatch.setattr(composer, "sample", None)  # A finished judge is loaded, not trained.
     again = judging.train_judge(composer, tmp_path / "judge.pt")
     assert (judging.name(again, batch.pictures)[0] == concepts).all()

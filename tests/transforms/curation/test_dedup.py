@@ -49,7 +49,7 @@ EXACT = CurationConfig(near_duplicate_threshold=None)
 
 
 def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[InputShard]:
-    """Shards of captions as a captions stage leaves them; ordinals count through all of them."""
+    """Write shards of captions like a captions stage, with consecutive ordinals."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for number, start in enumerate(range(0, len(texts), per_shard)):
@@ -89,7 +89,7 @@ def deduplicate(
 
 
 def cut(kept: KeptCaptions, output: str, num_shards: int) -> list[Caption]:
-    """Make the shards that are not there; returns the captions of all shards in order."""
+    """Write the missing shards; return the captions of all shards in order."""
     folder = StageFolder(output, "captions", ".parquet")
     wanted = [n for n in range(num_shards) if not storage.exists(folder.commit_url(n))]
     with beam.Pipeline(options=beam_options([])) as pipeline:
@@ -104,7 +104,7 @@ def all_kept(kept: KeptCaptions) -> list[str]:
 
 
 def repeated(number: int, different: int) -> list[str]:
-    """Captions of which only `different` differ."""
+    """Return `number` captions of which `different` are distinct."""
     draw = random.Random(number)
     some = [f"caption number {i}" for i in range(different)]
     return some + [draw.choice(some) for _ in range(number - different)]
@@ -159,7 +159,7 @@ def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path) -> Non
     written = sentences(60, draw)
     for changed in (0, 1, 1, 2, 3):
         written += [altered(text, changed, draw) for text in written[:40]]
-    # Every signature agrees in some band of one row, so that the threshold alone decides.
+    # With one row per band, signatures agree in some band, so the threshold alone decides.
     config = CurationConfig(
         near_duplicate_threshold=0.6, num_permutations=256, num_bands=256, shingle_words=2
     )
@@ -187,7 +187,7 @@ def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path) -> Non
 def test_the_defaults_find_near_duplicates(tmp_path: Path) -> None:
     draw = random.Random(2)
     written = sentences(300, draw, length=25)
-    # One word changed: 22 of 26 shingles are common, a similarity of 0.85.
+    # With one changed word, 22 of 26 shingles are common: a similarity of 0.85.
     written += [" ".join([*text.split()[:12], "other", *text.split()[13:]]) for text in written]
     shards = write_shards(tmp_path / "in", written, 100)
     kept, _ = deduplicate(shards, str(tmp_path / "out"), config=CurationConfig())
