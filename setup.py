@@ -1,4 +1,4 @@
-"""Packaging: what each role installs. Exact versions are pinned in requirements/*.txt."""
+"""Packaging: dependencies of each role. Exact versions are pinned in requirements/*.txt."""
 
 from setuptools import find_packages, setup
 

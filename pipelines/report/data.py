@@ -14,6 +14,7 @@ from pipelines.report.corpus import CaptionFacts, Example, ImageFacts, caption_f
 from pipelines.report.stages import StageSummary, read_settings, summarise
 from transforms.core import storage
 from transforms.core.errors import MissingFileError, reading
+from transforms.core.scores import FILE_NAME, Score, decode_scores
 from transforms.core.stages import STAGES
 
 
@@ -32,20 +33,6 @@ class TrainingSummary:
     def last_step(self) -> int:
         """Number of the last logged step, counted from 1."""
         return 1 + max(points[-1][0] for points in self.curves.values())
-
-
-@dataclass(frozen=True)
-class Score:
-    """One score, in percent."""
-
-    dataset: str
-    protocol: str
-    metric: str
-    encoder: str
-    value: float
-    error: float | None
-    """Standard deviation over seeds if there are several, else the standard error."""
-    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -91,8 +78,20 @@ def gather(run: str, num_examples: int, num_captions: int) -> RunReport:
 
 def as_json(report: RunReport) -> dict[str, Any]:
     """Return the report without its pictures and with only the last value of each curve."""
-    content = dataclasses.asdict(dataclasses.replace(report, examples=(), training=None))
+    content = dataclasses.asdict(dataclasses.replace(report, examples=(), training=None, scores=()))
     del content["examples"]
+    content["scores"] = [
+        {
+            "dataset": score.dataset,
+            "protocol": score.protocol,
+            "metric": score.metric,
+            "encoder": score.encoder,
+            "value": score.value,
+            "error": score.uncertainty,
+            "chance": score.chance,
+        }
+        for score in report.scores
+    ]
     if report.training is not None:
         content["training"] = {
             "num_steps": report.training.last_step,
@@ -123,23 +122,10 @@ def _training(run: str) -> TrainingSummary | None:
 
 
 def _scores(run: str) -> list[Score]:
-    url = storage.join(run, "scores", "scores.json")
+    url = storage.join(run, "scores", FILE_NAME)
     try:
         content = storage.read_bytes(url)
     except MissingFileError:
         return []
     with reading(url):
-        return [_score(row) for row in json.loads(content)]
-
-
-def _score(row: Mapping[str, Any]) -> Score:
-    error = row["spread"] if row.get("spread") is not None else row.get("error")
-    return Score(
-        dataset=row["dataset"],
-        protocol=row["protocol"],
-        metric=row["metric"],
-        encoder=row["encoder"],
-        value=row["value"],
-        error=error,
-        chance=row.get("chance"),
-    )
+        return decode_scores(content)

@@ -37,8 +37,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def with_error(value: float, error: float | None) -> str:
-    """Return a value with its error where that is known: `43.8 ± 2.5`."""
-    return decimal(value) if error is None else f"{decimal(value)} ± {decimal(error)}"

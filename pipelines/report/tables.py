@@ -3,9 +3,10 @@
 import statistics
 from collections.abc import Sequence
 
-from pipelines.report.data import RunReport, Score, TrainingSummary
-from pipelines.report.formats import byte_size, count, decimal, duration, with_error
+from pipelines.report.data import RunReport, TrainingSummary
+from pipelines.report.formats import byte_size, count, decimal, duration
 from pipelines.report.stages import StageSummary
+from transforms.core.scores import Score
 
 STAGE_TITLES = {
     "backgrounds": "Backgrounds",
@@ -50,7 +51,7 @@ def score_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
         key = (score.dataset, score.protocol, score.metric)
         chance = "" if score.chance is None else decimal(score.chance)
         row = rows.setdefault(key, [*key, chance, *[""] * len(encoders)])
-        row[4 + encoders.index(score.encoder)] = with_error(score.value, score.error)
+        row[4 + encoders.index(score.encoder)] = str(score)
     return ["data set", "protocol", "metric", "chance", *encoders], list(rows.values())
 
 

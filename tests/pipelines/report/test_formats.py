@@ -7,7 +7,6 @@ from pipelines.report.formats import (
     duration,
     percent,
     significant,
-    with_error,
 )
 
 
@@ -27,8 +26,6 @@ from pipelines.report.formats import (
         (duration(67.44), "67.4 s"),
         (duration(104.2), "1 min 44 s"),
         (duration(7830), "2 h 10 min"),
-        (with_error(43.75, 2.5), "43.8 ± 2.5"),
-        (with_error(43.75, None), "43.8"),
     ],
 )
 def test_numbers_as_text(text: str, expected: str) -> None:
