@@ -127,7 +127,6 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
         "num_failures": round(own.total(lambda record: record.num_failures)),
     }
     counts = sum((part.counts() for part in parts), Counter[str]())
-    images = int(settings.get("config", {}).get("images_per_caption", 0)) if name == "images" else 0
     summary = StageSummary(
         name=name,
         unit=STAGES[name].unit,
@@ -140,7 +139,7 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
         num_bytes=sum(storage.list_files(folder.url).values()),
         seconds=sum(part.total(lambda record: record.seconds) for part in parts),
         shard_seconds=_times(own.records),
-        images_per_sample=images,
+        images_per_sample=int(settings.get("config", {}).get("images_per_caption", 0)),
         counts=dict(sorted(counts.items())),
         failures=_failures(storage.join([folder, *retries][-1].url, "failures")),
         settings=settings,
