@@ -31,8 +31,9 @@ from trainer import execution
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
 from trainer.execution import ExecutionConfig
-from trainer.objectives.micro_batch import Piece, image_ids, split, step_masks
-from trainer.training import setup as build
+from trainer.objectives import registry
+from trainer.objectives.micro_batch import MicroBatch, image_ids, split_batch, step_masks
+from trainer.objectives.synclr import SynCLR
 from trainer.training import step as step_module
 from trainer.training.step import Training
 from transforms.core.config import load_config
@@ -85,7 +86,7 @@ def counted_step() -> Iterator[StorageCount]:
 
     def faked(config: TrainConfig) -> tuple[nn.Module | None, ...]:
         with _disable_current_modes():
-            networks = build.build_networks(config)
+            networks = registry.build_networks(config)
         for network in filter(None, networks):
             _fake_parameters(network)
         return networks
@@ -115,25 +116,27 @@ def _fake_parameters(network: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer)
 
 
-def fake_pieces(config: TrainConfig, ranks: int) -> tuple[Batch, Callable[[], list[Piece]]]:
-    """A rank's batch, and what makes its pieces in `counted_step`."""
+def fake_micro_batches(
+    config: TrainConfig, ranks: int
+) -> tuple[Batch, Callable[[], list[MicroBatch]]]:
+    """A rank's batch, and what makes its micro-batches in `counted_step`."""
     of_rank = config.model_copy(update={"captions_per_batch": config.captions_per_batch // ranks})
     batch = trainer_step.made_up_batch(of_rank)
-    objective = config.objective
+    settings = SynCLR.settings_of(config)
     masks = None
-    if objective.ibot_weight:
+    if settings.ibot_weight:
         masks = step_masks(
             batch,
             first_position=0,
             captions_per_batch=config.captions_per_batch,
-            share=objective.masked_images,
+            share=settings.masked_images,
             seed=0,
         )
-    ids = image_ids(batch, objective.positives, config.images_per_caption)
-    pieces = split(
+    ids = image_ids(batch, settings.positives, config.images_per_caption)
+    micro_batches = split_batch(
         batch, ids, masks, config.accumulation, lambda pixels, _: torch.empty(pixels.shape), CPU
     )
-    return batch, lambda: [_fake(piece) for piece in pieces]
+    return batch, lambda: [_fake(part) for part in micro_batches]
 
 
 def _fake(value: Any) -> Any:
@@ -154,11 +157,11 @@ def peak_gib(config: TrainConfig, ranks: int = 1) -> float:
 
         torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
-        batch, pieces = fake_pieces(config, ranks)
+        batch, micro_batches = fake_micro_batches(config, ranks)
         with counted_step() as count:
             training = Training(config, CPU)
             with (
-                mock.patch.object(training.objective, "_pieces", lambda *_: pieces()),
+                mock.patch.object(training.objective, "micro_batches", lambda *_: micro_batches()),
                 mock.patch.object(training.objective, "_masks", lambda *_: None),
             ):
                 training.update(batch)

@@ -29,10 +29,10 @@ from trainer.execution import ExecutionConfig
 from trainer.models.heads import ContrastiveHeadConfig, PrototypeHeadConfig
 from trainer.models.student_teacher import Network, Outputs
 from trainer.models.vit import EncoderConfig, use_plain_attention
-from trainer.objectives.base import ObjectiveConfig
+from trainer.objectives.registry import build_networks
+from trainer.objectives.synclr import ContrastiveConfig, SynCLR
 from trainer.optim import is_decayed
 from trainer.training.flops import image_flops, peak_flops
-from trainer.training.setup import build_networks
 from trainer.training.step import Training
 
 MODELS = {
@@ -55,7 +55,7 @@ def config_of(name: str, captions: int, device: str, execution: ExecutionConfig)
         device=device,
         model=MODELS[name],
         crops=CropsConfig(local_size=32 if small else 96),
-        objective=ObjectiveConfig(
+        objective=ContrastiveConfig(
             contrastive_head=head, prototype_head=prototypes, contrastive_chunk=1024
         ),
         execution=execution,
@@ -102,7 +102,7 @@ class Straightforward:
         student, teacher = build_networks(config)
         assert isinstance(student, Network)
         assert isinstance(teacher, Network)
-        self.config, self.device = config, device
+        self.config, self.settings, self.device = config, SynCLR.settings_of(config), device
         self.student, self.teacher = student.to(device), teacher.to(device)
         if device.type == "cpu":
             use_plain_attention(student)
@@ -152,7 +152,7 @@ class Straightforward:
         assert said.features is not None and said.prototypes is not None
         assert taught.features is not None and taught.prototypes is not None
         student, teacher = (said.features, said.prototypes), (taught.features, taught.prototypes)
-        loss = loss + ibot_loss(student, teacher, self.config.objective.student_temperature)
+        loss = loss + ibot_loss(student, teacher, self.settings.student_temperature)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -173,7 +173,7 @@ class Straightforward:
         """The multi-positive loss with every matrix whole."""
         anchors = functional.normalize(anchors.float(), dim=1)
         keys = functional.normalize(keys.float(), dim=1)
-        logits = anchors @ keys.T / self.config.objective.temperature
+        logits = anchors @ keys.T / self.settings.temperature
         positives = (ids[:, None] == key_ids).float()
         if leave_out_own:
             own = torch.eye(len(anchors), device=self.device)

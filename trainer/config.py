@@ -18,7 +18,8 @@ from trainer.data.photometric import PhotometricConfig
 from trainer.execution import ExecutionConfig, Precision
 from trainer.models.vit import EncoderConfig
 from trainer.monitor.config import MonitorConfig
-from trainer.objectives.base import ObjectiveConfig
+from trainer.objectives.registry import AnyObjectiveConfig, objective_of
+from trainer.objectives.synclr import ContrastiveConfig
 from trainer.optim import OptimConfig
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
@@ -66,7 +67,7 @@ class TrainConfig(Config):
     model: EncoderConfig = EncoderConfig()
     crops: CropsConfig = CropsConfig()
     photometric: PhotometricConfig = PhotometricConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: AnyObjectiveConfig = ContrastiveConfig()
     optim: OptimConfig = OptimConfig()
     execution: ExecutionConfig = ExecutionConfig()
     loader: LoaderConfig = LoaderConfig()
@@ -95,26 +96,13 @@ class TrainConfig(Config):
             )
         if self.optim.warmup > self.steps:
             raise ValueError(f"optim.warmup {self.optim.warmup} is more than steps {self.steps}")
-        objective = self.objective
-        if self.accumulation > 1 and not (objective.teacher or objective.kind == "supervised"):
-            raise ValueError("accumulation is more than 1, but that needs objective.teacher=true")
-        if objective.kind != "contrastive" and self.crops.num_local:
+        objective = objective_of(self)
+        if self.crops.num_local and not objective.takes_local_crops:
             raise ValueError(
                 f"crops.num_local is {self.crops.num_local}: expected 0, since objective.kind "
-                f"{objective.kind!r} has no use for local crops"
+                f"{self.objective.kind!r} does not use local crops"
             )
-        local_weight = objective.local_weight if self.crops.num_local else 0.0
-        weights = objective.global_weight, local_weight, objective.ibot_weight
-        if objective.kind == "contrastive" and not any(weights):
-            raise ValueError(
-                "there is nothing to learn: expected objective.global_weight, local_weight (with "
-                "local crops) or ibot_weight above 0"
-            )
-        if objective.kind == "clip" and self.crops.num_global != 1:
-            raise ValueError(
-                f"crops.num_global is {self.crops.num_global}: expected 1, since objective.kind is "
-                "'clip'"
-            )
+        objective.check(self)
         return self
 
 
@@ -128,21 +116,11 @@ def data_folder(config: TrainConfig) -> str:
     return config.data or storage.join(config.run, "images")
 
 
-def captions_folder(config: TrainConfig) -> str:
-    """Where the caption shards are."""
-    return config.captions or storage.join(config.run, "captions")
-
-
 def is_skipped(config: TrainConfig, step: int) -> bool:
     """Whether a step updates nothing."""
     return any(first <= step <= last for first, last in config.skip_steps)
 
 
-def images_per_step(config: TrainConfig) -> int:
-    """Images of a caption that a step takes."""
-    return 1 if config.objective.kind == "clip" else config.images_per_caption
-
-
 def batch_images(config: TrainConfig) -> int:
-    """Images of a step, over all ranks."""
-    return config.captions_per_batch * images_per_step(config)
+    """Return the number of images that a step takes, over all ranks."""
+    return config.captions_per_batch * objective_of(config).images_per_caption(config)

@@ -27,6 +27,7 @@ from trainer.cli import Ending
 from trainer.config import TrainConfig, data_folder, train_folder
 from trainer.data.loader import LostWorkerError
 from trainer.distributed import LostRankError
+from trainer.objectives.registry import objective_of
 from trainer.signals import stop_signals
 from trainer.training import nonfinite
 from trainer.training.errors import NotFiniteError, RankConfigError, RankError, StoppedError
@@ -139,14 +140,8 @@ def _warn(config: TrainConfig, device: torch.device) -> None:
     """Log settings that have no effect, or another one than they seem to have."""
     if device.type == "cpu" and config.precision == "bf16" and bfloat16_is_slow():
         log.warning(SLOW_BFLOAT16, "precision=fp32")
-    if config.objective.kind != "contrastive":
-        return
-    same_caption = config.objective.positives == "caption"
-    if config.crops.num_global * (config.images_per_caption if same_caption else 1) == 1:
-        others = "images_per_caption is 1" if same_caption else "objective.positives is image"
-        log.warning("No global crop has a positive: crops.num_global is 1, and %s.", others)
-    if config.accumulation > 1 and config.objective.contrastive_head.norm == "bn":
-        log.warning("Batch norms see a piece at a time; norm=ln gives the whole batch's gradient.")
+    for warning in objective_of(config).warnings(config):
+        log.warning("%s", warning)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,8 +14,8 @@ from trainer.config import TrainConfig
 from trainer.data.batch import Batch
 from trainer.execution import prepare, whole
 from trainer.models.vit import EncoderNetwork
+from trainer.objectives.registry import build_networks, build_objective
 from trainer.training.session import open_samples, rank_batches
-from trainer.training.setup import build_networks, build_objective
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Loss terms and gradients by name."""
@@ -25,7 +25,11 @@ def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
     """The training of `making`, with changes to whole keys or, as dicts, inside sections."""
     values: dict[str, Any] = {**TINY_TRAINING, "run": str(run)}
     for key, change in changes.items():
-        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
+        if isinstance(change, dict):
+            before = values.get(key, {})
+            is_same = change.get("kind", "contrastive") == before.get("kind", "contrastive")
+            change = {**before, **change} if is_same else change
+        values[key] = change
     return TrainConfig.model_validate(values)
 
 
@@ -46,14 +50,14 @@ def exact_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork 
 
 
 def step_gradients(config: TrainConfig, step: int) -> Result:
-    """This rank's loss terms (and a sign of collapse) and gradients, averaged over the ranks."""
+    """This rank's loss terms (and a collapse metric) and gradients, averaged over the ranks."""
     torch.set_num_threads(1)
     student, teacher = exact_networks(config)
     spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
     objective = build_objective(config, spread, teacher)
     terms = objective.backward(step_batch(config, step), step)
-    if teacher is not None:  # Without one, of the last piece.
-        terms["feature_std"] = objective.signs["feature_std"]
+    if teacher is not None:  # Without one, of the last micro-batch.
+        terms["feature_std"] = objective.collapse_metrics["feature_std"]
     for term in terms.values():
         distributed.all_reduce(term).div_(distributed.world_size())
     gradients = {

@@ -54,7 +54,9 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
 def test_what_is_out_of_bounds_is_refused_by_name(section: str, key: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         tiny_config("unused", **{section: {key: value}})
-    assert {error["loc"][:2] for error in caught.value.errors()} == {(section, key)}
+    # Pydantic also names the choice that a section of several was checked as.
+    places = [[part for part in e["loc"] if part != "contrastive"] for e in caught.value.errors()]
+    assert {tuple(place[:2]) for place in places} == {(section, key)}
 
 
 @pytest.mark.parametrize(
@@ -95,8 +97,13 @@ def test_help_gives_types_without_their_bounds() -> None:
     assert "  photometric.downsample_sizes  (tuple[int, ...], default [64, 128])\n" in lines
 
 
+def help_lines() -> list[str]:
+    """Keys and their texts, without the lines that name a choice of sections."""
+    return [line for line in describe(TrainConfig).splitlines() if not line.endswith(":")]
+
+
 def test_every_key_has_help() -> None:
-    lines = describe(TrainConfig).splitlines()
+    lines = help_lines()
     keys = [number for number, line in enumerate(lines) if not line.startswith("      ")]
     undescribed = [lines[n] for n in keys if n + 1 in keys or n + 1 == len(lines)]
     assert undescribed == []
@@ -106,7 +113,7 @@ def test_every_key_has_help() -> None:
 def test_every_key_of_the_method_says_whose_value_it_has(section: str) -> None:
     """The paper's, the authors' code's or CLIP's; chunks, kinds and tokens are ours."""
     ours = {"kind", "teacher", "contrastive_chunk", "ibot_chunk", "tokenizer"}
-    lines = describe(TrainConfig).splitlines()
+    lines = help_lines()
     for key, text in zip(lines[0::2], lines[1::2], strict=True):
         name = key.split()[0]
         if name.startswith(f"{section}.") and name.rpartition(".")[2] not in ours:

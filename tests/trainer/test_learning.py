@@ -13,7 +13,7 @@ from PIL import Image
 from tests.support.gradients import step_batch, tiny_config
 from tests.support.image_shards import TINY_TRAINING, UNCHANGED, write_images
 from tests.support.training_runs import command, write_config
-from trainer.training.setup import build_networks, build_objective
+from trainer.objectives.registry import build_networks, build_objective
 
 
 def logged(run: Path, name: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Supervised and CLIP: their losses against the textbook's, and how they share out over pieces."""
+"""Supervised and CLIP: losses against the textbook, sums over micro-batches and ranks, errors."""
 
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,19 @@ from tests.support.image_shards import concept_of, text_of, write_image_captions
 from trainer import distributed
 from trainer.data.batch import Batch
 from trainer.models.text_encoder import tokenize
+from trainer.objectives import clip
 from trainer.objectives.clip import ImageText
+from trainer.objectives.registry import build_networks, build_objective, objective_of
 from trainer.objectives.supervised import Classifier, concept_labels
 from trainer.training.session import open_samples
-from trainer.training.setup import build_networks, build_objective, target_reader
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.seeding import caption_id
 
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}
 TEXT = {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6}
-SUPERVISED = {"kind": "supervised", "teacher": False, "ibot_weight": 0.0}
+SUPERVISED = {"kind": "supervised"}
 STABLEREP = {"teacher": False, "ibot_weight": 0.0}
-CLIP = {"kind": "clip", "teacher": False, "ibot_weight": 0.0, "text": TEXT}
+CLIP = {"kind": "clip", "text": TEXT}
 
 
 @pytest.fixture
@@ -60,10 +61,10 @@ def test_supervised_is_the_cross_entropy_of_the_concept(run: Path) -> None:
     torch.testing.assert_close(objective.backward(batch, 0)["loss"], expected.detach())
 
 
-def test_supervised_pieces_have_the_gradient_of_the_whole(run: Path) -> None:
+def test_supervised_micro_batches_have_the_gradient_of_the_whole(run: Path) -> None:
     config = tiny_config(run, **PLAIN, objective=SUPERVISED)
-    pieces = config.model_copy(update={"accumulation": 2})
-    assert_same(step_gradients(config, 0), step_gradients(pieces, 0))
+    parts = config.model_copy(update={"accumulation": 2})
+    assert_same(step_gradients(config, 0), step_gradients(parts, 0))
 
 
 def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path) -> None:
@@ -73,7 +74,7 @@ def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path
     batch = step_batch(config, 0)
     numbers = ordinals(batch)
     assert len(batch.crops.global_pixels) == 4, "one image of each caption"
-    expected_tokens = [tokenize(text_of(n), config.objective.text) for n in numbers]
+    expected_tokens = [tokenize(text_of(n), clip.CLIP.settings_of(config).text) for n in numbers]
     assert torch.equal(batch.targets, torch.stack(expected_tokens))
     objective = build_objective(config, student, None)
     images = objective._augment(batch.crops.global_pixels, batch.crops.global_draws)
@@ -137,7 +138,7 @@ def test_two_ranks_are_one_process(run: Path) -> None:
 def test_without_the_captions_there_are_no_concepts(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **PLAIN, objective=SUPERVISED)
     with pytest.raises(ConfigError, match=r"captions \(key captions, or run\) holds no stage"):
-        target_reader(config)
+        objective_of(config).target_reader(config)
 
 
 def test_what_is_no_captions_stage_is_a_sentence(run: Path) -> None:
@@ -172,10 +173,12 @@ def test_a_concept_that_the_captions_lack_stops_with_a_sentence(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"objective": {"kind": "clip"}}, "has no teacher"),
+        ({"objective": {"kind": "clip", "teacher": True}}, "has no teacher"),
+        ({"objective": {"kind": "clip", "ibot_weight": 1}}, r"clip\.ibot_weight"),
         ({"objective": CLIP}, r"crops\.num_local is 1: expected 0"),
         ({"objective": CLIP, "crops": {"num_local": 0, "num_global": 2}}, "num_global is 2"),
-        ({**PLAIN, "objective": CLIP, "accumulation": 2}, "needs objective.teacher=true"),
+        ({**PLAIN, "objective": CLIP, "accumulation": 2}, "accumulation is 2: expected 1"),
+        ({**PLAIN, "objective": STABLEREP, "accumulation": 2}, "or objective.teacher=true"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], sentence: str) -> None:

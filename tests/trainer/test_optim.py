@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.support.gradients import tiny_config
-from trainer.objectives.synclr import build_networks
+from trainer.objectives.registry import build_networks
 from trainer.optim import OptimConfig, build_optimizer, is_decayed, set_schedule
 
 
 def test_only_weights_of_layers_decay() -> None:
     config = tiny_config("unused")
-    student, _ = build_networks(config.model, config.objective, 0)
+    student, _ = build_networks(config)
     decayed = {name for name, value in student.named_parameters() if is_decayed(name, value)}
     kept = {name for name, _ in student.named_parameters()} - decayed
     assert {

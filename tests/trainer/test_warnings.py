@@ -19,7 +19,7 @@ def test_settings_without_effect_are_warned_about(
     write_config(tmp_path, images_per_caption=1)
     assert command(tmp_path, "accumulation=2") == 0
     assert "crops.num_global is 1, and images_per_caption is 1" in caplog.text
-    assert "Batch norms see a piece at a time" in caplog.text
+    assert "Batch norms see one micro-batch at a time" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_settings_without_effect_are_warned_about(
         ({"objective": {"positives": "image"}, "crops": {"num_global": 2}}, ""),
         (
             {
-                "objective": {"kind": "supervised", "teacher": False, "ibot_weight": 0.0},
+                "objective": {"kind": "supervised"},
                 "crops": {"num_local": 0},
                 "images_per_caption": 1,
                 "accumulation": 2,

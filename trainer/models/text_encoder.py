@@ -12,7 +12,6 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from trainer.data.shard_reader import Sample
 from transforms.core.config import Config
 from transforms.core.errors import ConfigError
 
@@ -63,11 +62,6 @@ def tokenize(text: str, config: TextConfig) -> Tensor:
     tokens = [start, *tokens[: config.context - 2]]
     row[: len(tokens)] = torch.tensor(tokens)
     return row
-
-
-def tokens_of(sample: Sample, config: TextConfig) -> Tensor:
-    """int64 [context], of the sample's caption."""
-    return tokenize(sample.text, config)
 
 
 @cache

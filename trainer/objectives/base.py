@@ -1,199 +1,231 @@
-"""What every objective has: its settings, and how a step's batch becomes gradients.
+"""Base class of the objectives: how a batch becomes losses and gradients.
 
-Source: paper section 3.3 and tables 4 and 5. The objectives that the paper compares are settings:
-
-    SynCLR              the defaults
-    + EMA + multi-crop  ibot_weight 0
-    + EMA + iBOT        crops.num_local 0
-    + EMA               ibot_weight 0, crops.num_local 0
-    StableRep           teacher false, ibot_weight 0, crops.num_local 0
-    SimCLR              as StableRep, positives image, crops.num_global 2
-    supervised, CLIP    `kind`, as StableRep otherwise
+An objective is one module with a config section (`ObjectiveConfig`) and a class (`Objective`), and
+one entry in `trainer.objectives.registry`. Nothing else in the trainer depends on which objectives
+there are.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from trainer import distributed
 from trainer.data.batch import Batch
-from trainer.data.photometric import PhotometricConfig, augment, to_device
-from trainer.execution import Precision, gradients_wait
+from trainer.data.photometric import augment, to_device
+from trainer.data.shard_reader import Sample
+from trainer.execution import gradients_wait
 from trainer.losses import fused
-from trainer.models.heads import ContrastiveHeadConfig, PrototypeHeadConfig
-from trainer.models.text_encoder import TextConfig
-from trainer.models.vit import EncoderConfig
-from trainer.objectives.micro_batch import Piece, StepMasks, image_ids, split
-from transforms.core.config import Config, Probability, no_fingerprint
+from trainer.models.vit import EncoderNetwork
+from trainer.objectives.micro_batch import (
+    MicroBatch,
+    Positives,
+    StepMasks,
+    image_ids,
+    split_batch,
+)
+from transforms.core.config import Config
 from transforms.core.seeding import derive
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
+TargetReader = Callable[[Sample], Tensor]
+"""Reads from a sample what the objective needs besides the images: int64 [W]."""
+
+Terms = dict[str, Tensor]
+"""Scalars by name: "loss", and the unweighted terms that it consists of."""
 
 
 class ObjectiveConfig(Config):
-    """What is learned, and the settings of the losses."""
+    """Section `objective` of a training; each objective has its own subclass."""
 
-    kind: Literal["contrastive", "supervised", "clip"] = "contrastive"
-    """What the images of a caption are compared with: each other (SynCLR and its relatives), the
-    caption's concept as one of all classes, or the caption's text (one image per step)."""
-    teacher: bool = True
-    """Keys and targets from an EMA of the student; without, keys are the student's own embeddings
-    and there is no predictor (StableRep, SimCLR)."""
-    positives: Literal["caption", "image"] = "caption"
-    """Positives of an anchor: images of its caption (paper), or crops of its image alone
-    (SimCLR)."""
-    temperature: PositiveFloat = 0.08
-    """Temperature of the contrastive loss (paper: 0.08; the authors' code: 0.1)."""
-    global_weight: NonNegativeFloat = 1.0
-    """Weight of the contrastive loss of global crops (paper: 1)."""
-    local_weight: NonNegativeFloat = 1.0
-    """Weight of the contrastive loss of local crops (paper: 1)."""
-    ibot_weight: NonNegativeFloat = 1.0
-    """Weight of iBOT (paper: 1); 0 leaves it and its head out."""
-    masked_images: Probability = 0.5
-    """Share of a batch's global crops that iBOT masks (paper: 0.5)."""
-    masked_patches: Probability = 0.5
-    """Share of a masked crop's patches that are hidden (paper: 0.5)."""
-    student_temperature: PositiveFloat = 0.1
-    """Temperature of the student's prototype logits in iBOT (the authors' code: 0.1)."""
-    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
-    """Temperature of the teacher's prototype logits in iBOT: first and last (paper: 0.04, 0.07)."""
-    teacher_temperature_steps: NonNegativeInt = 4000
-    """Steps over which the teacher's temperature changes, linearly (paper: 4,000)."""
-    sinkhorn_iterations: NonNegativeInt = 3
-    """Iterations of Sinkhorn-Knopp over iBOT's targets (paper: 3); with 0 they are a softmax."""
-    contrastive_head: ContrastiveHeadConfig = ContrastiveHeadConfig()
-    prototype_head: PrototypeHeadConfig = PrototypeHeadConfig()
-    text: TextConfig = TextConfig()
-    contrastive_chunk: PositiveInt | None = no_fingerprint(None)
-    """Anchors at a time in the contrastive loss; null takes a piece's anchors at once."""
-    ibot_chunk: PositiveInt | None = no_fingerprint(2048)
-    """Masked tokens at a time in iBOT; null takes a piece's tokens at once."""
-
-    @model_validator(mode="after")
-    def _sane(self) -> Self:
-        if self.kind != "contrastive" and self.teacher:
-            raise ValueError(f"kind is {self.kind!r}, which has no teacher: expected teacher=false")
-        if self.ibot_weight and not self.teacher:
-            raise ValueError("iBOT needs a teacher: without one, set objective.ibot_weight=0")
-        if self.ibot_weight and not (self.masked_images and self.masked_patches):
-            raise ValueError(
-                "masked_images or masked_patches is 0, so that iBOT has nothing to learn from: "
-                "expected ibot_weight=0, which leaves it out"
-            )
-        return self
+    kind: str
+    """Name of the objective; in a subclass a `Literal` with its value as the default."""
 
 
-@dataclass(frozen=True)
-class StepSettings:
-    """What an objective has to know of the training around it."""
+class TeacherlessConfig(ObjectiveConfig):
+    """Section of an objective without a teacher.
 
-    model: EncoderConfig
-    """For normalisation."""
-    photometric: PhotometricConfig
-    """The settings of the draws."""
-    images_per_caption: int
-    """M, of those that a step takes."""
-    captions_per_batch: int
-    """Over all ranks."""
-    accumulation: int
-    """Pieces that a rank's captions are taken in."""
-    precision: Precision
-    """`bf16` runs the networks under autocast; losses are in float32 always."""
-    compiled: bool
-    """Whether losses and colours are compiled, as blocks are."""
-    seed: int
-    """Of the training."""
-
-
-class Objective(ABC):
-    """Losses and gradients of a step.
-
-    Args:
-        config: The losses' settings.
-        settings: Of the training.
-        student: Trained; the network itself, or what spreads it over several ranks.
-        teacher: None without one.
+    Earlier versions required `teacher: false` and `ibot_weight: 0` in it. Files with these values
+    are still accepted.
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_old_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("teacher"):
+            raise ValueError(
+                f"kind is {values.get('kind')!r}, which has no teacher: expected no key teacher"
+            )
+        no_effect = {"teacher": False, "ibot_weight": 0}
+        return {k: v for k, v in values.items() if k not in no_effect or v != no_effect[k]}
+
+
+SettingsT = TypeVar("SettingsT", bound=ObjectiveConfig)
+
+
+class Objective(ABC, Generic[SettingsT]):
+    """Losses and gradients of a step.
+
+    The class methods describe the objective before there are networks. They take the config of the
+    whole training; `settings_of` returns the objective's own section of it.
+
+    Args:
+        config: Config of the training.
+        student: The network that is trained, perhaps wrapped to spread it over several ranks.
+        teacher: The teacher's network, None for objectives without one.
+    """
+
+    settings_class: ClassVar[type[ObjectiveConfig]]
+    """Class of the objective's section of the config."""
+    takes_local_crops: ClassVar[bool] = False
+    """Whether the objective uses local crops; if not, `crops.num_local` must be 0."""
+    one_image_per_caption: ClassVar[bool] = False
+    """Whether a step takes one image of each caption, drawn again in each epoch, or all of them."""
+
     def __init__(
-        self,
-        config: ObjectiveConfig,
-        settings: StepSettings,
-        student: nn.Module,
-        teacher: nn.Module | None = None,
+        self, config: "TrainConfig", student: nn.Module, teacher: nn.Module | None = None
     ) -> None:
         self.config = config
-        self.settings = settings
+        self.settings = self.settings_of(config)
         self.student = student
         self.teacher = teacher
-        self.signs: dict[str, Tensor] = {}
-        """Collapse metrics of the last step; of its last micro-batch without a teacher."""
+        self.collapse_metrics: Terms = {}
+        """Collapse metrics of the last step; without a teacher, of its last micro-batch."""
         parameter = next(student.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
-    def backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    @classmethod
+    def settings_of(cls, config: "TrainConfig") -> SettingsT:
+        """Return the objective's own section of the config."""
+        return cast(SettingsT, config.objective)
+
+    @classmethod
+    def images_per_caption(cls, config: "TrainConfig") -> int:
+        """Return the number of images of each caption that a step takes."""
+        return 1 if cls.one_image_per_caption else config.images_per_caption
+
+    @classmethod
+    @abstractmethod
+    def build_networks(cls, config: "TrainConfig") -> tuple[EncoderNetwork, EncoderNetwork | None]:
+        """Return student and teacher (None without one), on the CPU.
+
+        Same seed, same weights; the global random state is left alone.
+
+        Raises:
+            ConfigError, StorageError: The networks depend on data that cannot be read.
+        """
+
+    @classmethod
+    def target_reader(cls, config: "TrainConfig") -> TargetReader | None:
+        """Return what fills `Batch.targets`; None if the objective needs images only.
+
+        Raises:
+            ConfigError, StorageError: The targets depend on data that cannot be read.
+        """
+        return None
+
+    @classmethod
+    def patch_share(cls, config: "TrainConfig") -> float:
+        """Return the share of patches in the mask that is drawn with each global crop."""
+        return 0.0
+
+    @classmethod
+    def flops_beyond_student(cls, config: "TrainConfig") -> float:
+        """Return a step's operations for one image besides the student's encoder.
+
+        Count with `trainer.models.flops`: teacher, heads, and the comparison with the batch.
+        """
+        return 0.0
+
+    @classmethod
+    def check(cls, config: "TrainConfig") -> None:
+        """Check that the rest of the config fits the objective, `accumulation` included.
+
+        Raises:
+            ValueError: It does not; one sentence with key, value and what was expected.
+        """
+
+    @classmethod
+    def warnings(cls, config: "TrainConfig") -> list[str]:
+        """Return a sentence for each setting that does not do what it seems to."""
+        return []
+
+    def backward(self, batch: Batch, step: int) -> Terms:
         """Add the gradient of the loss to the student's parameters.
 
-        The wrapper of the student averages these gradients over the ranks; the mean of the terms
-        over the ranks is the batch's, too.
+        The wrapper of the student averages the gradients over the ranks. The mean of the returned
+        terms over the ranks is that of the whole batch, too.
 
         Args:
-            batch: This rank's captions of the step, on the CPU.
-            step: Finished optimiser steps.
+            batch: Captions that this rank has in the step, on the CPU.
+            step: Number of finished optimiser steps.
 
         Returns:
-            "loss" and its unweighted terms, detached scalars that nobody has waited for.
+            The terms, detached. They are on the device, which may not have computed them yet.
         """
-        torch.manual_seed(derive(self.settings.seed, "drop path", step, distributed.rank()))
-        losses = self._losses(batch, step)
-        totals: dict[str, Tensor] = {}
-        for number, terms_of_piece in enumerate(losses, start=1):
+        torch.manual_seed(derive(self.config.seed, "drop path", step, distributed.rank()))
+        losses = self.losses(batch, step)
+        totals: Terms = {}
+        for number, terms_of_micro_batch in enumerate(losses, start=1):
             with gradients_wait(self.student, last=number == len(losses)):
-                terms = terms_of_piece()
+                terms = terms_of_micro_batch()
                 terms["loss"].backward()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach()
         return totals
 
     @abstractmethod
-    def _losses(self, batch: Batch, step: int) -> list[Callable[[], dict[str, Tensor]]]:
-        """For each piece of the batch, what computes its part of "loss" and of each term."""
+    def losses(self, batch: Batch, step: int) -> list[Callable[[], Terms]]:
+        """Return one function per micro-batch, which computes its part of "loss" and each term."""
 
-    def _run(self, network: nn.Module, *inputs: Tensor | None) -> Any:
-        # Without autocast's cache blocks that are computed again do as they did the first time.
+    def run(self, network: nn.Module, *inputs: Tensor | None) -> Any:
+        """Return the output of a network, computed in the precision of the config."""
+        # Without autocast's cache, blocks that are computed again give what they gave before.
         with torch.autocast(
             self.device.type,
             torch.bfloat16,
-            enabled=self.settings.precision == "bf16",
+            enabled=self.config.precision == "bf16",
             cache_enabled=False,
         ):
             return network(*inputs)
 
-    def _pieces(self, batch: Batch, masks: StepMasks | None = None) -> list[Piece]:
-        ids = image_ids(batch, self.config.positives, self.settings.images_per_caption)
-        return split(batch, ids, masks, self.settings.accumulation, self._augment, self.device)
+    def micro_batches(
+        self, batch: Batch, positives: Positives = "caption", masks: StepMasks | None = None
+    ) -> list[MicroBatch]:
+        """Return the batch in `accumulation` micro-batches, augmented and on the device.
+
+        Args:
+            batch: Captions of this rank, on the CPU.
+            positives: Which images get the same id: those of a caption, or only the same image.
+            masks: Patches to hide, None without iBOT.
+        """
+        ids = image_ids(batch, positives, self.images_per_caption(self.config))
+        return split_batch(batch, ids, masks, self.config.accumulation, self._augment, self.device)
 
     def _augment(self, pixels: Tensor, draws: Tensor) -> Tensor:
         images = augment(
             to_device(pixels, self.device),
             draws,
-            self.settings.photometric,
-            mean=self.settings.model.mean,
-            std=self.settings.model.std,
-            run=partial(fused.run, compiled=self.settings.compiled),
+            self.config.photometric,
+            mean=self.config.model.mean,
+            std=self.config.model.std,
+            run=partial(fused.run, compiled=self.config.execution.compile),
         )
         return images.to(self.dtype)
 
 
 def gather_keys(embeddings: Tensor) -> Tensor:
-    """The rows of every rank in at least float32, with the gradient of each rank's loss.
+    """Return the rows of every rank in at least float32, with the gradient of each rank's loss.
 
-    What the ranks say about a key is added up on the way back: too coarse for bfloat16.
+    The backward pass sums the gradients of all ranks for a key: bfloat16 is too coarse for that.
     """
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     return distributed.gather(embeddings.to(dtype))

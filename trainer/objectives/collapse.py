@@ -1,11 +1,12 @@
-"""Signs that the representations collapse, from what the teacher says in a step.
+"""Metrics that show a collapse of the representations, from the teacher's outputs in a step.
 
-Without a teacher they are the student's. A self-distilled encoder can find a shortcut: the same
-token for every image, or the same target for every patch. The losses look fine then, these numbers
-do not. (Not in the paper; SimSiam watches the standard deviation of its unit embeddings, DINO and
-iBOT the entropy of their targets.) They are taken where nothing hides a collapse: before the
-projector, whose last batch norm makes every batch look alike, and before Sinkhorn-Knopp, which
-shares tokens out among all prototypes whatever they say.
+Without a teacher they are computed from the student's. A self-distilled encoder can find a
+shortcut: the same token for every image, or the same target for every patch. The losses look fine
+then, but these metrics do not. (Not in the paper; SimSiam watches the standard deviation of its
+unit embeddings, DINO and iBOT the entropy of their targets.)
+
+They are taken where nothing hides a collapse: before the projector, whose last batch norm makes
+every batch look alike, and before Sinkhorn-Knopp, which spreads any tokens over all prototypes.
 """
 
 import dataclasses
@@ -19,20 +20,24 @@ from trainer import distributed
 from trainer.losses.ibot import TeacherTargets
 
 NUM_TOKENS = 256
-"""Patch tokens that a rank looks at; a glance is enough."""
+"""Largest number of patch tokens per rank that the target metrics use."""
 
 
 @torch.no_grad()
-def feature_signs(cls_tokens: Tensor) -> dict[str, Tensor]:
-    """Of the encoder's view of the images of all ranks, which must call together.
+def feature_metrics(cls_tokens: Tensor) -> dict[str, Tensor]:
+    """Return how different the encoder's outputs are over the images of all ranks.
+
+    All ranks must call it together.
 
     Args:
-        cls_tokens: [N, D], this rank's, as the encoder gives them; N is the same on every rank.
+        cls_tokens: [N, D], output of the encoder for this rank's images; N is the same on every
+            rank.
 
     Returns:
-        "feature_std": the standard deviation of unit tokens over the images, averaged over their D
-        numbers, times sqrt(D): 1 when they point everywhere, 0 when they are all alike. It starts
-        low, as an untrained encoder tells little apart (ViT-B/16: 0.3), and then must not fall.
+        "feature_std": the standard deviation of unit tokens over the images, averaged over the D
+        components, times sqrt(D): 1 if the tokens point everywhere, 0 if they are all alike. It
+        starts low, since an untrained encoder hardly tells images apart (ViT-B/16: 0.3), and must
+        not fall afterwards.
     """
     units = functional.normalize(cls_tokens.double(), dim=1)  # Squares of small differences.
     moments = torch.stack([units.mean(dim=0), units.square().mean(dim=0)])
@@ -42,14 +47,17 @@ def feature_signs(cls_tokens: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def target_signs(targets: TeacherTargets) -> dict[str, Tensor]:
-    """Of iBOT's targets, on tokens spread evenly over this rank's (the log has the ranks' mean).
+def target_metrics(targets: TeacherTargets) -> dict[str, Tensor]:
+    """Return how specific and how varied iBOT's targets are.
+
+    The tokens are spread evenly over this rank's; the log has the mean over the ranks.
 
     Returns:
-        "target_entropy": the mean entropy of a token's target over that of the uniform one: 0 is
-        one prototype each, 1 says nothing. "prototypes_used": how many prototypes are the nearest
-        of a token, out of as many as there can be (tokens or prototypes): 1 when each token has its
-        own, near 0 when all share a few. Both 0 where there is no token.
+        "target_entropy": the mean entropy of a token's target, divided by that of the uniform
+        distribution: 0 if each token has a single prototype, 1 if the targets say nothing.
+        "prototypes_used": the number of prototypes that are the nearest to a token, divided by the
+        largest possible number (tokens or prototypes): 1 if each token has its own, near 0 if all
+        tokens share a few. Both are 0 if there is no token.
     """
     features = targets.features  # [T, bottleneck]
     num_tokens, num_prototypes = min(len(features), NUM_TOKENS), len(targets.prototypes)

@@ -1,6 +1,6 @@
-"""From a rank's batch on the CPU to the pieces that the networks take, on the device.
+"""Micro-batches: parts of a rank's batch, as the networks take them on the device.
 
-All that has to be counted is counted here on the CPU, so that a step never waits for the device.
+All counting is done here, on the CPU, so that a step never waits for the device.
 """
 
 from collections.abc import Callable
@@ -19,39 +19,42 @@ from trainer.losses import ibot
 Augment = Callable[[Tensor, Tensor], Tensor]
 """From uint8 pixels and their draws to normalised images on the device."""
 
+Positives = Literal["caption", "image"]
+"""Which images are positives of each other: those of a caption, or the crops of one image."""
+
 
 @dataclass(frozen=True)
-class Masked:
-    """The masked patches of a piece."""
+class MaskedPatches:
+    """The masked patches of a micro-batch."""
 
     mask: Tensor
     """bool [n * M * G, P], all False for crops that are not masked."""
     patches: Tensor
-    """int64 [T], the same patches, counted over all n * M * G * P."""
+    """int64 [T], the same patches as indices into all n * M * G * P."""
     weights: Tensor
-    """float64 [T], what each adds to the mean over the masked images of an average rank."""
-    among: slice
-    """Where they stand among the rank's."""
+    """float64 [T], weight of each in the mean over the masked images of an average rank."""
+    rows: slice
+    """Position of these T patches among all masked patches of the rank."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some of a rank's captions: n captions of M images with G global and L local crops each."""
+class MicroBatch:
+    """Some captions of a rank: n captions of M images with G global and L local crops each."""
 
     global_images: Tensor
     """[n * M * G, 3, S, S], augmented."""
-    masked: Masked | None
+    masked: MaskedPatches | None
     """None without iBOT."""
     global_ids: Tensor
-    """int64 [n * M * G]: two crops are positives of each other where these are equal."""
+    """int64 [n * M * G]: crops with the same id are positives of each other."""
     local_images: Tensor | None
-    """[n * M * L, 3, s, s], augmented; None where L is 0."""
+    """[n * M * L, 3, s, s], augmented; None if L is 0."""
     local_ids: Tensor
     """int64 [n * M * L]."""
     share: float
-    """Its part of the rank's captions."""
+    """Share of the rank's captions that are in this micro-batch."""
     first_key: int
-    """Where its first global crop stands among the keys of all ranks."""
+    """Index of its first global crop among the keys of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,17 @@ class StepMasks:
     masks: Tensor
     """bool [N * M * G, P]."""
     images_per_rank: float
-    """Masked crops of the batch, over the number of ranks."""
+    """Number of masked crops in the whole batch, divided by the number of ranks."""
 
 
-def image_ids(
-    batch: Batch, positives: Literal["caption", "image"], images_per_caption: int
-) -> Tensor:
-    """int64 [N * M], equal for images that are positives: the caption's id, or the image's own."""
+def image_ids(batch: Batch, positives: Positives, images_per_caption: int) -> Tensor:
+    """Return int64 [N * M], the id of each image; images with the same id are positives.
+
+    Args:
+        batch: Captions of this rank.
+        positives: With `caption` the id is the caption's, with `image` each image has its own.
+        images_per_caption: M.
+    """
     if positives == "caption":
         return batch.caption_ids.repeat_interleave(images_per_caption)
     numbers = torch.arange(images_per_caption)
@@ -77,16 +84,17 @@ def image_ids(
 def step_masks(
     batch: Batch, *, first_position: int, captions_per_batch: int, share: float, seed: int
 ) -> StepMasks:
-    """The patches to hide, in the crops that the step chose to mask.
+    """Return the patches to hide in the crops that are masked in this step.
 
-    Crops are chosen by position over the batch of all ranks: any number of ranks masks the same.
+    The crops are chosen by position over the batch of all ranks, so the same crops are masked with
+    any number of ranks.
 
     Args:
-        batch: A rank's.
-        first_position: Of the batch.
-        captions_per_batch: Over all ranks.
-        share: Of the global crops that are masked.
-        seed: Of this step.
+        batch: Captions of this rank.
+        first_position: First position of the whole batch.
+        captions_per_batch: Number of captions over all ranks.
+        share: Share of the global crops that are masked.
+        seed: Seed of this step.
     """
     per_caption = len(batch.crops.patch_masks) // len(batch.positions)
     chosen = choose_masked_images(captions_per_batch * per_caption, share, seed)
@@ -96,45 +104,45 @@ def step_masks(
     return StepMasks(batch.crops.patch_masks & mine, images_per_rank)
 
 
-def split(
+def split_batch(
     batch: Batch,
     ids: Tensor,
     masks: StepMasks | None,
-    num_pieces: int,
+    num_micro_batches: int,
     augment: Augment,
     device: torch.device,
-) -> list[Piece]:
-    """The batch in `num_pieces` pieces of equally many images.
+) -> list[MicroBatch]:
+    """Return a batch as micro-batches with equally many images.
 
     Args:
-        batch: A rank's, on the CPU.
+        batch: Captions of this rank, on the CPU.
         ids: int64 [N * M] from `image_ids`.
-        masks: From `step_masks`, or None.
-        num_pieces: A divisor of the number of captions N.
-        augment: Carries out the draws.
-        device: Where pieces are wanted.
+        masks: Result of `step_masks`, None without iBOT.
+        num_micro_batches: A divisor of the number of captions N.
+        augment: Function that carries out the draws.
+        device: Device of the networks.
     """
     crops = batch.crops
     num_images = len(ids)
     num_global = len(crops.global_pixels) // num_images
     num_local = len(crops.local_pixels) // num_images
-    size = num_images // num_pieces
+    size = num_images // num_micro_batches
     keys_before = distributed.rank() * num_images * num_global
-    tokens_before = 0
-    pieces = []
+    patches_before = 0
+    micro_batches = []
     for first in range(0, num_images, size):
         globals_ = slice(first * num_global, (first + size) * num_global)
         locals_ = slice(first * num_local, (first + size) * num_local)
         masked = None
         if masks is not None:
-            masked = _masked(masks, globals_, tokens_before, device)
-            tokens_before = masked.among.stop
+            masked = _masked_patches(masks, globals_, patches_before, device)
+            patches_before = masked.rows.stop
         own_ids = ids[first : first + size]
         local_images = None
         if num_local:
             local_images = augment(crops.local_pixels[locals_], crops.local_draws[locals_])
-        pieces.append(
-            Piece(
+        micro_batches.append(
+            MicroBatch(
                 global_images=augment(crops.global_pixels[globals_], crops.global_draws[globals_]),
                 masked=masked,
                 global_ids=to_device(own_ids.repeat_interleave(num_global), device),
@@ -144,16 +152,18 @@ def split(
                 first_key=keys_before + globals_.start,
             )
         )
-    return pieces
+    return micro_batches
 
 
-def _masked(masks: StepMasks, crops: slice, tokens_before: int, device: torch.device) -> Masked:
+def _masked_patches(
+    masks: StepMasks, crops: slice, patches_before: int, device: torch.device
+) -> MaskedPatches:
     mask = masks.masks[crops]
     image, _ = mask.nonzero(as_tuple=True)
     weights = ibot.token_weights(image, masks.images_per_rank)
-    return Masked(
+    return MaskedPatches(
         mask=to_device(mask, device),
         patches=to_device(mask.flatten().nonzero().squeeze(1), device),
         weights=to_device(weights, device),
-        among=slice(tokens_before, tokens_before + len(image)),
+        rows=slice(patches_before, patches_before + len(image)),
     )

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,23 +16,33 @@ from trainer.data.batch import Batch
 from trainer.data.photometric import to_device
 from trainer.data.shard_reader import Sample, read_stage_index
 from trainer.models.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
-from trainer.objectives.base import Objective
-from trainer.objectives.collapse import feature_signs
-from trainer.objectives.micro_batch import Piece
+from trainer.objectives.base import Objective, TargetReader, TeacherlessConfig, Terms
+from trainer.objectives.collapse import feature_metrics
+from trainer.objectives.micro_batch import MicroBatch
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, reading
 from transforms.core.seeding import derive
 
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
 log = logging.getLogger(__name__)
 
 
+class SupervisedConfig(TeacherlessConfig):
+    """Images are classified by the concept of their caption."""
+
+    kind: Literal["supervised"] = "supervised"
+    """`supervised`: images are classified by the concept of their caption."""
+
+
 class Classified(NamedTuple):
-    """What a student says about images."""
+    """Output of the student for images."""
 
     logits: Tensor
     """[n, classes]."""
     cls_tokens: Tensor
-    """[n, D], as the encoder gives them, without gradient."""
+    """[n, D], output of the encoder, without gradient."""
 
 
 class Classifier(EncoderNetwork):
@@ -48,28 +58,57 @@ class Classifier(EncoderNetwork):
             nn.init.zeros_(self.classes.bias)
 
     def forward(self, images: Tensor) -> Classified:
-        """The classes of images [n, 3, H, W]."""
+        """Return the logits of images [n, 3, H, W]."""
         cls_tokens = encode(self.encoder, images)[:, 0]
         return Classified(self.classes(cls_tokens), cls_tokens.detach())
 
 
-class Supervised(Objective):
-    """The loss is its only term."""
+class Supervised(Objective[SupervisedConfig]):
+    """The loss is the only term."""
 
-    def _losses(self, batch: Batch, step: int) -> list[Callable[[], dict[str, Tensor]]]:
-        pieces = self._pieces(batch)
+    settings_class = SupervisedConfig
+
+    @classmethod
+    def build_networks(cls, config: "TrainConfig") -> tuple[Classifier, None]:
+        """Return the student; there is no teacher.
+
+        Raises:
+            ConfigError, StorageError, DamagedFileError: See `concept_labels`.
+        """
+        num_classes = len(concept_labels(captions_folder(config)))
+        return Classifier(config.model, num_classes, config.seed), None
+
+    @classmethod
+    def target_reader(cls, config: "TrainConfig") -> TargetReader:
+        """Return what reads the number of a sample's concept, int64 [1].
+
+        Raises:
+            ConfigError, StorageError, DamagedFileError: See `concept_labels`.
+        """
+        return partial(label_of, labels=concept_labels(captions_folder(config)))
+
+    def losses(self, batch: Batch, step: int) -> list[Callable[[], Terms]]:
+        """Return the cross-entropy of each micro-batch."""
+        micro_batches = self.micro_batches(batch)
         crops_per_caption = len(batch.crops.global_pixels) // len(batch.targets)
         labels = to_device(batch.targets[:, 0].repeat_interleave(crops_per_caption), self.device)
         return [
-            partial(self._terms, piece, part)
-            for piece, part in zip(pieces, labels.chunk(len(pieces)), strict=True)
+            partial(self._terms, micro_batch, part)
+            for micro_batch, part in zip(
+                micro_batches, labels.chunk(len(micro_batches)), strict=True
+            )
         ]
 
-    def _terms(self, piece: Piece, labels: Tensor) -> dict[str, Tensor]:
-        logits, cls_tokens = self._run(self.student, piece.global_images)
-        self.signs = feature_signs(cls_tokens)
+    def _terms(self, micro_batch: MicroBatch, labels: Tensor) -> Terms:
+        logits, cls_tokens = self.run(self.student, micro_batch.global_images)
+        self.collapse_metrics = feature_metrics(cls_tokens)
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return {"loss": piece.share * functional.cross_entropy(logits.to(dtype), labels)}
+        return {"loss": micro_batch.share * functional.cross_entropy(logits.to(dtype), labels)}
+
+
+def captions_folder(config: "TrainConfig") -> str:
+    """Return the folder or URL of the caption shards that name the concepts."""
+    return config.captions or storage.join(config.run, "captions")
 
 
 @cache
@@ -104,10 +143,10 @@ def concept_labels(captions: str) -> dict[str, int]:
 
 
 def label_of(sample: Sample, labels: dict[str, int]) -> Tensor:
-    """int64 [1], the number of the sample's concept.
+    """Return the number of a sample's concept, int64 [1].
 
     Raises:
-        DamagedFileError: It has none, or one that the captions do not have.
+        DamagedFileError: The sample has no concept, or one that the captions do not have.
     """
     concept = sample.meta.get("concept")
     if concept not in labels:

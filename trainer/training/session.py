@@ -7,15 +7,15 @@ from collections.abc import Generator, Iterator
 import torch
 
 from trainer import distributed
-from trainer.config import TrainConfig, data_folder, images_per_step
+from trainer.config import TrainConfig, data_folder
 from trainer.data.batch import Batch, CroppedSamples, CropSpec
 from trainer.data.loader import batches
 from trainer.data.sampler import ShuffleSampler
 from trainer.data.shard_reader import ShardReader
 from trainer.execution import device_type
+from trainer.objectives.registry import objective_of
 from trainer.signals import ignore_stops
 from trainer.training.errors import RankConfigError, StoppedError
-from trainer.training.setup import target_reader
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError
 
@@ -127,16 +127,17 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
     if len(reader) == 0:
         raise DamagedFileError(f"index {index_url} lists no samples: there is nothing to train on")
     sampler = ShuffleSampler(reader.shard_sizes, config.seed, config.loader.shuffle_shards)
+    objective = objective_of(config)
     spec = CropSpec(
         crops=config.crops,
         photometric=config.photometric,
         global_size=config.model.image_size,
         patch_size=config.model.patch_size,
-        patch_share=config.objective.masked_patches,
+        patch_share=objective.patch_share(config),
         images_per_caption=config.images_per_caption,
-        one_image=images_per_step(config) < config.images_per_caption,
+        one_image=objective.one_image_per_caption,
     )
-    return CroppedSamples(reader, sampler, spec, config.seed, target_reader(config))
+    return CroppedSamples(reader, sampler, spec, config.seed, objective.target_reader(config))
 
 
 def rank_batches(

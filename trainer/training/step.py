@@ -19,9 +19,9 @@ from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
 from trainer.losses import schedules
 from trainer.models.student_teacher import update_teacher
 from trainer.models.vit import EncoderNetwork
+from trainer.objectives.registry import build_networks, build_objective
 from trainer.optim import build_optimizer, set_schedule
 from trainer.training.errors import NotFiniteError
-from trainer.training.setup import build_networks, build_objective
 from transforms.core.errors import ConfigError
 
 
@@ -99,7 +99,7 @@ class Training:
 
     def _note(self, terms: dict[str, Tensor], batch: Batch) -> None:
         """Keep the step's terms, meaned over the ranks, on the device."""
-        terms = {**terms, **self.objective.signs}
+        terms = {**terms, **self.objective.collapse_metrics}
         local = [term.double() for term in terms.values()]
         packed = torch.stack([*local, torch.full_like(local[0], batch.num_replaced)])
         *totals, replaced = distributed.all_reduce(packed)

@@ -23,8 +23,6 @@ CLIP: dict[str, Any] = {
     "crops": {"num_local": 0},
     "objective": {
         "kind": "clip",
-        "teacher": False,
-        "ibot_weight": 0.0,
         "text": {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6},
     },
     "optim": {"learning_rate": 0.1, "warmup": 0},

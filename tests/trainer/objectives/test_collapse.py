@@ -1,4 +1,4 @@
-"""The signs of collapse: closed forms, collapsed networks, and a teacher broken on purpose."""
+"""Collapse metrics: closed forms, collapsed networks, and a teacher broken on purpose."""
 
 import itertools
 import json
@@ -15,9 +15,10 @@ from tests.support.gradients import tiny_config
 from tests.support.image_shards import TINY_TRAINING, write_image_captions, write_images
 from tests.support.training_runs import command, write_config
 from trainer.losses.ibot import teacher_targets
-from trainer.objectives.collapse import NUM_TOKENS, feature_signs, target_signs
+from trainer.models.heads import ContrastiveHeadConfig
+from trainer.objectives.collapse import NUM_TOKENS, feature_metrics, target_metrics
+from trainer.objectives.registry import build_networks, build_objective
 from trainer.training.session import open_samples, rank_batches
-from trainer.training.setup import build_networks, build_objective
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -25,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def feature_std(cls_tokens: Tensor) -> float:
-    return float(feature_signs(cls_tokens)["feature_std"])
+    return float(feature_metrics(cls_tokens)["feature_std"])
 
 
 def test_tokens_that_point_everywhere_and_nowhere() -> None:
@@ -43,10 +44,10 @@ ALONE: dict[str, Any] = {"teacher": False, "ibot_weight": 0.0}
 TEXT = {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "synclr": {},
-    "synclr in pieces": {"accumulation": 2},
+    "synclr in micro-batches": {"accumulation": 2},
     "stablerep": {"objective": ALONE},
-    "supervised": {"objective": {**ALONE, "kind": "supervised"}},
-    "clip": {"objective": {**ALONE, "kind": "clip", "text": TEXT}},
+    "supervised": {"objective": {"kind": "supervised"}},
+    "clip": {"objective": {"kind": "clip", "text": TEXT}},
 }
 
 
@@ -55,7 +56,8 @@ def test_batch_norms_do_not_hide_an_encoder_that_collapses(tmp_path: Path, name:
     write_images(tmp_path / "images")
     write_image_captions(tmp_path / "captions")
     config = tiny_config(tmp_path, crops={"num_local": 0}, **OBJECTIVES[name])
-    assert config.objective.contrastive_head.norm == "bn"
+    head = getattr(config.objective, "contrastive_head", ContrastiveHeadConfig())
+    assert head.norm == "bn"
     student, teacher = build_networks(config)
     objective = build_objective(config, student, teacher)
     batch = next(rank_batches(config, open_samples(config), range(1)))
@@ -65,7 +67,7 @@ def test_batch_norms_do_not_hide_an_encoder_that_collapses(tmp_path: Path, name:
         torch.nn.init.constant_(norm.weight, share)
         torch.nn.init.ones_(norm.bias)
         objective.backward(batch, 0)
-        found.append(float(objective.signs["feature_std"]))
+        found.append(float(objective.collapse_metrics["feature_std"]))
     assert found[0] > 0.05
     for before, after in itertools.pairwise(found):
         assert after == pytest.approx(before / 10, rel=0.7)
@@ -74,7 +76,9 @@ def test_batch_norms_do_not_hide_an_encoder_that_collapses(tmp_path: Path, name:
 NUM_PROTOTYPES = 512
 
 
-def signs(features: Tensor, *, temperature: float = 0.04, iterations: int = 3) -> dict[str, float]:
+def metrics(
+    features: Tensor, *, temperature: float = 0.04, iterations: int = 3
+) -> dict[str, float]:
     prototypes = functional.normalize(normal(NUM_PROTOTYPES, features.shape[1], seed=9), dim=1)
     targets = teacher_targets(
         functional.normalize(features, dim=1),
@@ -82,17 +86,17 @@ def signs(features: Tensor, *, temperature: float = 0.04, iterations: int = 3) -
         temperature=temperature,
         iterations=iterations,
     )
-    return {name: float(value) for name, value in target_signs(targets).items()}
+    return {name: float(value) for name, value in target_metrics(targets).items()}
 
 
 def test_sinkhorn_does_not_hide_tokens_that_are_alike() -> None:
     """It makes all prototypes equally used, whatever the tokens say."""
-    assert signs(torch.ones(64, 32)) == {
+    assert metrics(torch.ones(64, 32)) == {
         "target_entropy": pytest.approx(1.0),
         "prototypes_used": pytest.approx(1 / 64),
     }
     used = [
-        signs(normal(32) + share * normal(64, 32, seed=1))["prototypes_used"]
+        metrics(normal(32) + share * normal(64, 32, seed=1))["prototypes_used"]
         for share in (10.0, 1.0, 0.1, 0.01)
     ]
     assert used == sorted(used, reverse=True)
@@ -102,11 +106,11 @@ def test_sinkhorn_does_not_hide_tokens_that_are_alike() -> None:
 
 def test_targets_that_say_nothing_something_and_one_thing() -> None:
     tokens = normal(64, 32)
-    assert signs(tokens, temperature=100.0)["target_entropy"] == pytest.approx(1.0, abs=1e-3)
-    assert 0.2 < signs(tokens)["target_entropy"] < 0.9
-    certain = signs(tokens, temperature=1e-4, iterations=0)
+    assert metrics(tokens, temperature=100.0)["target_entropy"] == pytest.approx(1.0, abs=1e-3)
+    assert 0.2 < metrics(tokens)["target_entropy"] < 0.9
+    certain = metrics(tokens, temperature=1e-4, iterations=0)
     assert certain["target_entropy"] == pytest.approx(0.0, abs=0.01)
-    assert signs(torch.zeros(0, 32)) == {"target_entropy": 0.0, "prototypes_used": 0.0}
+    assert metrics(torch.zeros(0, 32)) == {"target_entropy": 0.0, "prototypes_used": 0.0}
 
 
 def test_prototypes_are_a_share_of_them_or_of_the_tokens() -> None:
@@ -115,7 +119,7 @@ def test_prototypes_are_a_share_of_them_or_of_the_tokens() -> None:
     def used(chosen: list[int], num_prototypes: int) -> float:
         prototypes = torch.eye(num_prototypes)
         targets = teacher_targets(prototypes[chosen], prototypes, temperature=0.04)
-        return float(target_signs(targets)["prototypes_used"])
+        return float(target_metrics(targets)["prototypes_used"])
 
     assert used([0, 3, 5], 6) == 1.0
     assert used([0, 3, 3, 3], 6) == 0.5

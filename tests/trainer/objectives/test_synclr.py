@@ -1,4 +1,4 @@
-"""The objective: what it excludes, how pieces add up, and the paper's other objectives."""
+"""The objective: what it excludes, how micro-batches add up, and the paper's other objectives."""
 
 import math
 from pathlib import Path
@@ -14,8 +14,7 @@ from trainer.losses import fused
 from trainer.losses.contrastive import multi_positive_loss
 from trainer.models.student_teacher import update_teacher
 from trainer.objectives import synclr
-from trainer.objectives.base import ObjectiveConfig
-from trainer.objectives.synclr import build_networks
+from trainer.objectives.synclr import ContrastiveConfig, SynCLR
 from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
@@ -106,7 +105,8 @@ def test_the_papers_objectives_have_their_terms(
     assert all(math.isfinite(float(term)) for term in terms.values())
     unused = {name for name, gradient in gradients.items() if not gradient.abs().sum()}
     assert all(name.endswith("bias") for name in unused), unused
-    assert any(name.startswith("predictor") for name in gradients) == config.objective.teacher
+    has_predictor = any(name.startswith("predictor") for name in gradients)
+    assert has_predictor == SynCLR.settings_of(config).teacher
 
 
 def test_weights_scale_their_terms(run: Path) -> None:
@@ -117,15 +117,15 @@ def test_weights_scale_their_terms(run: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulated_pieces_have_the_gradient_of_the_whole(run: Path, accumulation: int) -> None:
+def test_micro_batches_have_the_gradient_of_the_whole(run: Path, accumulation: int) -> None:
     head = {"norm": "ln", "hidden": 16, "out": 8}
     settings: dict[str, Any] = {
         "objective": {"contrastive_head": head},
         "model": {"drop_path": 0.0},
     }
     whole = step_gradients(tiny_config(run, **settings), 1)
-    pieces = step_gradients(tiny_config(run, accumulation=accumulation, **settings), 1)
-    assert_same(whole, pieces)
+    parts = step_gradients(tiny_config(run, accumulation=accumulation, **settings), 1)
+    assert_same(whole, parts)
 
 
 def test_chunked_losses_have_the_gradient_of_the_whole(
@@ -149,7 +149,7 @@ def test_chunked_losses_have_the_gradient_of_the_whole(
 
 def test_the_teacher_is_the_students_copy_and_then_its_average() -> None:
     config = tiny_config("unused")
-    student, teacher = build_networks(config.model, config.objective, 0)
+    student, teacher = SynCLR.build_networks(config)
     assert teacher is not None
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert teacher.predictor is None
@@ -188,4 +188,4 @@ def test_the_teacher_moves_once_per_optimiser_step(
 
 def test_ibot_without_a_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="without one, set objective"):
-        ObjectiveConfig(teacher=False)
+        ContrastiveConfig(teacher=False)

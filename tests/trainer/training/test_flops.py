@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.support.gradients import step_batch, tiny_config
 from tests.support.image_shards import UNCHANGED, write_image_captions, write_images
 from trainer.config import batch_images
+from trainer.models import flops
 from trainer.models.student_teacher import Network
 from trainer.models.vit import EncoderConfig, build_encoder, use_plain_attention
-from trainer.training import flops
+from trainer.objectives.synclr import SynCLR
+from trainer.training.flops import image_flops, peak_flops
 from trainer.training.step import Training
 
 
@@ -34,12 +36,11 @@ def test_the_encoder(size: int) -> None:
 
 def test_a_network_with_its_heads_forward_and_backward() -> None:
     config = tiny_config("unused")
-    objective, model = config.objective, config.model
-    assert objective.prototype_head is not None
+    settings, model = SynCLR.settings_of(config), config.model
     network = Network(
         model,
-        objective.contrastive_head,
-        objective.prototype_head,
+        settings.contrastive_head,
+        settings.prototype_head,
         predictor=True,
         drop_path=0.0,
         seed=0,
@@ -57,9 +58,9 @@ def test_a_network_with_its_heads_forward_and_backward() -> None:
 
     expected = 6 * flops.encoder_flops(model, size)
     expected += 6 * flops.contrastive_head_flops(
-        model.width, objective.contrastive_head, predictor=True
+        model.width, settings.contrastive_head, predictor=True
     )
-    expected += len(patches) * flops.prototype_head_flops(model.width, objective.prototype_head)
+    expected += len(patches) * flops.prototype_head_flops(model.width, settings.prototype_head)
     assert counted(forward) == pytest.approx(expected, rel=0.01)
     both = counted(lambda: forward().backward())
     # Images need no gradient, so the backward pass of the patch embedding is half a one.
@@ -73,19 +74,23 @@ def test_vit_b() -> None:
     assert flops.encoder_flops(EncoderConfig(), 224) == pytest.approx(2 * 17.6e9, rel=0.01)
 
 
+HEADS: dict[str, Any] = {
+    "contrastive_head": {"hidden": 192, "out": 48},
+    "prototype_head": {"hidden": 192, "bottleneck": 8, "num_prototypes": 12},
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "synclr": {},
+    "synclr": {"objective": HEADS},
     "simclr": {
         "crops": {"num_global": 2, "num_local": 0},
-        "objective": {"teacher": False, "ibot_weight": 0.0},
+        "objective": {**HEADS, "teacher": False, "ibot_weight": 0.0},
     },
-    "supervised": {
-        "crops": {"num_local": 0},
-        "objective": {"teacher": False, "ibot_weight": 0.0, "kind": "supervised"},
-    },
+    "supervised": {"crops": {"num_local": 0}, "objective": {"kind": "supervised"}},
     "clip": {
         "crops": {"num_local": 0},
-        "objective": {"teacher": False, "ibot_weight": 0.0, "kind": "clip"},
+        "objective": {
+            "kind": "clip",
+            "text": {"context": 24, "width": 24, "depth": 2, "num_heads": 2, "out": 6},
+        },
     },
 }
 
@@ -101,24 +106,19 @@ def test_a_step_of_every_objective(name: str, tmp_path: Path) -> None:
         model={"patch_size": 4, "width": 48, "mlp_ratio": 3.0},
         photometric=UNCHANGED,  # Blur is a matrix product, too.
         crops={"num_local": 3, **OBJECTIVES[name].get("crops", {})},
-        objective={
-            "contrastive_head": {"hidden": 192, "out": 48},
-            "prototype_head": {"hidden": 192, "bottleneck": 8, "num_prototypes": 12},
-            "text": {"context": 24, "width": 24, "depth": 2, "num_heads": 2, "out": 6},
-            **OBJECTIVES[name].get("objective", {}),
-        },
+        objective=OBJECTIVES[name].get("objective", {}),
     )
     training, batch = Training(config, torch.device("cpu")), step_batch(config, 0)
     # The counter does not know torch's fused attention on a CPU.
     with sdpa_kernel(SDPBackend.MATH):
         found = counted(lambda: training.update(batch))
-    assert flops.image_flops(config) * batch_images(config) == pytest.approx(found, rel=0.02)
+    assert image_flops(config) * batch_images(config) == pytest.approx(found, rel=0.02)
 
 
 def test_peaks_are_found_by_a_part_of_the_name() -> None:
-    assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert flops.peak_flops("NVIDIA H100 NVL") == 835e12
-    assert flops.peak_flops("NVIDIA L4") == 121e12
-    assert flops.peak_flops("NVIDIA L40") == 181e12
-    assert flops.peak_flops("a card of next year") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H100 NVL") == 835e12
+    assert peak_flops("NVIDIA L4") == 121e12
+    assert peak_flops("NVIDIA L40") == 181e12
+    assert peak_flops("a card of next year") is None

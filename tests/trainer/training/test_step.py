@@ -22,8 +22,9 @@ from trainer.data.batch import Batch, hex_ids
 from trainer.data.photometric import augment
 from trainer.losses.ibot import ibot_loss
 from trainer.objectives.micro_batch import step_masks
+from trainer.objectives.registry import build_networks, build_objective
+from trainer.objectives.synclr import SynCLR
 from trainer.training.errors import NotFiniteError
-from trainer.training.setup import build_networks, build_objective
 from trainer.training.step import Training
 from transforms.core.seeding import derive
 
@@ -69,7 +70,7 @@ def masks_of(config: TrainConfig, batch: Batch, step: int) -> Tensor:
         batch,
         first_position=step * captions,
         captions_per_batch=captions,
-        share=config.objective.masked_images,
+        share=SynCLR.settings_of(config).masked_images,
         seed=derive(config.seed, "masked images", step),
     ).masks
     assert sorted(masks.sum(dim=1).tolist()) == [0] * 4 + [1] * 12
@@ -81,7 +82,7 @@ def terms_by_definition(
     config: TrainConfig, student: Any, teacher: Any, batch: Batch, step: int
 ) -> dict[str, float]:
     """SynCLR's terms, unweighted."""
-    settings = config.objective
+    settings = SynCLR.settings_of(config)
     views = [
         augment(
             pixels, draws, config.photometric, mean=config.model.mean, std=config.model.std
@@ -126,9 +127,11 @@ def test_a_step_is_its_definition(run: Path) -> None:
 
 def other_objective(kind: str) -> dict[str, Any]:
     """Settings of an objective with as little as there can be beside it."""
-    text = {"width": 8, "depth": 1, "num_heads": 2, "out": 6}
-    teacher = kind == "contrastive"
-    return {"kind": kind, "teacher": teacher, "ibot_weight": 0.0, "text": text}
+    settings: dict[str, dict[str, Any]] = {
+        "contrastive": {"ibot_weight": 0.0},
+        "clip": {"text": {"width": 8, "depth": 1, "num_heads": 2, "out": 6}},
+    }
+    return {"kind": kind, **settings.get(kind, {})}
 
 
 @pytest.mark.parametrize("kind", ["contrastive", "supervised", "clip"])

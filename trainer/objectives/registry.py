@@ -1,0 +1,52 @@
+"""The objectives that there are. A new one is a module with its class, and a line here."""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from torch import nn
+
+from trainer.models.vit import EncoderNetwork
+from trainer.objectives.base import Objective, ObjectiveConfig
+from trainer.objectives.clip import CLIP
+from trainer.objectives.supervised import Supervised
+from trainer.objectives.synclr import SynCLR
+from transforms.core.config import chosen_by
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
+OBJECTIVES: tuple[type[Objective[Any]], ...] = (SynCLR, Supervised, CLIP)
+"""The first is the default."""
+
+if TYPE_CHECKING:
+    AnyObjectiveConfig = ObjectiveConfig
+else:
+    AnyObjectiveConfig = Annotated[
+        reduce(or_, (objective.settings_class for objective in OBJECTIVES)),
+        Field(discriminator="kind"),
+        chosen_by("kind", OBJECTIVES[0].settings_class.model_fields["kind"].default),
+    ]
+    """Section `objective` of the config: that of the objective which its key `kind` names."""
+
+
+def objective_of(config: "TrainConfig") -> type[Objective[Any]]:
+    """Return the objective that a training's config chooses."""
+    return next(o for o in OBJECTIVES if o.settings_class is type(config.objective))
+
+
+def build_networks(config: "TrainConfig") -> tuple[EncoderNetwork, EncoderNetwork | None]:
+    """Return student and teacher (None without one), on the CPU; each has an `encoder`.
+
+    Raises:
+        ConfigError, StorageError: The networks depend on data that cannot be read.
+    """
+    return objective_of(config).build_networks(config)
+
+
+def build_objective(
+    config: "TrainConfig", student: nn.Module, teacher: nn.Module | None
+) -> Objective[Any]:
+    """Return the objective of networks from `build_networks`, which may be wrapped by now."""
+    return objective_of(config)(config, student, teacher)
