@@ -36,7 +36,7 @@ from trainer.training.session import check_ranks, open_samples, rank_session, st
 from trainer.training.settings_history import fixed, note_settings
 from trainer.training.step import Training
 from transforms.core import storage
-from transforms.core.config import load_config
+from transforms.core.config import fields_of_other_choices, load_config
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
@@ -97,7 +97,12 @@ def train(config: TrainConfig, device: torch.device) -> str:
     # Settings are claimed after everything that may fail because of them: they may be changed then.
     fields = {**fixed(config), "data": samples.reader.checksum}
     check_shared_folder(checkpoints)
-    claim(storage.join(folder, "run.yaml"), Fingerprint(fields), config.model_dump(mode="json"))
+    claim(
+        storage.join(folder, "run.yaml"),
+        Fingerprint(fields),
+        config.model_dump(mode="json"),
+        retired=fields_of_other_choices(config),
+    )
     with _naming_rank():
         with newest_on_all_ranks(checkpoints) as found:
             if found is not None:

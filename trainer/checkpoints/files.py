@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import nn
 
 from trainer.models.vit import EncoderConfig, build_encoder
 from transforms.core import storage
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, no_fingerprint, stored_config
 from transforms.core.errors import DAMAGE, ConfigError, MissingFileError, StorageError
 from transforms.core.scratch import scratch_folder
 
@@ -282,7 +282,7 @@ def load_encoder(
     state = checkpoint.state
     weights = state["teacher"] if which == "teacher" and state["teacher"] else state["student"]
     try:
-        config = EncoderConfig.model_validate(state["config"]["model"])
+        config = stored_config(EncoderConfig, state["config"]["model"], checkpoint.url)
         encoder = build_encoder(config, seed=0)
         encoder.load_state_dict(
             {
@@ -291,7 +291,7 @@ def load_encoder(
                 if name.startswith("encoder.")
             }
         )
-    except (KeyError, ValidationError, RuntimeError) as error:
+    except (KeyError, ConfigError, RuntimeError) as error:
         raise ConfigError(
             f"checkpoint {checkpoint.url} does not hold the encoder that its own config describes"
         ) from error

@@ -1,4 +1,4 @@
-"""The objectives that there are. A new one is a module with its class, and a line here."""
+"""The objectives that a config can choose. To add one, write its module and list its class here."""
 
 from functools import reduce
 from operator import or_
@@ -17,8 +17,11 @@ from transforms.core.config import chosen_by
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
 
-OBJECTIVES: tuple[type[Objective[Any]], ...] = (SynCLR, Supervised, CLIP)
-"""The first is the default."""
+OBJECTIVES: tuple[type[Objective[Any]], ...] = (
+    SynCLR,  # The default.
+    Supervised,
+    CLIP,
+)
 
 if TYPE_CHECKING:
     AnyObjectiveConfig = ObjectiveConfig
@@ -28,7 +31,7 @@ else:
         Field(discriminator="kind"),
         chosen_by("kind", OBJECTIVES[0].settings_class.model_fields["kind"].default),
     ]
-    """Section `objective` of the config: that of the objective which its key `kind` names."""
+    """Section `objective` of the config; its key `kind` chooses the objective."""
 
 
 def objective_of(config: "TrainConfig") -> type[Objective[Any]]:

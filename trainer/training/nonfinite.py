@@ -15,7 +15,8 @@ from trainer.config import CHANGEABLE, TrainConfig
 from trainer.training.errors import NotFiniteError
 from trainer.training.step import Training
 from transforms.core import storage
-from transforms.core.config import fingerprint_fields
+from transforms.core.config import fields_of_other_choices, fingerprint_fields
+from transforms.core.config_keys import flatten
 from transforms.core.errors import MissingFileError, reading
 
 NOTE = "not-finite.json"
@@ -101,7 +102,7 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
     with reading(f"{url} (delete it to train on)"):
         note = json.loads(content)
         error = NotFiniteError(str(note["sentence"]), int(note["step"]), list(note["caption_ids"]))
-        same = note["settings"] == _settings(config)
+        same = _same_settings(dict(note["settings"]), config)
     if same and error.step >= step:
         raise error
 
@@ -124,6 +125,14 @@ def few(names: Sequence[str]) -> str:
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """What the numbers of a step depend on, as JSON has it."""
     return {**fingerprint_fields(config), **config.model_dump(mode="json", include=ROUNDING)}
+
+
+def _same_settings(noted: dict[str, Any], config: TrainConfig) -> bool:
+    """Compare the settings of a note, which earlier versions wrote for all objectives at once."""
+    others = fields_of_other_choices(config)
+    theirs, ours = (dict(flatten(settings)) for settings in (noted, _settings(config)))
+    ours = {key: value for key, value in ours.items() if value != {}}
+    return ours == {key: value for key, value in theirs.items() if key not in others}
 
 
 def _skipping(config: TrainConfig, step: int) -> str:
