@@ -1,4 +1,4 @@
-"""The config of a training job, put together from the sections that each module owns."""
+"""The config of a training, composed of sections that are defined in the modules they configure."""
 
 from typing import Any, Literal, Self
 
@@ -18,56 +18,57 @@ from trainer.data.photometric import PhotometricConfig
 from trainer.execution import ExecutionConfig, Precision
 from trainer.models.vit import EncoderConfig
 from trainer.monitor.config import MonitorConfig
+from trainer.objectives import registry
 from trainer.objectives.registry import AnyObjectiveConfig, objective_of
-from trainer.objectives.synclr import ContrastiveConfig
 from trainer.optim import OptimConfig
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
 
 CHANGEABLE = ("optim.clip_norm", "optim.learning_rate", "precision", "skip_steps")
-"""Settings that change what is learned and may yet be changed on a run, from its newest checkpoint
-on, as the ways out of a loss that is not finite; see `trainer.training.settings_history`."""
+"""Settings that change what is learned and can still be changed on a run, from its newest
+checkpoint on. They are the remedies for a loss that is not finite; see
+`trainer.training.settings_history`."""
 
 StepRanges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 
 
 class TrainConfig(Config):
-    """A training; the defaults are the paper's final ViT-B/16 run, but for `optim.warmup`."""
+    """A training; except for `optim.warmup`, the defaults are the paper's final ViT-B/16 run."""
 
     run: str = no_fingerprint()
     """Folder or URL of the run; results go to its `train` folder."""
     seed: int = 0
-    """What everything random is derived from."""
+    """Seed of everything that is random."""
     data: str | None = no_fingerprint(None)
     """Folder or URL of a complete images stage; null is `images` of the run."""
     captions: str | None = no_fingerprint(None)
     """Folder or URL of the complete captions stage that the images come from; null is `captions` of
-    the run. Read by the supervised objective alone, for the list of concepts."""
+    the run. Only the supervised objective reads it, for the list of concepts."""
     images_per_caption: PositiveInt = 4
     """Images per caption in the shards (paper: 4)."""
     captions_per_batch: PositiveInt = 8192
     """Captions per optimiser step over all ranks (paper: 8,192; ablations: 2,048)."""
     accumulation: PositiveInt = no_fingerprint(1)
-    """Pieces in which each rank takes its captions, to save memory."""
+    """Micro-batches in which each rank takes its captions, to save memory."""
     steps: PositiveInt = 500_000
     """Optimiser steps (paper: 500k; scaling plots 300k; ablations 85k)."""
     skip_steps: StepRanges = ()
-    """Steps that take their batches and update nothing: ranges [first, last]. May be changed on a
+    """Steps that take their batch and update nothing: ranges [first, last]. May be changed on a
     run."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
-    """`auto` is CUDA where there is any and the CPU elsewhere; `cuda` insists on it."""
+    """`auto` is CUDA if there is any, otherwise the CPU; `cuda` fails without CUDA."""
     num_threads: PositiveInt | None = no_fingerprint(None)
-    """Threads of a process's arithmetic on a CPU; null takes torch's choice. A very small encoder
-    is fastest with one: the work of a step is too little to share."""
+    """Threads that compute in each process on a CPU; null is torch's choice. A very small encoder
+    is fastest with one thread, since there is too little work to share."""
     precision: Precision = "bf16"
-    """Numbers of the networks' arithmetic; weights and losses are float32 always. May be changed on
-    a run."""
+    """Precision of the networks' arithmetic; weights and losses are always float32. May be changed
+    on a run."""
     log_every: PositiveInt = no_fingerprint(10)
     """Steps between two lines of metrics."""
     model: EncoderConfig = EncoderConfig()
     crops: CropsConfig = CropsConfig()
     photometric: PhotometricConfig = PhotometricConfig()
-    objective: AnyObjectiveConfig = ContrastiveConfig()
+    objective: AnyObjectiveConfig = registry.DEFAULT
     optim: OptimConfig = OptimConfig()
     execution: ExecutionConfig = ExecutionConfig()
     loader: LoaderConfig = LoaderConfig()
@@ -77,7 +78,7 @@ class TrainConfig(Config):
     @field_validator("skip_steps", mode="wrap")
     @classmethod
     def _ranges(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> StepRanges:
-        """One sentence about the whole, whatever part of it is wrong."""
+        """Report any mistake in the ranges as one sentence about the whole key."""
         sentence = "expected ranges [[first,last],...] with 0 <= first <= last"
         try:
             ranges: StepRanges = handler(value)
@@ -107,17 +108,17 @@ class TrainConfig(Config):
 
 
 def train_folder(config: TrainConfig) -> str:
-    """Where the training writes."""
+    """Return the folder that the training writes to."""
     return storage.join(config.run, "train")
 
 
 def data_folder(config: TrainConfig) -> str:
-    """Where the image shards are."""
+    """Return the folder or URL of the image shards."""
     return config.data or storage.join(config.run, "images")
 
 
 def is_skipped(config: TrainConfig, step: int) -> bool:
-    """Whether a step updates nothing."""
+    """Return whether a step updates nothing."""
     return any(first <= step <= last for first, last in config.skip_steps)
 
 

@@ -1,4 +1,4 @@
-"""AdamW, and which parameters must not decay. Source: paper appendix (optimiser)."""
+"""AdamW, its schedules, and the parameters that do not decay. Source: paper appendix."""
 
 from typing import Annotated
 
@@ -17,30 +17,29 @@ class OptimConfig(Config):
     """AdamW and its schedules."""
 
     learning_rate: PositiveFloat = 2e-3
-    """Peak learning rate, whatever the batch size (paper: 2e-3 for B, 1.5e-3 for L). May be changed
-    on a run."""
+    """Peak learning rate, for any batch size (paper: 2e-3 for B, 1.5e-3 for L). May be changed on a
+    run."""
     warmup: NonNegativeInt = 0
-    """Steps of linear warm-up (paper: 80k of 500k in the final runs; the default suits any
-    length)."""
+    """Steps of linear warm-up (paper: 80k of 500k in the final runs; the default fits any number of
+    steps)."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates of its two averages (paper: 0.9, 0.999)."""
     weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)
-    """Weight decay at the start and the end of its cosine (paper: 0.04, 0.2); none on biases,
-    norms, tokens, positions and gains."""
+    """Weight decay at the start and the end of its cosine (paper: 0.04, 0.2). Biases, norms,
+    tokens, positions and gains do not decay."""
     clip_norm: PositiveFloat | None = None
-    """Largest norm of the whole gradient; null does not clip (paper). May be changed on a
-    run."""
+    """Largest norm of the whole gradient; null does not clip (paper). May be changed on a run."""
     ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)
-    """The teacher's momentum at the start and the end of its cosine (paper: 0.994, 1)."""
+    """Momentum of the teacher at the start and the end of its cosine (paper: 0.994, 1)."""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: matrices and patch kernels, but no tokens, no positions."""
+    """Return whether a parameter decays: matrices and patch kernels do, tokens do not."""
     return parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED_NAMES
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW over a module's trainable parameters, in two groups: decayed and not."""
+    """Return fused AdamW over the trainable parameters in two groups: decayed and not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -59,7 +58,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
 def set_schedule(
     optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total: int
 ) -> float:
-    """Set what this step's update uses; returns the learning rate."""
+    """Set learning rate and weight decay for the update of a step; return the learning rate."""
     rate = schedules.learning_rate(step, total, config.warmup, config.learning_rate)
     start, end = config.weight_decay
     decay = schedules.weight_decay(step, total, start=start, end=end)

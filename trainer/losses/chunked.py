@@ -1,9 +1,9 @@
-"""Weighted sums of row losses that are too large to hold whole: value and gradient by chunks.
+"""Weighted sums of row losses, computed in chunks of rows to save memory.
 
-A loss whose rows meet a large shared matrix (keys, prototypes) has a matrix of logits, rows by that
-many columns. Here each chunk of it lives only until the chunk's value and gradient are known, in
-the forward pass: nothing is kept and nothing computed twice. The backward pass scales what is
-there.
+The rows are compared with a large shared matrix (keys, prototypes), so the logits would be a matrix
+of all rows by all shared rows. Here a chunk of logits exists only until its value and gradient are
+computed, both in the forward pass. Nothing is computed twice: the backward pass only scales the
+stored gradients.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,23 @@ import torch
 from torch import Tensor
 
 RowLosses = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""From the logits [n, M] of a chunk of the rows, and which rows these are, to each row's loss [n]
-and its gradient in the row's logits [n, M]."""
+"""From the logits [n, M] of a chunk and the slice of its rows to the losses [n] of the rows and
+their gradients [n, M] with respect to the logits."""
 
 
 def sum_in_chunks(
     losses: RowLosses, rows: Tensor, shared: Tensor, weights: Tensor, chunk_size: int | None
 ) -> Tensor:
-    """The weighted sum of the losses of all rows, differentiable (once) in rows and shared matrix.
+    """Return the weighted sum of the losses of all rows.
+
+    It can be differentiated once, with respect to the rows and the shared matrix.
 
     Args:
-        losses: Of the logits `rows @ shared.T`; a row's must not depend on other rows.
-        rows: [N, D]; with N = 0 the sum is 0 and so are both gradients.
-        shared: [M, D], of the same type.
-        weights: [N], of the same type, without gradient.
+        losses: Function of the logits `rows @ shared.T`; the loss of a row must not depend on other
+            rows.
+        rows: [N, D]; with N = 0 the sum and both gradients are 0.
+        shared: [M, D], same dtype.
+        weights: [N], same dtype, without gradient.
         chunk_size: Rows at a time; None takes all at once.
     """
     with torch.autocast(rows.device.type, enabled=False):
@@ -50,7 +53,7 @@ class _SumInChunks(torch.autograd.Function):
             chunk = slice(start, start + chunk_size)
             values, slopes = losses(rows[chunk] @ shared.T, chunk)
             total += (weights[chunk] * values).sum()
-            # Weighing the narrow factors spares a pass over the slopes.
+            # Weighting the narrow factors saves a pass over the slopes.
             weight = weights[chunk, None]
             if of_rows is not None:
                 of_rows[chunk] = weight * (slopes @ shared)

@@ -1,7 +1,7 @@
-"""The multi-positive contrastive loss: images of one caption belong together.
+"""The multi-positive contrastive loss: images of one caption are positives of each other.
 
-Source: paper section 3.3 (StableRep's loss). Positives are found
-by comparing ids, batch by batch, so nothing goes stale when captions repeat or change their order.
+Source: paper section 3.3 (StableRep's loss). Positives are found in each batch by comparing ids, so
+captions may repeat and come in any order.
 """
 
 import torch
@@ -23,7 +23,7 @@ def multi_positive_loss(
     chunk_size: int | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """Cross-entropy between "same id" and the softmax of cosine similarity over the keys.
+    """Return the cross-entropy between "same id" and the softmax of cosine similarities.
 
     For anchor a and keys b_1..b_M: q_i = softmax_i(a.b_i / temperature); p_i = 1 / |P| for the
     keys of the same id; loss = -sum_i p_i log q_i.
@@ -36,8 +36,8 @@ def multi_positive_loss(
         temperature: Divides the similarities (paper 0.08); as a tensor it may be learned.
         exclude: int64 [N], the index of the key that is left out for an anchor, neither positive
             nor negative (usually the key of the same image); -1 for none.
-        chunk_size: Anchors at a time: no more than [chunk_size, M] similarities ever exist. None
-            takes all at once.
+        chunk_size: Anchors at a time; at most [chunk_size, M] similarities exist at once. None
+            takes all anchors at once.
         compiled: Compile all but the matrix products.
 
     Returns:
@@ -65,14 +65,14 @@ def multi_positive_loss(
 def _row_losses(
     logits: Tensor, anchor_ids: Tensor, exclude: Tensor, key_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Losses [n] of anchors, and their gradients in the anchors' logits [n, M]."""
+    """Return the losses [n] of anchors and their gradients with respect to the logits [n, M]."""
     excluded = exclude[:, None] == torch.arange(len(key_ids), device=key_ids.device)
     positive = (anchor_ids[:, None] == key_ids) & ~excluded
     num_positives = positive.sum(dim=1, keepdim=True)
     counts = num_positives > 0
     share = 1 / num_positives.clamp(min=1).to(logits.dtype)
-    # Rows that count keep at least one key, so their log-sum-exp is finite. The other rows are
-    # left whole: an all -inf row would be NaN, also when multiplied by 0.
+    # Rows that count keep at least one key, so their log-sum-exp is finite. In the other rows no
+    # key is left out: a row of only -inf would give NaN, also when multiplied by 0.
     log_probability = logits.masked_fill(excluded & counts, -torch.inf).log_softmax(dim=1)
     values = -share.squeeze(1) * torch.where(positive, log_probability, 0.0).sum(dim=1)
     slopes = log_probability.exp_().sub_(positive * share).mul_(counts)

@@ -1,8 +1,8 @@
-"""Chains of elementwise work and reductions over large tensors, compiled on request.
+"""Chains of elementwise operations and reductions over large tensors, compiled on request.
 
-Run as they are, each link of a chain reads all of a tensor (logits, images) from the device's
-memory, and most write it there again: several times what the matrix products around them take.
-Compiled, a chain is a kernel or two. Products stay outside, with the libraries that do them best.
+Without compilation each operation of a chain reads a whole tensor (logits, images) from the
+device's memory, and most write it back. That takes several times as long as the matrix products
+around them. Compiled, a chain is one kernel or two. Matrix products stay outside the chains.
 """
 
 import functools
@@ -18,17 +18,17 @@ Result = TypeVar("Result")
 def run(
     chain: Callable[..., Result], rows: tuple[Tensor, ...], *others: Tensor, compiled: bool
 ) -> Result:
-    """`chain(*rows, *others)`: one program for any number of rows.
+    """Return `chain(*rows, *others)`, compiled to one program for any number of rows.
 
     Args:
-        chain: A function of a module, which takes and gives tensors alone: a number would make a
-            program for each of its values. It may overwrite what it has made itself.
-        rows: Tensors with a first dimension of the same size. Each other size that one of their
-            further dimensions takes makes another program.
+        chain: A function at the top level of a module. It takes and returns only tensors: for each
+            value of a number there would be another program. It may overwrite tensors that it made.
+        rows: Tensors with the same size in the first dimension. There is another program for each
+            size of their other dimensions.
         others: Tensors whose shapes are the same in every call.
-        compiled: Or run by torch's own kernels, one after the other.
+        compiled: If false, run the chain with torch's own kernels, one after the other.
     """
-    if not compiled or len(rows[0]) < 2:  # To a compiler 0 and 1 are no numbers like any other.
+    if not compiled or len(rows[0]) < 2:  # The compiler specialises on the sizes 0 and 1.
         return chain(*rows, *others)
     for tensor in rows:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -38,6 +38,6 @@ def run(
 
 @functools.cache
 def _compiled(chain: Callable[..., Any]) -> Callable[..., Any]:
-    # Not `dynamic`: else a second size of anything would make programs for all sizes, and which of
-    # those that fit is run would depend on what was run before.
+    # Not `dynamic`: otherwise a second size of any dimension would make programs for all sizes, and
+    # which of them runs would depend on what ran before.
     return torch.compile(chain, fullgraph=True, dynamic=False)

@@ -1,8 +1,7 @@
-"""iBOT: the student says, for patches it cannot see, which prototypes the teacher sees there.
+"""iBOT: for patches hidden from it, the student predicts the teacher's prototypes.
 
-Source: iBOT with DINOv2's Sinkhorn-Knopp targets, as the paper uses it (section 3.3). Half of
-a batch's images are masked, chosen over the whole batch and not by slot, so that the choice does
-not depend on the number of ranks. Every masked image weighs the same.
+Source: iBOT with DINOv2's Sinkhorn-Knopp targets, as the paper uses it (section 3.3). Every masked
+image has the same weight. `trainer.data.masking` draws the masks.
 """
 
 import dataclasses
@@ -26,12 +25,12 @@ def ibot_loss(
     *,
     temperature: float,
 ) -> Tensor:
-    """Mean over masked images of the mean cross-entropy over their masked tokens.
+    """Return the mean over masked images of the mean cross-entropy over their masked tokens.
 
     Args:
         student: [T, K], logits of the masked tokens.
         targets: [T, K], rows sum to 1.
-        image_ids: int64 [T], which image a token belongs to, in any order.
+        image_ids: int64 [T], the image that a token belongs to, in any order.
         temperature: Divides the student's logits (the authors' code: 0.1).
 
     Returns:
@@ -44,12 +43,12 @@ def ibot_loss(
 
 
 def token_weights(image_ids: Tensor, num_images: float | None = None) -> Tensor:
-    """Weights [T] that make a sum over tokens the mean over images of the mean over their tokens.
+    """Return weights [T]: their weighted sum over tokens is the mean over images of token means.
 
     Args:
-        image_ids: int64 [T], all tokens of an image together in one call.
-        num_images: Masked images to average over, when more than these take part (other ranks,
-            other micro-batches); None counts them here.
+        image_ids: int64 [T]; all tokens of an image must be in one call.
+        num_images: Number of masked images to average over, if other ranks or micro-batches have
+            some of them; None counts the images in `image_ids`.
     """
     _, image, num_tokens = image_ids.unique(return_inverse=True, return_counts=True)
     if num_images is None:
@@ -59,30 +58,30 @@ def token_weights(image_ids: Tensor, num_images: float | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the teacher says about masked tokens, kept small: targets are made chunk by chunk."""
+    """The teacher's targets for masked tokens, in factors: targets are computed by chunk."""
 
     features: Tensor
-    """[T, bottleneck] of the teacher's prototype head."""
+    """[T, bottleneck], output of the teacher's prototype head."""
     prototypes: Tensor
-    """[K, bottleneck], the teacher's."""
+    """[K, bottleneck], prototypes of the teacher."""
     potentials: Tensor
     """[K], from Sinkhorn-Knopp over all tokens of the batch."""
     temperature: float
 
     def select(self, tokens: slice) -> "TeacherTargets":
-        """The targets of some of the tokens, balanced over all of them."""
+        """Return the targets of some of the tokens; they stay balanced over all tokens."""
         return dataclasses.replace(self, features=self.features[tokens])
 
     @torch.no_grad()
     def logits(self) -> Tensor:
-        """The logarithms of the targets [T, K] but for a constant in each row; for few tokens."""
+        """Return the logarithms of the targets [T, K] up to a constant per row; for few tokens."""
         with torch.autocast(self.features.device.type, enabled=False):
             scaled = self.features / self.temperature
             return functional.linear(scaled, self.prototypes, -self.potentials)
 
     @torch.no_grad()
     def dense(self) -> Tensor:
-        """The targets themselves [T, K]; for few tokens at a time."""
+        """Return the targets [T, K]; for few tokens."""
         return self.logits().softmax(dim=1)
 
 
@@ -97,14 +96,14 @@ def teacher_targets(
     chunk_size: int | None = None,
     compiled: bool = False,
 ) -> TeacherTargets:
-    """Sinkhorn-Knopp over bottleneck features, holding [chunk_size, K] logits at a time.
+    """Run Sinkhorn-Knopp over bottleneck features with [chunk_size, K] logits at a time.
 
     Args:
         features: [T, bottleneck] of this rank's masked tokens.
-        prototypes: [K, bottleneck], the teacher's, in at least float32.
-        temperature: The teacher's.
-        iterations: Of Sinkhorn-Knopp.
-        group: Ranks that are balanced together; all of them must call, also with T = 0.
+        prototypes: [K, bottleneck], prototypes of the teacher, in at least float32.
+        temperature: Temperature of the teacher.
+        iterations: Iterations of Sinkhorn-Knopp.
+        group: Ranks whose tokens are balanced together; all of them must call, also with T = 0.
         chunk_size: Tokens at a time; None takes all at once.
         compiled: Compile all but the matrix products.
     """
@@ -131,14 +130,14 @@ def chunked_ibot_loss(
     chunk_size: int | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """As `ibot_loss`, from bottleneck features; no [T, K] matrix outlives its chunk.
+    """Return `ibot_loss` from bottleneck features, with [chunk_size, K] logits at a time.
 
     Args:
-        features: [T, bottleneck] of the student's prototype head.
-        prototypes: [K, bottleneck], the student's, in at least float32.
-        targets: Of the same tokens.
+        features: [T, bottleneck], output of the student's prototype head.
+        prototypes: [K, bottleneck], prototypes of the student, in at least float32.
+        targets: Targets of the same tokens.
         weights: [T], from `token_weights`.
-        temperature: The student's.
+        temperature: Temperature of the student.
         chunk_size: Tokens at a time; None takes all at once.
         compiled: Compile all but the matrix products.
     """
@@ -153,7 +152,7 @@ def chunked_ibot_loss(
 
 
 def _cross_entropy(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of tokens: losses [t], and their gradients in the student's logits [t, K]."""
+    """Return the losses [t] of tokens and their gradients with respect to the logits [t, K]."""
     log_probability = logits.log_softmax(dim=1)
     targets = target_logits.softmax(dim=1)
     values = -(targets * log_probability).sum(dim=1)

@@ -1,9 +1,9 @@
 """Sinkhorn-Knopp: soft assignments of tokens to prototypes that use every prototype equally.
 
-Source: SwAV's and DINOv2's centring, which the paper uses for iBOT. Deliberate
-difference: everything happens in the log domain, where exp(logit / 0.04) cannot overflow, and the
-whole state is one potential per prototype. Tokens are only ever seen in chunks, and ranks exchange
-two vectors of that length per iteration, however many tokens each of them has.
+Source: SwAV's and DINOv2's centring, which the paper uses for iBOT. Deliberate difference: it runs
+in the log domain, where exp(logit / 0.04) cannot overflow, and the whole state is one potential per
+prototype. Tokens are read in chunks, and ranks exchange two vectors of K numbers per iteration,
+however many tokens they have.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,14 +26,14 @@ def sinkhorn_knopp(
     iterations: int = 3,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Targets for tokens: each row a distribution, each prototype about equally used.
+    """Return targets for tokens: each row a distribution, all prototypes used about equally.
 
     Args:
-        logits: [T, K], the similarities of this rank's tokens and the prototypes; T may differ
-            between ranks and may be 0.
+        logits: [T, K], similarities of this rank's tokens and the prototypes; T may differ between
+            ranks and may be 0.
         temperature: Divides the logits (paper: 0.04 rising to 0.07).
         iterations: Alternations of normalising prototypes, then tokens (paper: 3).
-        group: Ranks whose tokens are balanced together; None is this process alone.
+        group: Ranks whose tokens are balanced together; None is only this process.
 
     Returns:
         [T, K] in at least float32; rows sum to 1. No gradient flows.
@@ -58,22 +58,22 @@ def prototype_potentials(
     group: dist.ProcessGroup | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """The logarithm of what divides each prototype's column after `iterations` alternations.
+    """Return the logarithms of the divisors of the prototypes' columns after `iterations`.
 
     The targets are then the softmax over prototypes of logits / temperature - potentials.
 
     Args:
-        shifted_logits: Gives this rank's logits; chunks may have no rows.
+        shifted_logits: Function that yields this rank's logits; chunks may have no rows.
         potentials: [K], zeros in at least float32.
-        iterations: Alternations; with 0 the targets are a plain softmax.
-        group: As in `sinkhorn_knopp`.
+        iterations: Number of alternations; with 0 the targets are a plain softmax.
+        group: Ranks whose tokens are balanced together; None is only this process.
         compiled: Compile the sums of a chunk.
 
     Returns:
         [K].
     """
     for iteration in range(iterations):
-        # Rows were normalised at the end of the last alternation.
+        # The last alternation has normalised the rows at its end.
         sums = _column_sums_of_softmax if iteration else _column_sums
         columns = torch.full_like(potentials, -torch.inf)
         for logits in shifted_logits(potentials):
@@ -84,15 +84,15 @@ def prototype_potentials(
 
 
 def _column_sums(logits: Tensor) -> Tensor:
-    """Logarithms [K] of the sums over tokens of exp(logits [t, K])."""
-    # `logsumexp` in the form that a compiler knows to take in one reading.
+    """Return the logarithms [K] of the sums over tokens of exp(logits [t, K])."""
+    # `logsumexp` in a form that the compiler computes in one pass over the logits.
     highest = logits.amax(dim=0, keepdim=True)
     sums = (logits - highest).exp_().sum(dim=0, keepdim=True)
     return (highest + sums.log()).squeeze(0)
 
 
 def _column_sums_of_softmax(logits: Tensor) -> Tensor:
-    """Logarithms [K] of the sums over tokens of the softmax over prototypes of logits [t, K]."""
+    """Return the logarithms [K] of the sums over tokens of the row softmax of logits [t, K]."""
     return _column_sums(logits.log_softmax(dim=1))
 
 
@@ -100,7 +100,7 @@ def _logsumexp_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Te
     if group is None:
         return values
     highest = distributed.all_reduce(values.clone(), dist.ReduceOp.MAX, group)
-    # Where no rank has a token the sum is 0 and its logarithm -inf, but -inf - -inf is a NaN.
+    # If no rank has a token, the sum is 0 and its logarithm -inf; -inf - -inf would be NaN.
     highest = highest.nan_to_num(neginf=0.0)
     total = distributed.all_reduce((values - highest).exp(), group=group)
     return highest + total.log()

@@ -1,9 +1,9 @@
-"""Stochastic depth: a residual branch is left out at random, image by image.
+"""Stochastic depth: a residual branch is left out at random, separately for each image.
 
 Source: paper appendix (drop path 0.1 for ViT-B, 0.4 for ViT-L), in timm's definition: the rate
-grows linearly from 0 in the first block to its full size in the last. Deliberate difference: the
-rate is a tensor on the device, so that blocks are alike to a compiler, which would otherwise make a
-program for each rate.
+grows linearly from 0 in the first block to its full value in the last. Deliberate difference: the
+rate is a tensor on the device, so the compiler makes one program for all blocks instead of one for
+each rate.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Zero for some images, and for the others so much larger that the mean stays.
+    """Sets the branch of some images to zero and scales the others so that the mean is unchanged.
 
     Args:
-        rate: Share of the images whose branch is left out, in training.
+        rate: Share of the images whose branch is left out, in training mode.
     """
 
     keep: Tensor
@@ -26,7 +26,7 @@ class DropPath(nn.Module):
         self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Of a branch's output [N, tokens, D]."""
+        """Return the output of a branch [N, tokens, D], zero for the images that are left out."""
         if not self.training:
             return branch
         kept = torch.rand(len(branch), 1, 1, device=branch.device) < self.keep
@@ -34,13 +34,13 @@ class DropPath(nn.Module):
 
 
 def use_drop_path(encoder: Any, rate: float) -> None:
-    """Give each block of a timm `VisionTransformer` its drop path, in place.
+    """Set the drop path of each block of a timm `VisionTransformer`, in place.
 
-    The first block's rate is 0, but it has the module, too: it is to be like the others.
+    The first block has the module, too, with rate 0, so that all blocks are compiled alike.
 
     Args:
-        encoder: Made without drop path.
-        rate: Of the last block.
+        encoder: A model made without drop path.
+        rate: Rate of the last block.
     """
     blocks = encoder.blocks
     for block, own_rate in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):

@@ -1,7 +1,7 @@
 """The heads: MoCo v3's projector and predictor, and DINO's prototype head for iBOT.
 
 Source: paper section 3.3 and appendix. Batch normalisation is our own module: torch's
-`SyncBatchNorm` has no CPU form, and with this one two gloo processes are exactly one.
+`SyncBatchNorm` does not run on a CPU. With ours, two gloo processes compute exactly what one does.
 """
 
 import itertools
@@ -19,10 +19,10 @@ Norm = Literal["bn", "ln"]
 
 
 class ContrastiveHeadConfig(Config):
-    """Projector (D, hidden, hidden, out) and, for students with a teacher, predictor."""
+    """Projector (D, hidden, hidden, out), and predictor of students with a teacher."""
 
     norm: Norm = "bn"
-    """Normalisation in projector and predictor: `bn`, batch norm over all ranks (paper), or `ln`,
+    """Normalisation in projector and predictor: `bn` is batch norm over all ranks (paper), `ln` is
     layer norm (the authors' default)."""
     hidden: PositiveInt = 4096
     """Width of the hidden layers of projector and predictor (paper: 4096)."""
@@ -31,7 +31,7 @@ class ContrastiveHeadConfig(Config):
 
 
 class PrototypeHeadConfig(Config):
-    """iBOT's head (D, hidden, hidden, bottleneck), then prototypes."""
+    """iBOT's head (D, hidden, hidden, bottleneck) and its prototypes."""
 
     hidden: PositiveInt = 2048
     """Width of the two hidden layers of iBOT's head (paper: 2048)."""
@@ -42,10 +42,10 @@ class PrototypeHeadConfig(Config):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of rows [N, D] over the rows of every rank, in at least float32.
+    """Batch normalisation of rows [N, D] over the rows of all ranks, in at least float32.
 
-    Ranks must hold equally many rows. In training the batch's own mean and (biased) variance are
-    used; running estimates are kept for evaluation.
+    N must be the same on all ranks. In training mode it uses the mean and the (biased) variance of
+    the batch, and keeps running estimates for evaluation.
     """
 
     running_mean: Tensor
@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Normalise; rows: [N, D]."""
+        """Return the normalised rows [N, D]."""
         dtype = rows.dtype
         rows = rows.to(torch.promote_types(dtype, torch.float32))
         if self.training:
@@ -87,7 +87,10 @@ def _norm(kind: Norm, width: int, *, affine: bool = True) -> nn.Module:
 
 
 def _mlp(widths: list[int], norm: Norm) -> nn.Sequential:
-    """Linear layers without bias, each normalised, ReLU in between; the last norm not affine."""
+    """Return linear layers without bias, each normalised, with ReLU between them.
+
+    The last norm is not affine.
+    """
     layers: list[nn.Module] = []
     for number, (width_in, width_out) in enumerate(itertools.pairwise(widths), start=1):
         last = number == len(widths) - 1
@@ -101,19 +104,19 @@ def _mlp(widths: list[int], norm: Norm) -> nn.Sequential:
 
 
 def build_projector(width: int, config: ContrastiveHeadConfig) -> nn.Sequential:
-    """From cls tokens [N, D] to embeddings [N, out]: three layers."""
+    """Return the projector, three layers from cls tokens [N, D] to embeddings [N, out]."""
     return _mlp([width, config.hidden, config.hidden, config.out], config.norm)
 
 
 def build_predictor(config: ContrastiveHeadConfig) -> nn.Sequential:
-    """From the student's embeddings [N, out] to what is compared with the teacher's: two layers."""
+    """Return the predictor, two layers from the student's embeddings to the teacher's [N, out]."""
     return _mlp([config.out, config.hidden, config.out], config.norm)
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head in two steps: patch tokens to bottleneck features, and those to prototypes.
+    """DINO's head in two steps: from patch tokens to features, and from features to prototypes.
 
-    The second step is left to the loss, which takes it in chunks.
+    `forward` is the first step. The loss does the second one, in chunks.
     """
 
     def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
@@ -132,14 +135,14 @@ class PrototypeHead(nn.Module):
         self.prototypes = Prototypes(config.bottleneck, config.num_prototypes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Unit vectors [T, bottleneck] of patch tokens [T, D]."""
+        """Return unit vectors [T, bottleneck] of patch tokens [T, D]."""
         features: Tensor = self.mlp(tokens)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return functional.normalize(features, dim=-1)
 
 
 class Prototypes(nn.Module):
-    """A linear layer without bias whose rows are kept as direction and gain (weight norm)."""
+    """A linear layer without bias, with its rows stored as direction and gain (weight norm)."""
 
     def __init__(self, width: int, num_prototypes: int) -> None:
         super().__init__()
@@ -148,9 +151,9 @@ class Prototypes(nn.Module):
         nn.init.trunc_normal_(self.direction, std=0.02)
 
     def weight(self) -> Tensor:
-        """The layer's matrix [K, bottleneck]: unit rows times their gain."""
+        """Return the matrix of the layer [K, bottleneck]: unit rows times their gain."""
         return functional.normalize(self.direction, dim=-1) * self.gain[:, None]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [T, K] of features [T, bottleneck]."""
+        """Return the logits [T, K] of features [T, bottleneck]."""
         return functional.linear(features, self.weight())

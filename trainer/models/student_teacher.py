@@ -18,32 +18,32 @@ from transforms.core.seeding import derive
 
 
 class Outputs(NamedTuple):
-    """What a network says about a piece; None where it was not asked."""
+    """Output of a network for a micro-batch; None for what was not asked for."""
 
     embeddings: Tensor
-    """[n, out] of the global crops, from the projector and, where there is one, the predictor."""
+    """[n, out] of the global crops, after projector and predictor (if there is one)."""
     local_embeddings: Tensor | None
     """[l, out] of the local crops."""
     features: Tensor | None
     """[T, bottleneck] of the chosen patches, unit vectors."""
     prototypes: Tensor | None
-    """[K, bottleneck], which the features are compared with."""
+    """[K, bottleneck], to compare the features with."""
     cls_tokens: Tensor
-    """[n, D] of the global crops, as the encoder gives them, without gradient."""
+    """[n, D] of the global crops, output of the encoder, without gradient."""
 
 
 class Network(EncoderNetwork):
-    """The encoder with its heads; a teacher has no predictor, and its batch norms use the batch.
+    """The encoder with its heads. A teacher has no predictor; its batch norms use the batch.
 
-    One call takes all that a loss needs, so that each backward pass belongs to one forward pass,
-    as the wrappers that spread a network over several GPUs want it.
+    One call computes all that a loss needs. So there is one forward pass for each backward pass,
+    which the wrappers that spread a network over several GPUs require.
 
     Args:
-        model: The encoder's shape.
-        contrastive_head: Of projector and predictor.
-        prototype_head: Of iBOT; None leaves it and the mask token out.
-        predictor: Whether there is one (students with a teacher).
-        drop_path: Of the encoder (students only).
+        model: Shape of the encoder.
+        contrastive_head: Shape of projector and predictor.
+        prototype_head: Shape of iBOT's head; None leaves out the head and the mask token.
+        predictor: Whether to add a predictor (students with a teacher).
+        drop_path: Drop path of the encoder (students only).
         seed: Same seed, same weights.
     """
 
@@ -79,13 +79,13 @@ class Network(EncoderNetwork):
         mask: Tensor | None = None,
         patches: Tensor | None = None,
     ) -> Outputs:
-        """Embeddings of crops, and features of chosen patches.
+        """Return embeddings of crops, and features of chosen patches.
 
         Args:
             images: Global crops [n, 3, H, W], normalised.
             local_images: Local crops [l, 3, h, w], normalised.
-            mask: bool [n, P], True for the patches that the encoder does not see (the student's).
-            patches: int64 [T], the patches that iBOT asks about, counted over all n * P.
+            mask: bool [n, P], True for patches that are hidden from the encoder (student only).
+            patches: int64 [T], the patches to return features of, as indices into all n * P.
         """
         tokens = encode(self.encoder, images, mask, self.mask_token)
         embeddings = self._embed(tokens)
@@ -95,7 +95,7 @@ class Network(EncoderNetwork):
             local_embeddings = self._embed(local_tokens)
         features = prototypes = None
         if patches is not None:
-            assert self.prototype_head is not None, "only iBOT asks about patches"
+            assert self.prototype_head is not None, "features need iBOT's head"
             features = self.prototype_head(tokens[:, 1:].flatten(0, 1)[patches])
             prototypes = self.prototype_head.prototypes.weight()
         cls_tokens = tokens[:, 0].detach()
@@ -110,14 +110,14 @@ class Network(EncoderNetwork):
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, share: float | Tensor) -> None:
-    """Move the teacher towards the student by a share of what lies between, buffers included.
+    """Move the teacher towards the student by a share of their difference, buffers included.
 
-    Call it once per optimiser step, however many pieces the batch came in.
+    Call it once per optimiser step, for any number of micro-batches.
 
     Args:
-        teacher: Has no weights that the student has not.
-        student: As it is now.
-        share: 1 - momentum; as a scalar tensor it may be decided on the device.
+        teacher: Teacher; the student has all of its weights, too.
+        student: Student after the step.
+        share: 1 - momentum; a scalar tensor if it is computed on the device.
     """
     values = student.state_dict()
     own = {name: _local(value) for name, value in teacher.state_dict().items()}
@@ -127,5 +127,5 @@ def update_teacher(teacher: nn.Module, student: nn.Module, share: float | Tensor
 
 
 def _local(value: Tensor) -> Tensor:
-    """This rank's part of a tensor that is spread over the ranks; else the tensor."""
+    """Return this rank's part of a tensor that is spread over the ranks, else the tensor."""
     return value.to_local() if isinstance(value, DTensor) else value

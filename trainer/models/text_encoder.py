@@ -1,8 +1,8 @@
-"""CLIP's text side: captions as numbers, and the transformer that reads them.
+"""CLIP's text side: captions as tokens, and the transformer that encodes them.
 
 Source: the paper's CLIP baseline (table 3 and appendix), which has CLIP's own text encoder.
-Deliberate difference: without a tokenizer file a caption is read as its UTF-8 bytes, which needs
-no vocabulary; name CLIP's `tokenizer.json` to have its 77 BPE tokens.
+Deliberate difference: by default the tokens are the caption's UTF-8 bytes, which needs no
+vocabulary. With CLIP's `tokenizer.json` they are its 77 BPE tokens.
 """
 
 from functools import cache
@@ -19,13 +19,13 @@ NUM_BYTES = 256
 
 
 class TextConfig(Config):
-    """Shape of the text encoder; the defaults are CLIP's for ViT-B, but for the tokens."""
+    """Shape of the text encoder; except for the tokens, the defaults are CLIP's for ViT-B."""
 
     tokenizer: str = "bytes"
-    """`bytes`, or the path of a `tokenizer.json` (Hugging Face's format, such as CLIP's)."""
+    """`bytes`, or the path of a `tokenizer.json` in Hugging Face's format, such as CLIP's."""
     context: int = 192
-    """Tokens of a caption that are read, with its start and end; the rest is cut off (CLIP: 77 BPE
-    tokens; as bytes nearly all captions have fewer than 190)."""
+    """Largest number of tokens of a caption, start and end included; the rest is cut off (CLIP: 77
+    BPE tokens; nearly all captions have fewer than 190 bytes)."""
     width: PositiveInt = 512
     """Size of a token (CLIP: 512 for B, 768 for L)."""
     depth: PositiveInt = 12
@@ -45,14 +45,14 @@ class TextConfig(Config):
 
 
 def vocabulary_size(config: TextConfig) -> int:
-    """Tokens that there are: the tokenizer's, and ours for start and end, which come last."""
+    """Return the number of tokens: the tokenizer's, then one each for start and end."""
     if config.tokenizer == "bytes":
         return NUM_BYTES + 2
     return int(_tokenizer(config.tokenizer).get_vocab_size()) + 2
 
 
 def tokenize(text: str, config: TextConfig) -> Tensor:
-    """int64 [context]: start, the caption's tokens, end, and end again up to the context."""
+    """Return int64 [context]: start, the tokens of the caption, end, padded with end."""
     if config.tokenizer == "bytes":
         tokens = list(text.encode("utf-8"))
     else:
@@ -78,7 +78,7 @@ def _tokenizer(path: str) -> Any:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's: a causal transformer, of which the token at the end speaks for the caption."""
+    """CLIP's text encoder: a causal transformer; its output at the end token is the embedding."""
 
     causal: Tensor
 
@@ -109,7 +109,7 @@ class TextEncoder(nn.Module):
         self.register_buffer("causal", mask, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[n, width] of captions int64 [n, context]."""
+        """Return [n, width] for captions int64 [n, context]."""
         hidden = self.blocks(self.tokens(tokens) + self.pos_embed, mask=self.causal, is_causal=True)
         first_end = (tokens == self.end).int().argmax(dim=1)
         texts: Tensor = hidden[torch.arange(len(tokens), device=tokens.device), first_end]

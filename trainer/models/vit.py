@@ -1,8 +1,8 @@
-"""The encoder: a plain Vision Transformer out of timm, with a way to hide patches from it.
+"""The encoder: timm's plain Vision Transformer, with a way to hide patches from it.
 
-Source: paper appendix (ViT-B/16 and ViT-L/14). No LayerScale and no SwiGLU.
-Crops of any size that the patch size divides are taken; the position embedding is interpolated to
-their grid, which is how one encoder sees both global and local crops.
+Source: paper appendix (ViT-B/16 and ViT-L/14). No LayerScale and no SwiGLU. The encoder takes crops
+of any size that is a multiple of the patch size. The position embedding is interpolated to their
+grid, so the same encoder takes global and local crops.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class EncoderConfig(Config):
-    """Shape of the encoder and what its input looks like; the defaults are ViT-B/16."""
+    """Shape of the encoder and normalisation of its input; the defaults are ViT-B/16."""
 
     image_size: PositiveInt = 224
     """Side of a global crop and of a test image, in pixels (paper: 224)."""
@@ -54,12 +54,12 @@ class EncoderConfig(Config):
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens of an image of `image_size`."""
+        """Number of patch tokens of an image of `image_size`."""
         return (self.image_size // self.patch_size) ** 2
 
 
 def architecture(config: EncoderConfig) -> dict[str, object]:
-    """The arguments with which timm's `VisionTransformer` becomes this encoder."""
+    """Return the arguments that make timm's `VisionTransformer` this encoder."""
     return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
@@ -73,24 +73,24 @@ def architecture(config: EncoderConfig) -> dict[str, object]:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in the precision of its input, whatever that of its weights."""
+    """Layer norm in the precision of its input, whatever the precision of its weights."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Normalise; tokens: [..., D]."""
+        """Return the normalised tokens [..., D]."""
         weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
         return functional.layer_norm(tokens, self.normalized_shape, weight, bias, self.eps)
 
 
 def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -> nn.Module:
-    """A freshly initialised timm `VisionTransformer` on the CPU, in float32 and training mode.
+    """Return a new timm `VisionTransformer` on the CPU, in float32 and training mode.
 
-    Its `forward_features` takes images [N, 3, H, W], H and W multiples of the patch size, and gives
-    the normalised tokens of the last block [N, 1 + P, D]: the cls token, then the P patch tokens.
+    Its `forward_features` takes images [N, 3, H, W], with H and W multiples of the patch size, and
+    returns the normalised tokens of the last block [N, 1 + P, D]: cls token, then P patch tokens.
 
     Args:
-        config: Its shape.
-        seed: Same seed, same weights; the global random state is left alone.
-        drop_path: Stochastic depth rate; only a student in training wants one.
+        config: Shape of the encoder.
+        seed: Same seed, same weights; the global random state does not change.
+        drop_path: Stochastic depth rate; 0 for all but a student in training.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -105,24 +105,24 @@ def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -
 
 
 class EncoderNetwork(nn.Module):
-    """A network that is trained for the sake of the encoder in it."""
+    """A network with an encoder; the encoder is the result of the training."""
 
     encoder: nn.Module
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Tokens of the encoder, see `build_encoder`; also where it is spread over the ranks."""
+        """Return the encoder's tokens (see `build_encoder`), also if it is spread over ranks."""
         encoder: Any = self.encoder
         tokens: Tensor = encoder.forward_features(images)
         return tokens
 
     def keep_within_bounds(self) -> None:
-        """After an update: put parameters that have bounds back within them, in place."""
+        """Clamp parameters that have bounds, in place; called after each update."""
 
 
 def use_plain_attention(module: nn.Module) -> None:
-    """Compute attention as matrix products and a softmax, not by torch's fused kernel.
+    """Make attention use matrix products and a softmax instead of torch's fused kernel.
 
-    On a CPU the fused kernel makes a training step on short bfloat16 sequences about twice as long.
+    On a CPU, with short bfloat16 sequences, the fused kernel doubles the time of a training step.
     """
     for part in module.modules():
         if hasattr(part, "fused_attn"):
@@ -132,14 +132,14 @@ def use_plain_attention(module: nn.Module) -> None:
 def encode(
     encoder: Any, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
 ) -> Tensor:
-    """As `forward_features`, perhaps with patches hidden from the encoder.
+    """Return the tokens of `forward_features`, with some patches hidden from the encoder.
 
     Args:
-        encoder: One made by `build_encoder`.
+        encoder: Encoder from `build_encoder`.
         images: [N, 3, H, W], normalised.
-        mask: bool [N, P], True for the patches that `mask_token` stands in for, before the
-            position embedding is added; None hides nothing.
-        mask_token: [D], with a mask.
+        mask: bool [N, P], True for patches that are replaced by `mask_token` before the position
+            embedding is added; None hides nothing.
+        mask_token: [D], needed with a mask.
 
     Returns:
         [N, 1 + P, D].

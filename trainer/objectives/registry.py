@@ -11,17 +11,19 @@ from trainer.models.vit import EncoderNetwork
 from trainer.objectives.base import Objective, ObjectiveConfig
 from trainer.objectives.clip import CLIP
 from trainer.objectives.supervised import Supervised
-from trainer.objectives.synclr import SynCLR
+from trainer.objectives.synclr import ContrastiveConfig, SynCLR
 from transforms.core.config import chosen_by
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
 
 OBJECTIVES: tuple[type[Objective[Any]], ...] = (
-    SynCLR,  # The default.
+    SynCLR,
     Supervised,
     CLIP,
 )
+DEFAULT = ContrastiveConfig()
+"""Section of a config that chooses no objective."""
 
 if TYPE_CHECKING:
     AnyObjectiveConfig = ObjectiveConfig
@@ -29,7 +31,7 @@ else:
     AnyObjectiveConfig = Annotated[
         reduce(or_, (objective.settings_class for objective in OBJECTIVES)),
         Field(discriminator="kind"),
-        chosen_by("kind", OBJECTIVES[0].settings_class.model_fields["kind"].default),
+        chosen_by("kind", DEFAULT.kind),
     ]
     """Section `objective` of the config; its key `kind` chooses the objective."""
 
