@@ -12,7 +12,7 @@ import pytest
 from pipelines.__main__ import JOBS
 from tests.support.paths import ROOT
 from trainer.config import TrainConfig
-from trainer.evaluate.tasks import EvaluateConfig
+from trainer.evaluate.protocols import config_class
 from transforms.core.config import Config, load_config
 from transforms.core.config_keys import leaves
 
@@ -24,7 +24,7 @@ MANUALS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 TRAINER_JOBS: dict[str, type[Config]] = {
     "trainer.train": TrainConfig,
-    "trainer.evaluate": EvaluateConfig,
+    "trainer.evaluate": config_class(),
 }
 
 

@@ -13,7 +13,7 @@ from trainer import cli, export, replay, train
 from trainer.cli import Ending
 from trainer.config import TrainConfig
 from trainer.evaluate import __main__ as evaluate
-from trainer.evaluate.tasks import EvaluateConfig
+from trainer.evaluate.protocols import config_class
 from trainer.training.errors import RankConfigError
 from transforms.core.config_keys import describe
 from transforms.core.errors import (
@@ -46,7 +46,7 @@ def test_every_command_prints_the_version(
 
 
 @pytest.mark.parametrize(
-    ("module", "config"), [(train, TrainConfig), (replay, TrainConfig), (evaluate, EvaluateConfig)]
+    ("module", "config"), [(train, TrainConfig), (replay, TrainConfig), (evaluate, config_class())]
 )
 def test_help_describes_every_key(
     module: ModuleType, config: type[TrainConfig], capsys: pytest.CaptureFixture[str]

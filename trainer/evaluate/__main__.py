@@ -2,11 +2,11 @@
 
     python -m trainer.evaluate TASK CONFIG [key=value ...]
 
-TASK is `knn`, `logistic` or `all`. It scores the newest checkpoint of `<run>/train` (or
-`checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and `scores.md`.
-Run again for the same checkpoint, it scores what is new and prints all. Exit code 0: everything
-asked for is scored; 2: a setting is wrong; 1: something is missing, and the last line says what;
-130: Ctrl-C.
+TASK is a protocol (`knn`, `logistic`) or `all`. The command scores the newest checkpoint of
+`<run>/train` (or `checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json`
+and `scores.md`. Run again for the same checkpoint, it scores only what is missing and prints all
+scores. Exit code 0: all requested scores are there; 2: a setting is wrong; 1: something is missing,
+and the last line says what; 130: Ctrl-C.
 """
 
 import hashlib
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import cli
 from trainer.evaluate import scoresheet
+from trainer.evaluate.config import EvaluateConfig
 from trainer.evaluate.datasets import LabelledSet, load_dataset
 from trainer.evaluate.features import Extraction, Subject, encoder_subject, pixels_subject
+from trainer.evaluate.protocols import PROTOCOLS, config_class
+from trainer.evaluate.protocols.base import Evaluation
 from trainer.evaluate.scoresheet import TaskScores
-from trainer.evaluate.tasks import TASKS, EvaluateConfig, Evaluation
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields, load_config
 from transforms.core.errors import ConfigError
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 VERSION = 1
-"""Of the protocols; a change that changes scores raises it, so that old scores are made again."""
+"""Version of the protocols. Raise it with a change of scores: old ones are then computed again."""
 
 
 def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
@@ -65,14 +67,16 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
         storage.check_writable(folder)
         evaluation = Evaluation(config, datasets, _subjects(config, encoder, shape))
         for task, unscored in missing.items():
-            rows = TASKS[task](replace(evaluation, datasets=unscored))
+            scores = PROTOCOLS[task].run(replace(evaluation, datasets=unscored))
             for dataset in unscored:
-                own = [row for row in rows if row.dataset == dataset.name]
+                own = [score for score in scores if score.dataset == dataset.name]
                 basis = fingerprint(task, dataset)
                 scoresheet.save(folder, TaskScores(task, dataset.name, digest, basis, own))
-    rows = scoresheet.publish(folder, TASKS, digest)
+    sheet = scoresheet.publish(folder, PROTOCOLS, digest)
     done = "Scored" if missing else "Scored already:"
-    return f"{scoresheet.plain(rows)}\n{done} {checkpoint.url}; {storage.join(folder, 'scores.md')}"
+    return (
+        f"{scoresheet.plain(sheet)}\n{done} {checkpoint.url}; {storage.join(folder, 'scores.md')}"
+    )
 
 
 def _digest(path: str) -> str:
@@ -93,8 +97,8 @@ def _datasets(config: EvaluateConfig) -> list[LabelledSet]:
 
 
 def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
-    """What a task's scores about a data set depend on: all but other tasks and data sets."""
-    others = ("datasets", *(f"{other}." for other in TASKS if other != task))
+    """Return the settings that a task's scores on one data set depend on."""
+    others = ("datasets", *(f"{other}." for other in PROTOCOLS if other != task))
     return {k: v for k, v in fingerprint_fields(config).items() if not k.startswith(others)}
 
 
@@ -117,16 +121,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.command_parser(
         "trainer.evaluate",
         "Score an encoder on labelled pictures that its training never saw.",
-        EvaluateConfig,
+        config_class(),
     )
-    parser.add_argument("task", choices=[*TASKS, ALL], help="what to score it by")
+    parser.add_argument("task", choices=[*PROTOCOLS, ALL], help="what to score it by")
     cli.add_config_arguments(parser, "config", "YAML file of the evaluation")
     parsed = parser.parse_args(arguments)
     cli.show_log()
 
     def work() -> str:
-        config = load_config(EvaluateConfig, parsed.config, parsed.overrides)
-        return evaluate(list(TASKS) if parsed.task == ALL else [parsed.task], config)
+        config = load_config(config_class(), parsed.config, parsed.overrides)
+        return evaluate(list(PROTOCOLS) if parsed.task == ALL else [parsed.task], config)
 
     return cli.run_command(work)
 

@@ -1,9 +1,8 @@
-"""Labelled pictures to score encoders on: the two built-in test sets, and folders of one's own.
+"""Labelled pictures to score encoders on: two built-in test sets, and your own folders.
 
-Source: paper section 4 for what a data set is (train, validation and test splits and
-the metric that papers report for it). Where a data set has no validation split, 20 % of each
-training class is set aside, chosen by the pictures' names alone, so that the split never depends on
-their order on disk.
+Source: paper section 4. A data set has train, validation and test splits and the metric that is
+reported for it. If it has no validation split, 20 % of each training class is set aside, chosen by
+the names of the pictures alone, so that the split does not depend on their order on disk.
 """
 
 import hashlib
@@ -23,12 +22,12 @@ from transforms.core.records import from_table
 from transforms.core.seeding import derive
 
 DATA_FOLDER = Path(__file__).with_name("data")
-"""Where the built-in test sets lie."""
+"""Folder of the built-in test sets."""
 FOLDER_PREFIX = "folder:"
-"""Marks a data set that is a folder of class folders."""
+"""Prefix of references to folders of class folders."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VALIDATION_SHARE = 0.2
-"""Share of a training class that becomes validation where a data set has no such split."""
+"""Share of each training class that is set aside if a data set has no validation split."""
 SPLIT_SEED = 0
 
 BUILT_IN: dict[str, Metric] = {
@@ -46,9 +45,9 @@ class LabelledPicture:
     """A PNG file."""
     label: str
     name: str
-    """The thing that is shown, or the picture's name in the set it comes from."""
+    """The thing that is shown, or the picture's name in its original data set."""
     vendor: str
-    """Who made it."""
+    """Maker of the picture."""
     split: str
     """train, val or test."""
     licence: str
@@ -72,7 +71,7 @@ class Split:
 
     pictures: tuple[bytes | Path, ...]
     """Encoded images, or the files that hold them."""
-    labels: NDArray[np.int64]  # [N], positions in the data set's `classes`
+    labels: NDArray[np.int64]  # [N], indices into the data set's `classes`
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -89,7 +88,7 @@ class LabelledSet:
     val: Split
     test: Split
     identity: str
-    """Changes when the pictures do; part of a score's fingerprint."""
+    """Digest that changes with the pictures; part of a score's fingerprint."""
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -98,14 +97,14 @@ class LabelledSet:
 
 
 def load_dataset(reference: str) -> LabelledSet:
-    """A data set by its reference.
+    """Return a data set by its reference.
 
     Args:
         reference: "drawings", "fashion-mnist", or "folder:PATH" with PATH/train/CLASS/*.jpg and
-            PATH/test/CLASS/*.jpg (and PATH/val, if there is one).
+            PATH/test/CLASS/*.jpg (and optionally PATH/val/CLASS/*.jpg).
 
     Raises:
-        ConfigError: There is no such data set, or the folder is not laid out like that.
+        ConfigError: There is no such data set, or the folder has another layout.
     """
     if reference.startswith(FOLDER_PREFIX):
         return _folder(reference, Path(reference.removeprefix(FOLDER_PREFIX)))
@@ -118,7 +117,7 @@ def load_dataset(reference: str) -> LabelledSet:
 
 
 def read_pictures(name: str) -> list[LabelledPicture]:
-    """All rows of a built-in test set."""
+    """Return all rows of a built-in test set."""
     return from_table(pq.read_table(DATA_FOLDER / f"{name}.parquet"), LabelledPicture)
 
 
@@ -142,7 +141,7 @@ def _folder(reference: str, root: Path) -> LabelledSet:
         if not files[required]:
             raise ConfigError(
                 f"data set {reference!r}: expected pictures in {root / required}/CLASS/, "
-                "there are none"
+                "but there are none"
             )
     classes = tuple(sorted(files["train"]))
     for split in ("val", "test"):
@@ -164,7 +163,7 @@ def _folder(reference: str, root: Path) -> LabelledSet:
     if not len(val):
         raise ConfigError(
             f"data set {reference!r}: expected a val/ folder, or at least 3 pictures of some class "
-            "in train/ so that a part can be set aside"
+            "in train/, of which a part is then set aside for validation"
         )
     name = root.resolve().name
     metric = paper.METRICS.get(name, "mean per-class accuracy")
@@ -172,7 +171,7 @@ def _folder(reference: str, root: Path) -> LabelledSet:
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """The picture files below each class folder; classes without any are left out."""
+    """Return class -> picture files below its folder; classes without pictures are left out."""
     if not folder.is_dir():
         return {}
     found = {
@@ -184,7 +183,7 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _held_out(root: Path, paths: Sequence[Path]) -> set[Path]:
-    """The validation part of a class; a class of one picture keeps it for training."""
+    """Return the validation part of a class; classes of one or two pictures have none."""
     shuffled = sorted(paths, key=lambda p: derive(SPLIT_SEED, p.relative_to(root).as_posix()))
     return set(shuffled[: round(VALIDATION_SHARE * len(paths))])
 

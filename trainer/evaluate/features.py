@@ -1,12 +1,11 @@
 """Frozen features: the cls token of the last block for every picture of a data set.
 
 Source: paper section 4. Pictures are resized so that the shorter side is the encoder's image size
-(bicubic), cut to the central square and normalised with the mean and std that the encoder was
+(bicubic), cropped to the central square and normalised with the mean and std that the encoder was
 trained with; the reference uses CLIP's for all encoders.
 
-An encoder that is scored is a `Subject`. Three kinds stand on every score sheet: the trained
-encoder, the same architecture with fresh weights (what training adds is the difference), and the
-bare pixels.
+Whatever is scored is a `Subject`. A score sheet has three kinds: the trained encoder, the same
+architecture with fresh weights (the difference is what training adds), and raw pixels.
 """
 
 import io
@@ -29,26 +28,43 @@ if TYPE_CHECKING:
     from trainer.models.vit import EncoderConfig
 
 PIXELS_SIDE = 16
-"""The pixel baseline sees pictures at this size."""
+"""Side in pixels of the pictures in the pixel baseline."""
 
 Extract = Callable[[Split, Callable[[int], object]], NDArray[np.float32]]
-"""(split, called with the number of pictures just done) -> features [N, D]."""
+"""(split, callback with the number of pictures just done) -> features [N, D]."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that turns pictures into features, and is scored by them."""
+    """A way to turn pictures into features, which is scored."""
 
     kind: str
-    """The row of the score sheet that it counts towards: "trained", "untrained", "pixels"."""
+    """Column of the score sheet: "trained", "untrained" or "pixels"."""
     extract: Extract
     encoder: "nn.Module | None" = None
-    """The network, for tasks that need more than frozen features."""
+    """The network, for protocols that need more than frozen features; None for pixels."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one split and their labels."""
+
+    values: NDArray[np.float32]  # [N, D]
+    labels: NDArray[np.int64]  # [N]
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """One subject's features of the three splits of a data set."""
+
+    train: Features
+    val: Features
+    test: Features
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """How features are computed; changes the speed and no score (but for rounding)."""
+    """How features are computed; affects the speed, and scores only by rounding."""
 
     device: str
     batch_size: int
@@ -58,14 +74,14 @@ class Extraction:
 def encoder_subject(
     kind: str, encoder: "nn.Module", config: "EncoderConfig", extraction: Extraction
 ) -> Subject:
-    """An encoder as a subject; moves it to the device and into evaluation mode."""
+    """Return an encoder as a subject; moves it to the device and into evaluation mode."""
     import torch
 
     network: Any = encoder.to(extraction.device).eval()
     mean = torch.tensor(config.mean, device=extraction.device).view(3, 1, 1)
     std = torch.tensor(config.std, device=extraction.device).view(3, 1, 1)
 
-    @torch.no_grad()  # Not inference mode: networks that are spread go on being trained.
+    @torch.no_grad()  # Not inference mode: a sharded network continues its training.
     def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
         features = []
         for batch in _batches(split, config.image_size, extraction):
@@ -79,7 +95,7 @@ def encoder_subject(
 
 
 def pixels_subject() -> Subject:
-    """The pictures themselves, shrunk, as features: what any encoder should beat."""
+    """Return the baseline that any encoder should beat: small pictures as features."""
 
     def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
         features = []
@@ -93,7 +109,11 @@ def pixels_subject() -> Subject:
 
 
 def load_square(picture: bytes | Path, size: int) -> Image.Image:
-    """A picture as an RGB square: shorter side resized to `size` (bicubic), centre kept.
+    """Return a picture as an RGB square: the shorter side resized (bicubic), the centre cropped.
+
+    Args:
+        picture: An encoded image, or the file that holds it.
+        size: Side of the square in pixels.
 
     Raises:
         DamagedFileError: It cannot be decoded; a test set must not shrink silently.
@@ -104,7 +124,7 @@ def load_square(picture: bytes | Path, size: int) -> Image.Image:
     except (UnidentifiedImageError, OSError) as error:
         where = "a picture of a built-in test set" if isinstance(picture, bytes) else str(picture)
         raise DamagedFileError(
-            f"{where} cannot be decoded as an image: mend or remove it"
+            f"{where} cannot be decoded as an image: repair or remove it"
         ) from error
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
@@ -114,7 +134,7 @@ def load_square(picture: bytes | Path, size: int) -> Image.Image:
 
 
 def _batches(split: Split, size: int, extraction: Extraction) -> "Iterator[Tensor]":
-    """The pictures in order, uint8 [B, 3, size, size]; workers decode, when there are any."""
+    """Yield the pictures in order, uint8 [B, 3, size, size]."""
     from torch.utils.data import DataLoader
 
     yield from DataLoader(

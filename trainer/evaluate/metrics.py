@@ -1,4 +1,4 @@
-"""What a score is: accuracy or mean per-class accuracy, in percent, with its standard error."""
+"""Metrics: accuracy and mean per-class accuracy in percent, with their standard errors."""
 
 import math
 from typing import Literal
@@ -14,11 +14,10 @@ def score(
     labels: NDArray[np.int64],  # [N]
     metric: Metric,
 ) -> tuple[float, float]:
-    """The score of predictions and its standard error, both in percent.
+    """Return the score of predictions and its standard error, both in percent.
 
-    The error is the one that comes from the test set being a sample of pictures: binomial, or for
-    the per-class mean that of a mean of independent binomial shares. Classes that the labels lack
-    do not count.
+    The error is due to the test set being a sample of pictures: binomial, or for the per-class mean
+    that of a mean of independent binomial shares. Classes without labels are left out.
 
     Returns:
         (score, standard error).
@@ -36,6 +35,6 @@ def score(
 
 
 def chance(labels: NDArray[np.int64], metric: Metric) -> float:
-    """What always naming the most frequent class scores, in percent."""
+    """Return the score of always predicting the most frequent class, in percent."""
     most_frequent = np.bincount(labels).argmax()
     return score(np.full_like(labels, most_frequent), labels, metric)[0]

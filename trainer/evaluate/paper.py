@@ -1,8 +1,8 @@
-"""What the paper reports for data sets that `folder:PATH` can hold, to be printed beside ours.
+"""Scores that the paper reports, to print next to ours for data sets read as `folder:PATH`.
 
-Source: the tables of paper section 4, in percent. Not here are VOC2007 (several classes a picture),
-ADE20k, fine-tuning, and the mean of nine, of which VOC2007 is one. A data set goes by its name
-here; a folder data set takes the name of its folder.
+Source: the tables of paper section 4, in percent. Left out: VOC2007 (several classes per picture),
+ADE20k, fine-tuning, and the mean of nine data sets, which includes VOC2007. Data sets are found by
+name; a folder data set has the name of its folder.
 """
 
 from trainer.evaluate.metrics import Metric
@@ -32,14 +32,14 @@ _SCORES: dict[str, tuple[float, ...]] = {
 
 
 def protocol(dataset: str) -> str:
-    """How the paper scores frozen features on one of its data sets."""
+    """Return how the paper scores frozen features on one of its data sets."""
     if dataset == "imagenet-1k":
         return "linear layer, SGD with augmentation"
     return "logistic regression"
 
 
 def headline(dataset: str) -> dict[str, float]:
-    """Encoder -> what the paper reports for it on a data set; empty for a data set of our own."""
+    """Return encoder -> score reported for a data set; empty for data sets not in the paper."""
     if dataset not in METRICS:
         return {}
     column = list(METRICS).index(dataset)

@@ -1,7 +1,11 @@
 """Online kNN: accuracy of the encoder on real pictures during a training.
 
+<<<<<<< HEAD:trainer/monitor/online_knn.py
 It does not influence the training and is not in the paper. The protocol is that of the score sheet
 (`trainer.evaluate.knn`) on a sample of a data set.
+=======
+Not in the paper. The score sheet's protocol (`evaluate.protocols.knn`) on a sample of a data set.
+>>>>>>> ab266e4 (Register evaluation protocols):trainer/monitor/knn.py
 """
 
 from dataclasses import replace
@@ -10,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.evaluate import knn, metrics
+from trainer.evaluate import metrics
 from trainer.evaluate.datasets import LabelledSet, Split, load_dataset
 from trainer.evaluate.features import Extraction, encoder_subject
-from trainer.evaluate.knn import KnnConfig
+from trainer.evaluate.protocols import knn
+from trainer.evaluate.protocols.knn import KnnConfig
 from trainer.models.vit import EncoderConfig
 
 BATCH_SIZE = 256

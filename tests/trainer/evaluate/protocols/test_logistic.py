@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from trainer.evaluate import logistic, metrics
-from trainer.evaluate.logistic import Features, LogisticConfig, fit_and_predict
+from trainer.evaluate import metrics
+from trainer.evaluate.features import Features
+from trainer.evaluate.protocols import logistic
+from trainer.evaluate.protocols.logistic import LogisticConfig, fit_and_predict
 
 FEW = LogisticConfig(num_strengths=6, weakest=1e-3, strongest=1e5, max_iterations=200)
 

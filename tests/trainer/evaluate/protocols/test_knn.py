@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.evaluate import knn
-from trainer.evaluate.knn import KnnConfig
+from trainer.evaluate.features import Features, FrozenFeatures
+from trainer.evaluate.protocols import knn
+from trainer.evaluate.protocols.knn import KnnConfig
 
 
 def votes_by_hand(
@@ -68,3 +69,11 @@ def test_tiny_temperature_is_the_nearest_neighbour() -> None:
     noise = 1e-3 * generator.normal(size=train.shape).astype(np.float32)
     predictions = knn.predict(train, labels, train + noise, KnnConfig(temperature=1e-4))
     assert (predictions == labels).all()
+
+
+def test_neighbours_are_training_and_validation_pictures() -> None:
+    kinds = np.eye(3, dtype=np.float32)
+    train, val = (Features(kinds[labels], labels) for labels in (np.array([0, 1]), np.array([2])))
+    frozen = FrozenFeatures(train, val, Features(kinds, np.arange(3)))
+    predicted, _ = knn.PROTOCOL.predict(frozen, "accuracy", KnnConfig(), lambda: None)
+    assert predicted.tolist() == [0, 1, 2]

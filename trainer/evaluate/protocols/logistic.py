@@ -1,16 +1,16 @@
-"""Multinomial logistic regression on frozen features, its L2 strength chosen on validation.
+"""Multinomial logistic regression on frozen features; the L2 strength is chosen on validation.
 
 Source: paper section 4, fine-grained classification: L-BFGS, at most 1,000 iterations, standardised
 features, 45 strengths from 1e-6 to 1e5 evenly spaced in the logarithm, the best one on the
-validation split, then a last fit on training and validation pictures together.
+validation split, then a final fit on training and validation pictures together.
 
-What the strength multiplies is not stated there. Here a fit minimises
+The paper does not state what the strength multiplies. Here a fit minimises
 
     sum over pictures of the cross-entropy + strength / 2 * |W|^2
 
-(scikit-learn's `C` is 1 / strength); the intercept is free. Strengths are tried from the strongest
-to the weakest, each fit starting where the last one ended, which saves most iterations. Between
-strengths that do equally well on validation, the strongest wins.
+(scikit-learn's `C` is 1 / strength); the intercept is not regularised. Strengths are tried from the
+strongest to the weakest; each fit starts where the last one ended, which saves most iterations. If
+several strengths score equally on validation, the strongest is taken.
 """
 
 import warnings
@@ -20,27 +20,29 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from trainer.evaluate import metrics
+from trainer.evaluate.features import Features, FrozenFeatures
 from trainer.evaluate.metrics import Metric
+from trainer.evaluate.protocols.frozen import FrozenProtocol, Prediction
 from transforms.core.config import Config
 
 ONE_THREAD_WORK = 50_000_000
-"""Multiplications per iteration below which a second thread costs more time than it saves."""
+"""Multiplications per iteration below which one thread is faster than several."""
 
 
 class LogisticConfig(Config):
     """Settings of the logistic-regression protocol."""
 
-    num_strengths: int = Field(45, ge=1)
-    """How many L2 strengths are tried (paper: 45)."""
-    weakest: float = Field(1e-6, gt=0)
+    num_strengths: PositiveInt = 45
+    """Number of L2 strengths to try (paper: 45)."""
+    weakest: PositiveFloat = 1e-6
     """Smallest strength (paper: 1e-6)."""
-    strongest: float = Field(1e5, gt=0)
+    strongest: PositiveFloat = 1e5
     """Largest strength (paper: 1e5)."""
-    max_iterations: int = Field(1000, ge=1)
-    """L-BFGS iterations per fit, at most (paper: 1,000)."""
+    max_iterations: PositiveInt = 1000
+    """Maximum number of L-BFGS iterations per fit (paper: 1,000)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -49,30 +51,22 @@ class LogisticConfig(Config):
         return self
 
     def strengths(self) -> list[float]:
-        """The strengths in the order they are tried: from the strongest down."""
+        """Return the strengths in the order they are tried: from the strongest down."""
         ends = (np.log10(self.strongest), np.log10(self.weakest))
         return [float(strength) for strength in np.logspace(*ends, self.num_strengths)]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Predictions for the test pictures and how they came about."""
+    """Predictions for the test pictures, and the fit they come from."""
 
     predictions: NDArray[np.int64]  # [M]
     strength: float
     """The chosen L2 strength."""
     validation: float
-    """Its score on the validation split, in percent."""
+    """The score of that strength on the validation split, in percent."""
     num_iterations: int
-    """L-BFGS iterations of the last fit."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of one split and their labels."""
-
-    values: NDArray[np.float32]  # [N, D]
-    labels: NDArray[np.int64]  # [N]
+    """L-BFGS iterations of the final fit."""
 
 
 def fit_and_predict(
@@ -83,13 +77,13 @@ def fit_and_predict(
     config: LogisticConfig,
     tick: Callable[[], object] = lambda: None,
 ) -> Fitted:
-    """Choose the strength on `val`, fit on both, predict the test pictures.
+    """Choose the strength on `val`, fit on both splits and predict the test pictures.
 
     Args:
-        train: What the candidates are fitted on.
-        val: What they are compared on; never seen while they are fitted.
-        test: Features to predict.
-        metric: What the candidates are compared by.
+        train: Features that every strength is fitted on.
+        val: Features that strengths are compared on; not used in those fits.
+        test: Features of the test pictures.
+        metric: Metric that strengths are compared by.
         config: Strengths and iterations.
         tick: Called after each of the `num_strengths` + 1 fits.
     """
@@ -127,6 +121,25 @@ def _fit(model: Any, inputs: NDArray[np.float64], labels: NDArray[np.int64]) -> 
 
     work = inputs.size * (int(labels.max()) + 1)
     with threadpool_limits(1 if work < ONE_THREAD_WORK else None), warnings.catch_warnings():
-        # The weakest strengths need not converge: validation judges them as they are.
+        # Weak strengths may not converge; validation compares them as they are.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(inputs, labels)
+
+
+def _predict(
+    features: FrozenFeatures, metric: Metric, config: LogisticConfig, tick: Callable[[], object]
+) -> Prediction:
+    fitted = fit_and_predict(
+        features.train, features.val, features.test.values, metric, config, tick
+    )
+    details = {
+        "strength": fitted.strength,
+        "validation": round(fitted.validation, 2),
+        "iterations": fitted.num_iterations,
+    }
+    return fitted.predictions, details
+
+
+PROTOCOL = FrozenProtocol(
+    "logistic", LogisticConfig, _predict, num_steps=lambda config: config.num_strengths + 1
+)

@@ -1,0 +1,78 @@
+"""Protocols on frozen features: the score of several seeds, and how to add a protocol."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.evaluation import save_checkpoint, save_pictures
+from trainer.evaluate import __main__ as command
+from trainer.evaluate.datasets import LabelledSet, Split
+from trainer.evaluate.features import FrozenFeatures
+from trainer.evaluate.metrics import Metric
+from trainer.evaluate.protocols import PROTOCOLS, config_class
+from trainer.evaluate.protocols.frozen import FrozenProtocol, Prediction, Trial, mean_score
+from transforms.core.config import Config
+
+
+def test_a_row_says_what_the_test_pictures_and_the_seeds_say() -> None:
+    train, val, test = (
+        Split((b"",) * len(labels), np.array(labels)) for labels in ([0, 0, 0], [0, 1], [0, 1, 1])
+    )
+    dataset = LabelledSet("own", ("cat", "dog"), "accuracy", train, val, test, "its identity")
+    trials = [Trial(40.0, 3.0, {}), Trial(44.0, 5.0, {})]
+    row = mean_score("untrained", "knn", dataset, trials)
+    assert (row.value, row.error) == (42.0, 4.0)
+    assert row.spread == pytest.approx(8**0.5)
+    assert row.chance == pytest.approx(200 / 3)
+    assert (row.num_classes, row.num_train, row.num_test) == (2, 5, 3)
+
+
+class NearestMeanConfig(Config):
+    """Settings of a toy protocol."""
+
+    order: int = 2
+    """Order of the norm."""
+
+
+def nearest_mean(
+    features: FrozenFeatures, _: Metric, config: NearestMeanConfig, tick: Callable[[], object]
+) -> Prediction:
+    """Predict the class with the nearest mean of training features."""
+    values, labels = features.train.values, features.train.labels
+    means = np.stack([values[labels == label].mean(axis=0) for label in np.unique(labels)])
+    offsets = features.test.values[:, None] - means
+    predictions = np.linalg.norm(offsets, config.order, axis=2).argmin(axis=1)
+    tick()
+    return predictions, {"order": config.order}
+
+
+def test_a_protocol_is_a_module_and_a_registry_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = tmp_path / "run", tmp_path / "evaluate.yaml"
+    save_checkpoint(run)
+    pictures = save_pictures(tmp_path / "colours", {"train": 5, "test": 4})
+    config.write_text(f"{{run: {run}, datasets: ['folder:{pictures}'], num_untrained: 2}}")
+    assert command.main(["knn", str(config)]) == 0
+    before = (run / "scores" / "knn-colours.json").read_bytes()
+
+    toy = FrozenProtocol("nearest_mean", NearestMeanConfig, nearest_mean)
+    protocols = {**PROTOCOLS, toy.name: toy}
+    monkeypatch.setattr(command, "PROTOCOLS", protocols)
+    monkeypatch.setattr(command, "config_class", lambda: config_class(protocols))
+    assert command.main(["nearest_mean", str(config), "nearest_mean.order=1"]) == 0
+    scores = json.loads((run / "scores" / "scores.json").read_text())
+    found = {s["encoder"]: s for s in scores if s["protocol"] == "nearest_mean"}
+    assert found.keys() == {"trained", "untrained", "pixels"}
+    assert found["pixels"]["value"] == 100
+    assert found["untrained"]["details"] == [{"order": 1}] * 2
+
+    capsys.readouterr()
+    assert command.main(["nearest_mean", str(config), "nearest_mean.order=2"]) == 0
+    assert "Scored already" not in capsys.readouterr().out, "its settings have changed"
+    assert command.main(["knn", str(config)]) == 0
+    assert "Scored already" in capsys.readouterr().out, "other protocols do not matter to it"
+    assert (run / "scores" / "knn-colours.json").read_bytes() == before

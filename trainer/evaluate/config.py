@@ -1,0 +1,36 @@
+"""Settings that all evaluation protocols share."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from transforms.core.config import Config, no_fingerprint
+
+
+class EvaluateConfig(Config):
+    """What is scored, on which data sets, and how.
+
+    `trainer.evaluate.protocols.config_class` adds a section for each protocol.
+    """
+
+    run: str = no_fingerprint()
+    """Folder or URL of the run; scores are written to its `scores` folder."""
+    checkpoint: str | None = no_fingerprint(None)
+    """A checkpoint file or the folder of a training; null is the newest checkpoint of the run."""
+    which: Literal["teacher", "student"] = "teacher"
+    """Which of the checkpoint's two encoders is scored."""
+    datasets: tuple[str, ...] = Field(("drawings", "fashion-mnist"), min_length=1)
+    """Data sets: `drawings`, `fashion-mnist`, or `folder:PATH` for your own pictures in
+    PATH/train/CLASS/ and PATH/test/CLASS/ (and PATH/val/CLASS/ if there is a validation split)."""
+    num_untrained: NonNegativeInt = 3
+    """Encoders with fresh weights in the untrained baseline; 0 leaves it out."""
+    pixels: bool = True
+    """Whether raw pixels are scored as a baseline."""
+    seed: int = 0
+    """Seed of the untrained encoders' weights."""
+    device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
+    """`auto` is CUDA if available, otherwise the CPU; `cuda` is an error without CUDA."""
+    batch_size: PositiveInt = no_fingerprint(256)
+    """Pictures per forward pass."""
+    num_workers: NonNegativeInt = no_fingerprint(0)
+    """Processes that decode pictures; 0 decodes in the main process, between forward passes."""
