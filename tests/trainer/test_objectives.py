@@ -122,7 +122,7 @@ def test_losses_of_networks_in_bfloat16_are_float32(run: Path, objective: dict[s
 def test_clip_takes_another_image_of_a_caption_in_some_other_epoch(run: Path) -> None:
     config = tiny_config(run, **PLAIN, objective=CLIP)
     samples = open_samples(config)
-    chosen = {tuple(samples._images(epoch, 5)) for epoch in range(20)}
+    chosen = {tuple(samples._chosen_images(epoch, 5)) for epoch in range(20)}
     assert chosen == {(0,), (1,)}
 
 

@@ -1,8 +1,8 @@
-"""A rank's batch: the samples of its share of a step, decoded and cropped.
+"""The batch of one rank: samples of one step, decoded and cropped.
 
-Which samples a step has, and which of them a rank takes, is a pure function of the seed (see
-`trainer.data.sampler`), and so is how they are cropped: the batch of all ranks is the same for any
-number of ranks and workers. `trainer.data.loader` makes a stream of them.
+The samples of a step, the part of each rank (see `trainer.data.sampler`) and all crops are pure
+functions of the seed, so the batch over all ranks is the same for any number of ranks and workers.
+`trainer.data.loader` turns batches into a stream.
 """
 
 import dataclasses
@@ -20,25 +20,25 @@ from transforms.core.errors import DamagedFileError
 from transforms.core.seeding import derive
 
 MAX_REPLACEMENTS = 20
-"""In a row, before the data is taken for another than the training's."""
+"""Unusable samples in a row after which the data as a whole is considered wrong."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's samples of one step, sorted by shard and place in the shard."""
+    """One rank's samples of one step, sorted by shard and by position in the shard."""
 
     crops: Crops
     caption_ids: Tensor
-    """int64 [N]: the caption ids' 64 bits, equal where captions are."""
+    """int64 [N], the 64 bits of each caption id; equal for equal captions."""
     positions: Tensor
-    """int64 [N]."""
+    """int64 [N], the position of each sample in the training."""
     targets: Tensor
-    """int64 [N, W]: what else the objective has to know of each sample; W is 0 for most."""
+    """int64 [N, W], further input of the objective, such as labels or text tokens; mostly W = 0."""
     num_replaced: int
-    """Samples that could not be read or decoded, over these positions."""
+    """Number of samples that could not be read or decoded and were replaced."""
 
     def pin_memory(self) -> "Batch":
-        """The batch with its pixels where a GPU can copy them while the CPU goes on."""
+        """Return the batch with its pixels in pinned memory, for asynchronous copies."""
         crops = dataclasses.replace(
             self.crops,
             global_pixels=self.crops.global_pixels.pin_memory(),
@@ -49,28 +49,29 @@ class Batch:
 
 @dataclass(frozen=True)
 class CropSpec:
-    """All that says how a sample is cropped."""
+    """How samples are cropped."""
 
     crops: CropsConfig
     photometric: PhotometricConfig
     global_size: int
     patch_size: int
     patch_share: float
+    """Share of the patches of a masked crop that are hidden."""
     images_per_caption: int
-    """That a sample must have."""
+    """Number of images that each sample must have."""
     one_image: bool = False
-    """Take one of a sample's images, drawn anew each epoch."""
+    """Take only one of a sample's images, drawn in each epoch."""
 
 
 class CroppedSamples:
-    """Samples, decoded and cropped as their positions say.
+    """Samples, decoded and cropped; the crops depend on the seed and the position.
 
     Args:
-        reader: Of the shards.
+        reader: Reader of the image shards.
         sampler: The sample at each position.
         spec: How samples are cropped.
-        seed: Of the training.
-        target: What goes into `Batch.targets`, int64 [W] of a sample; None for W = 0.
+        seed: Seed of the training.
+        target: Returns a sample's row of `Batch.targets`, int64 [W]; None for W = 0.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class CroppedSamples:
         Raises:
             StorageError, DamagedFileError: A shard cannot be read.
         """
-        found = map(self._sample, indices.positions.tolist(), indices.samples.tolist())
-        samples, crops, num_replaced = zip(*found, strict=True)
+        loaded = map(self._load, indices.positions.tolist(), indices.samples.tolist())
+        samples, crops, num_replaced = zip(*loaded, strict=True)
         return Batch(
             crops=concatenate([crop for of_sample in crops for crop in of_sample]),
             caption_ids=torch.tensor([_as_int64(sample.caption_id) for sample in samples]),
@@ -103,34 +104,34 @@ class CroppedSamples:
             num_replaced=sum(num_replaced),
         )
 
-    def _sample(self, position: int, number: int) -> tuple[Sample, list[Crops], int]:
-        """The sample of a position, its crops, and how many were tried in vain before it.
+    def _load(self, position: int, number: int) -> tuple[Sample, list[Crops], int]:
+        """Return a sample, its crops, and the number of unusable samples that it replaces.
 
-        One that cannot be used is replaced by the next in its shard (after the shard's last: in the
-        next shard), which the epoch has a second time then: the same one for any number of ranks,
-        and no other shard has to be fetched for it.
+        An unusable sample is replaced by the next one in index order, which then occurs twice in
+        the epoch. That choice is the same for any number of ranks, and the replacement is mostly in
+        the same shard, so no other shard has to be fetched.
         """
         for attempt in range(MAX_REPLACEMENTS):
             try:
                 sample = self.reader[(number + attempt) % self.sampler.num_samples]
                 return sample, self._crops(sample, position), attempt
             except DamagedFileError:
-                raise  # Not this sample's fault.
+                raise  # The whole shard is damaged, not only this sample.
             except (ValueError, RuntimeError):
                 continue
         raise DamagedFileError(
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
-            f"have not {self.spec.images_per_caption} images; run `verify` on the run"
+            f"do not have {self.spec.images_per_caption} images; run `verify` on the run"
         )
 
     def _crops(self, sample: Sample, position: int) -> list[Crops]:
-        """The crops of each of the sample's images.
+        """Return the crops of each chosen image.
 
         Raises:
-            ValueError, RuntimeError: It is not a sample that can be used.
+            ValueError, RuntimeError: The sample is unusable.
         """
         if len(sample.images) != self.spec.images_per_caption:
-            raise ValueError(f"{len(sample.images)} images")
+            raise ValueError(f"the sample has {len(sample.images)} images")
         epoch = position // self.sampler.num_samples
         return [
             crop_image(
@@ -142,15 +143,15 @@ class CroppedSamples:
                 patch_share=self.spec.patch_share,
                 seed=derive(self.seed, "crops", epoch, position, number),
             )
-            for number in self._images(epoch, position)
+            for number in self._chosen_images(epoch, position)
         ]
 
-    def _images(self, epoch: int, position: int) -> list[int]:
-        """Numbers of the images that are taken."""
-        number = self.spec.images_per_caption
+    def _chosen_images(self, epoch: int, position: int) -> list[int]:
+        """Return the numbers of the images to crop."""
+        num_images = self.spec.images_per_caption
         if not self.spec.one_image:
-            return list(range(number))
-        return [derive(self.seed, "image", epoch, position) % number]
+            return list(range(num_images))
+        return [derive(self.seed, "image", epoch, position) % num_images]
 
     def _target(self, sample: Sample) -> Tensor:
         if self.target is None:
@@ -159,12 +160,12 @@ class CroppedSamples:
 
 
 def hex_ids(caption_ids: Tensor) -> list[str]:
-    """The caption ids of a batch as they are written: 16 hex digits each."""
+    """Return the caption ids of a batch as strings of 16 hex digits."""
     return [f"{number % (1 << 64):016x}" for number in caption_ids.tolist()]
 
 
 def _as_int64(caption_id: str) -> int:
-    """The 64 bits of a caption id as a signed integer; other keys are hashed to 63 bits."""
+    """Return the 64 bits of a caption id as a signed integer; other keys are hashed to 63 bits."""
     try:
         value = int(caption_id, 16)
     except ValueError:

@@ -1,8 +1,8 @@
 """Multi-crop on the CPU: from encoded images to uint8 crops and the draws for their colours.
 
-Source: paper appendix (augmentation). Everything that is random about a sample is drawn
-here, from a seed of (run seed, epoch, position), and travels with the crops. So a batch is the same
-for any number of workers and ranks, on any device, after any interruption.
+Source: paper appendix (augmentation). All random choices for a sample are drawn here, from a seed
+of (run seed, epoch, position), and are stored with the crops. So a batch is the same for any number
+of workers and ranks, on any device, and after any interruption.
 """
 
 import math
@@ -23,23 +23,23 @@ from trainer.data.photometric import PhotometricConfig, draw_global, draw_local
 from transforms.core.config import Config, Probability
 
 Range = tuple[float, float]
-Share = Annotated[float, Field(gt=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class CropsConfig(Config):
-    """How many crops of which size and scale."""
+    """Number, sizes and scales of the crops of an image."""
 
     num_global: PositiveInt = 1
-    """Global crops of an image (paper: 1; 2 where only the same image is positive)."""
+    """Global crops per image (paper: 1; 2 if only crops of the same image are positives)."""
     num_local: NonNegativeInt = 4
-    """Local crops of an image (paper: 4; 0 without multi-crop)."""
+    """Local crops per image (paper: 4; 0 without multi-crop)."""
     local_size: PositiveInt = 96
-    """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch 14).
-    Global crops have the encoder's `image_size`."""
-    global_scale: tuple[Share, Share] | None = None
+    """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch size
+    14). Global crops have the encoder's `image_size`."""
+    global_scale: tuple[PositiveShare, PositiveShare] | None = None
     """Smallest and largest share of the image's area that a global crop covers; null is the paper's
-    0.32 to 1, or 0.14 to 1 without local crops."""
-    local_scale: tuple[Share, Share] = (0.08, 0.32)
+    range: 0.32 to 1, or 0.14 to 1 without local crops."""
+    local_scale: tuple[PositiveShare, PositiveShare] = (0.08, 0.32)
     """Smallest and largest share of the image's area that a local crop covers (the authors' code:
     0.08 to 0.32)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
@@ -57,7 +57,7 @@ class CropsConfig(Config):
 
 
 def global_scale(config: CropsConfig) -> Range:
-    """The scale of global crops, with the paper's default for what else there is."""
+    """Return the scale of global crops; the default depends on whether there are local crops."""
     if config.global_scale is not None:
         return config.global_scale
     return (0.32, 1.0) if config.num_local else (0.14, 1.0)
@@ -65,7 +65,10 @@ def global_scale(config: CropsConfig) -> Range:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of one or more images, image by image; the draws are rows for `photometric.augment`."""
+    """Crops of I images, image by image: G global and L local crops each.
+
+    The draws are the input of `photometric.augment`.
+    """
 
     global_pixels: Tensor
     """uint8 [I * G, 3, S, S]."""
@@ -76,15 +79,15 @@ class Crops:
     local_draws: Tensor
     """float32 [I * L, number of draws]."""
     patch_masks: Tensor
-    """bool [I * G, P]: the patches to hide if the step chooses this global crop."""
+    """bool [I * G, P], the patches to hide if the step masks this global crop."""
 
 
 def decode(image: bytes) -> Tensor:
-    """Pixels uint8 [3, H, W] of an encoded image.
+    """Return the pixels of an encoded image, uint8 [3, H, W].
 
-    Torchvision's decoder was the fastest of those at hand. JPEGs can be decoded at half the size,
-    but that saves a twentieth of the time (most goes into reading the bits), and the small local
-    crops rarely allow it.
+    Torchvision's decoder was the fastest of those available. Decoding JPEGs at half the size would
+    save only a twentieth of the time (most of it is entropy decoding), and local crops are rarely
+    large enough to allow it.
 
     Raises:
         RuntimeError: It cannot be decoded.
@@ -104,16 +107,16 @@ def crop_image(
     patch_share: float,
     seed: int,
 ) -> Crops:
-    """All crops of one image.
+    """Return all crops of one image.
 
     Args:
         pixels: uint8 [3, H, W].
-        crops: Their number, sizes and scales.
+        crops: Number, sizes and scales of the crops.
         photometric: Probabilities and strengths of the colour draws.
-        global_size: Side of a global crop.
-        patch_size: Side of a patch, for the masks.
-        patch_share: Share of patches in a mask.
-        seed: Of this image in this epoch at this position.
+        global_size: Side of a global crop in pixels.
+        patch_size: Side of a patch in pixels, for the masks.
+        patch_share: Share of the patches that a mask hides.
+        seed: Seed of this image at this position.
     """
     generator = np.random.default_rng(seed)
     scale = global_scale(crops)
@@ -144,7 +147,7 @@ def crop_image(
 
 
 def concatenate(parts: Sequence[Crops]) -> Crops:
-    """The crops of several images, in order."""
+    """Return the crops of several images, in order."""
     names = ("global_pixels", "global_draws", "local_pixels", "local_draws", "patch_masks")
     return Crops(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -152,9 +155,19 @@ def concatenate(parts: Sequence[Crops]) -> Crops:
 def draw_box(
     height: int, width: int, scale: Range, ratio: Range, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Where a crop is: (top, left, height, width), area and aspect as `RandomResizedCrop` has them.
+    """Draw the box of a crop with the distribution of torchvision's `RandomResizedCrop`.
 
-    Ten tries, then the largest centred box whose aspect is within `ratio`.
+    After ten draws that do not fit, it is the largest centred box with an aspect within `ratio`.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width over height.
+        generator: Source of the draws.
+
+    Returns:
+        (top, left, height, width).
     """
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
@@ -174,7 +187,7 @@ def draw_box(
 def _random_crop(
     pixels: Tensor, size: int, scale: Range, config: CropsConfig, generator: np.random.Generator
 ) -> Tensor:
-    """One crop, uint8 [3, size, size]: resized by bicubic interpolation, perhaps mirrored."""
+    """Return one crop, uint8 [3, size, size]: bicubic, mirrored with probability `config.flip`."""
     box = draw_box(pixels.shape[1], pixels.shape[2], scale, config.ratio, generator)
     crop: Tensor = v2f.resized_crop(
         pixels, *box, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True

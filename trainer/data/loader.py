@@ -1,7 +1,7 @@
-"""The stream of batches: worker processes prepare a rank's batch of each step.
+"""The stream of batches of one rank, which worker processes prepare.
 
-The state of the stream is one integer, the step. A worker that dies (mostly for want of memory) is
-no loss: new workers begin at the first step that has not arrived.
+The state of the stream is one integer, the step. If a worker dies (usually because the machine is
+out of memory), new workers start at the first step whose batch has not arrived.
 """
 
 import logging
@@ -28,11 +28,11 @@ from transforms.core.errors import DamagedFileError, StorageError
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
-"""Of the workers, in a row without a batch in between."""
+"""How often workers are started again without a batch in between."""
 
 
 class LoaderConfig(Config):
-    """How shards become batches: their order, the processes that read them, local copies."""
+    """How shards are read: shuffling, worker processes and the cache of remote shards."""
 
     shuffle_shards: PositiveInt = 100
     """Shards are shuffled, then samples within each window of this many shards."""
@@ -48,28 +48,28 @@ class LoaderConfig(Config):
 
 
 class LostWorkerError(RuntimeError):
-    """Worker processes die again and again; the message is a sentence."""
+    """Worker processes died repeatedly; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
-class _Failed:
-    """Passed on by a worker in place of a batch: a sentence to stop the training with."""
+class _Failure:
+    """What a worker returns instead of a batch when the data cannot be read."""
 
-    sentence: str
+    message: str
 
 
 class _Steps(Dataset[Any]):
-    """A rank's batch of each step."""
+    """The batches of one rank, by step."""
 
     def __init__(self, samples: CroppedSamples, rank_sampler: RankSampler) -> None:
         self._samples = samples
         self._rank_sampler = rank_sampler
 
-    def __getitem__(self, step: int) -> Batch | _Failed:
+    def __getitem__(self, step: int) -> Batch | _Failure:
         try:
             return self._samples.batch(self._rank_sampler(step))
         except (StorageError, DamagedFileError) as error:
-            return _Failed(str(error))
+            return _Failure(str(error))
 
 
 def batches(
@@ -83,28 +83,28 @@ def batches(
     ranks: int = 1,
     ranks_here: int = 1,
 ) -> Generator[Batch, None, None]:
-    """A rank's batches of steps `first_step` to `last_step` - 1.
+    """Yield one rank's batches of steps `first_step` to `last_step` - 1.
 
-    Whoever does not take them all must close it: its processes hear no signal, so that a process
-    that ends with an error would wait for them for ever.
+    Close the generator if you do not exhaust it. Its worker processes block signals, so a process
+    that ends with an error would otherwise wait for them forever.
 
     Args:
-        samples: Of the data.
-        config: How they are read.
-        first_step: Where to begin.
-        last_step: Where to end.
-        captions_per_batch: Over all ranks.
-        rank: Whose batches.
-        ranks: How many there are.
-        ranks_here: How many of them share this machine's cache of shards.
+        samples: The samples to read.
+        config: How shards are read.
+        first_step: First step.
+        last_step: Step after the last one.
+        captions_per_batch: Captions per step over all ranks.
+        rank: Number of this rank.
+        ranks: Number of ranks.
+        ranks_here: Number of ranks that share this machine's cache of shards.
 
     Raises:
         StorageError: A shard cannot be read.
-        LostWorkerError: Workers die again and again.
+        LostWorkerError: Workers died repeatedly.
     """
     rank_sampler = RankSampler(samples.sampler, captions_per_batch, rank, ranks)
     steps = _Steps(samples, rank_sampler)
-    # A process that has spoken to a server must not be forked.
+    # The clients of object stores do not survive a fork.
     context = "spawn" if samples.reader.is_remote else "fork"
     step, restarts = first_step, 0
     with Prefetcher(
@@ -114,24 +114,24 @@ def batches(
         num_workers=config.num_workers,
         batches_per_worker=config.prefetch,
         ranks_here=ranks_here,
-    ) as ahead:
+    ) as prefetcher:
         while step < last_step:
-            ahead.reach(step)
+            prefetcher.advance_to(step)
             try:
-                for batch in _load(steps, config, range(step, last_step), context):
+                for batch in _load(steps, range(step, last_step), config, context):
                     step, restarts = step + 1, 0
-                    ahead.reach(step)
+                    prefetcher.advance_to(step)
                     yield batch
             except LostWorkerError as error:
                 restarts += 1
                 if restarts > MAX_RESTARTS:
                     raise
-                log.warning("%s; starting them again at step %d", error, step)
-                context = "spawn"  # By now threads of the training may hold locks.
+                log.warning("%s; starting new processes at step %d", error, step)
+                context = "spawn"  # By now, other threads of this process may hold locks.
 
 
-def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> Iterator[Batch]:
-    """The batches of some steps.
+def _load(batches: _Steps, steps: range, config: LoaderConfig, context: str) -> Iterator[Batch]:
+    """Yield the batches of some steps from new workers.
 
     Raises:
         StorageError: A shard cannot be read.
@@ -139,17 +139,17 @@ def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> It
     """
     workers = config.num_workers
     loader: DataLoader[Any] = DataLoader(
-        steps,
+        batches,
         batch_size=None,
-        sampler=which,
+        sampler=steps,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch if workers else None,
         multiprocessing_context=context if workers else None,
     )
     if workers:
-        # Torch's handler raises in the middle of a step; waiting for a batch notices as well. It is
-        # set once, with the first workers of a process: before they are there, and then taken off.
+        # Torch's handler for dead workers would raise in the middle of a step; waiting for a batch
+        # notices them as well. Torch sets it once per process: let it do so now, then remove it.
         signal_handling._set_SIGCHLD_handler()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     others = set(multiprocessing.active_children())
@@ -165,28 +165,28 @@ def _load(steps: _Steps, config: LoaderConfig, which: range, context: str) -> It
                 iterator._shutdown_workers()
         finally:
             for process in processes:
-                process.kill()  # Where one is stuck, torch relies on a signal that is held back.
+                process.kill()  # Torch ends stuck workers with SIGTERM, which these block.
 
 
 def _next(iterator: Iterator[Any], processes: Iterable[BaseProcess]) -> Batch | None:
-    """The next batch, None after the last; errors as of `_load`."""
+    """Return the next batch, None after the last one; raises the errors of `_load`."""
     try:
-        batch: Batch | _Failed | None = next(iterator, None)
+        batch: Batch | _Failure | None = next(iterator, None)
     except RuntimeError as error:
         dead = [process for process in processes if not process.is_alive()]
         if not dead:
             raise
-        raise _lost(dead[0].exitcode) from error
-    if isinstance(batch, _Failed):
-        raise StorageError(None, batch.sentence)
+        raise _lost_worker(dead[0].exitcode) from error
+    if isinstance(batch, _Failure):
+        raise StorageError(None, batch.message)
     return batch
 
 
-def _lost(exit_code: int | None) -> LostWorkerError:
-    how = f"exit code {exit_code}"
+def _lost_worker(exit_code: int | None) -> LostWorkerError:
+    cause = f"exit code {exit_code}"
     if exit_code is not None and exit_code < 0:
-        how = signal.Signals(-exit_code).name
+        cause = signal.Signals(-exit_code).name
     return LostWorkerError(
-        f"a process that loads data died ({how}); if the machine is out of memory, or of shared "
+        f"a data loading process died ({cause}); if the machine is out of memory, or of shared "
         "memory (/dev/shm), lower loader.num_workers or loader.prefetch"
     )

@@ -1,10 +1,10 @@
-"""What happens to the colours of a crop: for a whole batch at once, on the device.
+"""Photometric augmentation of a whole batch on the device.
 
-Source: SimCLR's, BYOL's and StableRep's augmentations as the paper's appendix lists them. The draws
-are made on the CPU with the crops (see `trainer.data.crops`); here they are only carried out, so
-the same draws give the same pictures in any batch. The definition of each operation is
-torchvision's; deliberate difference: the Gaussian kernel's reach follows the largest sigma (three
-of them) and not the image.
+Source: the augmentations of SimCLR, BYOL and StableRep as listed in the paper's appendix. The
+random draws are made on the CPU together with the crops (see `trainer.data.crops`), so the same
+draws give the same images in any batch. Operations are defined as in torchvision. Deliberate
+difference: the radius of the Gaussian kernel is three times the largest sigma and does not depend
+on the image.
 
 Order: downsample, colour jitter (its four operations in a random order), grey, blur, solarise.
 """
@@ -22,16 +22,16 @@ from torch.nn import functional
 
 from transforms.core.config import Config, Probability
 
-# Columns of the draws. ORDER is the first of four: the operation that is the first, second, ...
+# Columns of the draws. ORDER is the first of four columns: the operations in their random order.
 DOWNSAMPLE, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARISE = (
     0, 1, 2, 6, 7, 8, 9, 10, 11, 12,
 )  # fmt: skip
 NUM_DRAWS = 13
-Run = Callable[[Callable[..., Tensor], tuple[Tensor, ...]], Tensor]
-"""Runs a chain of elementwise operations on tensors, perhaps compiled."""
-
 LUMA = (0.2989, 0.587, 0.114)
 SOLARISE_THRESHOLD = 128 / 255
+
+Run = Callable[[Callable[..., Tensor], tuple[Tensor, ...]], Tensor]
+"""Runs a chain of elementwise operations on tensors, possibly compiled."""
 
 
 class PhotometricConfig(Config):
@@ -46,14 +46,14 @@ class PhotometricConfig(Config):
     saturation: Probability = 0.2
     """Saturation is scaled by 1 - this to 1 + this (paper: 0.2)."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Hue is turned by up to this share of the circle, either way (paper: 0.1)."""
+    """Hue is shifted by up to this share of the circle in either direction (paper: 0.1)."""
     grey: Probability = 0.2
-    """Probability of losing all colour (paper: 0.2)."""
+    """Probability of conversion to grey (paper: 0.2)."""
     sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
     """Smallest and largest sigma of the Gaussian blur, in pixels (paper: 0.1 to 2)."""
     global_blur_only: Probability = 0.5
-    """Share of global crops that are always blurred and never solarised; the others have the
-    `global_blur` and `global_solarise` probabilities (paper: 0.5)."""
+    """Share of global crops that are always blurred and never solarised; the others are blurred and
+    solarised with the probabilities `global_blur` and `global_solarise` (paper: 0.5)."""
     global_blur: Probability = 0.1
     """Probability of blur for global crops that are not `global_blur_only` (paper: 0.1)."""
     global_solarise: Probability = 0.2
@@ -61,10 +61,10 @@ class PhotometricConfig(Config):
     local_blur: Probability = 0.5
     """Probability of blur for local crops (paper: 0.5)."""
     downsample: Probability = 0.05
-    """Probability of StableRep's downsampling, and upsampling again (paper: 0.05)."""
+    """Probability of downsampling and upsampling as in StableRep (paper: 0.05)."""
     downsample_sizes: tuple[PositiveInt, ...] = (64, 128)
-    """Sides in pixels to downsample to, one at random (paper: 64, 128); crops that are no larger
-    are left alone."""
+    """Sides in pixels to downsample to, of which one is drawn (paper: 64, 128); crops that are not
+    larger stay as they are."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -74,7 +74,7 @@ class PhotometricConfig(Config):
 
 
 def draw_global(config: PhotometricConfig, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Draws [NUM_DRAWS] for one global crop."""
+    """Draw the row of one global crop, float32 [NUM_DRAWS]."""
     blur_only = generator.random() < config.global_blur_only
     blur = 1.0 if blur_only else config.global_blur
     solarise = 0.0 if blur_only else config.global_solarise
@@ -82,7 +82,7 @@ def draw_global(config: PhotometricConfig, generator: np.random.Generator) -> ND
 
 
 def draw_local(config: PhotometricConfig, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Draws [NUM_DRAWS] for one local crop."""
+    """Draw the row of one local crop, float32 [NUM_DRAWS]."""
     return _draw(config, config.local_blur, 0.0, generator)
 
 
@@ -109,14 +109,14 @@ def _draw(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on the device. A GPU copies it from pinned memory; the CPU does not wait."""
+    """Copy a tensor to the device, without waiting for a GPU."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def run_as_is(chain: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
-    """Run a chain with torch's own kernels, one after the other."""
+    """Run a chain without compilation."""
     return chain(*tensors)
 
 
@@ -130,14 +130,14 @@ def augment(
     std: tuple[float, float, float],
     run: Run = run_as_is,
 ) -> Tensor:
-    """Carry out the draws and normalise.
+    """Apply the augmentation that was drawn, and normalise.
 
     Args:
         pixels: uint8 [N, 3, H, W], on the device.
         draws: float32 [N, NUM_DRAWS], on the CPU.
-        config: The settings that the draws were made with.
-        mean: Per channel, in [0, 1].
-        std: Per channel.
+        config: Settings that the draws were made with.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
         run: Runs the operations of colour jitter, grey and solarise (`trainer.losses.fused` can
             compile them).
 
@@ -149,21 +149,21 @@ def augment(
     _jitter(images, draws, run)
     grey = _rows(draws[:, GREY] > 0, images)
     images[grey] = run(_grey, (images[grey],)).expand(-1, 3, -1, -1)
-    _blur(images, draws[:, SIGMA], reach=math.ceil(3 * config.sigma[1]))
+    _blur(images, draws[:, SIGMA], radius=math.ceil(3 * config.sigma[1]))
     solarised = _rows(draws[:, SOLARISE] > 0, images)
     images[solarised] = run(_solarise, (images[solarised],))
-    for channel, its_mean, its_std in zip(images.unbind(dim=1), mean, std, strict=True):
-        channel.sub_(its_mean).div_(its_std)
+    for channel, channel_mean, channel_std in zip(images.unbind(dim=1), mean, std, strict=True):
+        channel.sub_(channel_mean).div_(channel_std)
     return images
 
 
 def _rows(chosen: Tensor, images: Tensor) -> Tensor:
-    """Indices of the chosen images (bool [N] on the CPU) on the images' device."""
+    """Return the indices of the chosen images (bool [N] on the CPU) on the device of `images`."""
     return to_device(chosen.nonzero().squeeze(1), images.device)
 
 
 def _downsample(images: Tensor, sizes: Tensor) -> None:
-    """In place: to the size and back, where one was drawn that is smaller than the image."""
+    """Resize in place to the drawn size and back, where it is smaller than the image."""
     side = images.shape[-1]
     for size in sizes.unique().int().tolist():
         if 0 < size < side:
@@ -177,7 +177,7 @@ def _resize(images: Tensor, side: int) -> Tensor:
 
 
 def _jitter(images: Tensor, draws: Tensor, run: Run) -> None:
-    """In place: the four operations of colour jitter, in each image's own order."""
+    """Apply colour jitter in place: four operations, in the order drawn for each image."""
     jittered = draws[:, JITTER] > 0
     operations = (
         (_brightness, BRIGHTNESS),
@@ -194,7 +194,7 @@ def _jitter(images: Tensor, draws: Tensor, run: Run) -> None:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """[N, 1, H, W]."""
+    """Return the luminance, [N, 1, H, W]."""
     red, green, blue = images.split(1, dim=1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -216,11 +216,11 @@ def _saturation(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _hue(images: Tensor, factors: Tensor) -> Tensor:
-    """Turn the hue of HSV by a share of the circle."""
+    """Shift the hue of HSV by a share of the circle."""
     value = images.amax(dim=1)
     chroma = value - images.amin(dim=1)
     red, green, blue = images.unbind(dim=1)
-    # The hue in sixths of the circle, counted from the largest channel's own colour; times chroma.
+    # Hue in sixths of the circle, times chroma.
     others = torch.where(green == value, blue - red + 2.0 * chroma, red - green + 4.0 * chroma)
     sixths = torch.where(red == value, green - blue, others)
     hue = sixths / chroma.clamp(min=1e-12) + 6.0 * factors.squeeze(1)
@@ -232,22 +232,22 @@ def _hue(images: Tensor, factors: Tensor) -> Tensor:
     return torch.stack(channels, dim=1)
 
 
-def _blur(images: Tensor, sigmas: Tensor, reach: int) -> None:
-    """In place: a Gaussian of each image's sigma, where it is not 0, with mirrored borders.
+def _blur(images: Tensor, sigmas: Tensor, radius: int) -> None:
+    """Blur in place with a Gaussian of each image's sigma (0: not at all), with mirrored borders.
 
-    A matrix product along each axis reads and writes the images once, where a sum over the taps of
-    the kernel would do so for each of them.
+    A matrix product along each axis reads and writes the images once; a sum over the taps of the
+    kernel would do so for every tap.
     """
     blurred = sigmas > 0
     rows = _rows(blurred, images)
     if not len(rows):
         return
-    reach = min(reach, images.shape[-1] - 1)
-    distances = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    radius = min(radius, images.shape[-1] - 1)
+    distances = torch.arange(-radius, radius + 1, dtype=torch.float32)
     weights = (-0.5 * (distances / sigmas[blurred, None]).square()).softmax(dim=1)
-    # What the kernel does to a line of pixels: column i holds what each pixel adds to pixel i.
+    # The kernel as a matrix: column i holds the weight of every pixel in the blurred pixel i.
     identity = torch.eye(images.shape[-1], device=images.device)
-    padded = functional.pad(identity[None], (reach, reach), mode="reflect")[0]
+    padded = functional.pad(identity[None], (radius, radius), mode="reflect")[0]
     taps = padded.unfold(1, len(identity), 1)  # [side, taps, side]
     kernels = torch.einsum("nt,sti->nsi", to_device(weights, images.device), taps)[:, None]
     images[rows] = kernels.mT @ (images[rows] @ kernels)

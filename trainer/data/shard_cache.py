@@ -1,9 +1,9 @@
-"""Remote shards on local disk, within a bound: the least recently used go first.
+"""A bounded cache of remote shards on local disk; evicts the least recently used.
 
-Several workers share the folder. Files are named by their content's checksum, which is compared
-before they get that name; they are whole or absent. A file that is evicted while another process
-reads it stays readable to that process. What a killed process had half downloaded goes when a later
-one makes room.
+Several processes share the folder. A file is named by the checksum of its content, which is checked
+before the file gets its name, so a file is either complete or absent. A process that reads a file
+while another one evicts it can finish reading. Partial downloads of killed processes are deleted by
+a later eviction.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from transforms.core.shards import file_sha256
 from transforms.core.storage.local import temporary_path
 
 ABANDONED_S = 3600.0
-"""Age at which a download that nothing is added to any more is taken for a dead process's."""
+"""Seconds without new data after which a partial download is considered abandoned."""
 NUM_LOCKS = 1024
-"""Files that keep two processes from fetching the same shard; two shards rarely share one."""
+"""Number of lock files, which keep two processes from downloading the same shard at once."""
 
 
 class ShardCache:
     """Local copies of remote shards.
 
     Args:
-        folder: Where they are kept; made when needed.
-        max_bytes: Evict when the copies are larger than this in all; the newest always stays.
+        folder: Folder of the copies; created when needed.
+        max_bytes: Maximum total size of the copies; the newest copy is always kept.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
@@ -36,15 +36,22 @@ class ShardCache:
         self.max_bytes = max_bytes
 
     def open(self, url: str, sha256: str) -> int:
-        """A file descriptor of the local copy, downloaded if it is not there.
+        """Open the local copy of a shard, which is downloaded if needed.
+
+        Args:
+            url: URL of the shard.
+            sha256: Checksum of the shard, in hex digits.
+
+        Returns:
+            A file descriptor, which the caller closes.
 
         Raises:
-            StorageError: It cannot be downloaded.
-            tarfile.ReadError: It has another checksum.
+            StorageError: The shard cannot be downloaded.
+            tarfile.ReadError: The download has another checksum.
         """
         path = self._path(sha256)
         while True:
-            with contextlib.suppress(FileNotFoundError):  # Another worker may evict it meanwhile.
+            with contextlib.suppress(FileNotFoundError):  # Another process may evict it.
                 descriptor = os.open(path, os.O_RDONLY)
                 os.utime(descriptor)
                 return descriptor
@@ -54,7 +61,7 @@ class ShardCache:
                     self._evict(keep=path)
 
     def discard(self, sha256: str) -> None:
-        """Delete a copy that has turned out damaged."""
+        """Delete a copy that turned out to be damaged."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(sha256))
 
@@ -83,7 +90,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """One download of a shard at a time."""
+        """Hold the lock for downloading a shard."""
         os.makedirs(self.folder, exist_ok=True)
         number = int(name[:8], 16) % NUM_LOCKS
         with open(os.path.join(self.folder, f".lock-{number:04d}"), "w") as file:
@@ -92,7 +99,7 @@ class ShardCache:
 
 
 def _download(url: str, path: str, sha256: str) -> None:
-    """Fetch a shard, once more if something happened to it on the way."""
+    """Download a shard; if its checksum is wrong, try once more."""
     with temporary_path(path) as temporary:
         for _ in range(2):
             storage.download(url, temporary)

@@ -1,6 +1,6 @@
-"""Where the files of each sample stand in a shard: a plain WebDataset tar.
+"""The offsets of each sample's files in a shard, which is a plain WebDataset tar.
 
-As in WebDataset, what comes before the first dot of a file's name is the key of its sample.
+As in WebDataset, the part of a file's name before the first dot is the key of its sample.
 """
 
 import sys
@@ -15,29 +15,32 @@ from transforms.core.tar_shards import list_members
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the samples of a shard are, in a few bytes a file: many shards are remembered."""
+    """The samples and files of a shard; compact, since a reader keeps those of many shards."""
 
     keys: list[str]
-    """Of each sample."""
+    """[samples], the key of each sample."""
     ends: NDArray[np.int64]
-    """[samples], the number of the file after the sample's last one."""
+    """int64 [samples], number of files up to the end of each sample."""
     names: list[str]
-    """Of each file, what follows the key: "0.jpg", "txt", "json"."""
+    """[files], the part of each file's name after the key: "0.jpg", "txt", "json"."""
     places: NDArray[np.int64]
-    """[files, 2], offset and size."""
+    """int64 [files, 2], offset and size in bytes."""
 
     def files(self, sample: int) -> Iterator[tuple[str, int, int]]:
-        """Name, offset and size of each file of a sample."""
+        """Yield name, offset and size of each file of a sample."""
         start, end = int(self.ends[sample - 1]) if sample else 0, int(self.ends[sample])
         for name, place in zip(self.names[start:end], self.places[start:end], strict=True):
             yield name, int(place[0]), int(place[1])
 
 
 def read_tar_index(descriptor: int) -> TarIndex:
-    """The headers of an open shard.
+    """Read the tar headers of an open shard.
+
+    Args:
+        descriptor: File descriptor of the shard.
 
     Raises:
-        tarfile.TarError: It is damaged.
+        tarfile.TarError: The shard is damaged.
     """
     samples: dict[str, list[tuple[str, int, int]]] = {}
     for path, offset, size in list_members(descriptor):

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer.evaluate import paper
 from trainer.evaluate.metrics import Metric
 from transforms.core.errors import ConfigError
-from transforms.core.records import from_table
+from transforms.core.records import from_table, schema_of
 from transforms.core.seeding import derive
 
 DATA_FOLDER = Path(__file__).with_name("data")
@@ -54,15 +53,7 @@ class LabelledPicture:
     """SPDX identifier."""
 
 
-PICTURE_SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.binary(), nullable=False),
-        *(
-            pa.field(name, pa.string(), nullable=False)
-            for name in ("label", "name", "vendor", "split", "licence")
-        ),
-    ]
-)
+PICTURE_SCHEMA = schema_of(LabelledPicture)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""Makes the built-in test sets in `trainer/evaluate/data/` from what package registries carry.
+"""Build the two test sets in `trainer/evaluate/data/` from packages on public registries.
 
-`drawings`: the things of `data/things.yaml` as OpenMoji and Emoji One (first version) drew them,
-each on a plain colour. The built-in image model learns from other vendors' drawings and never saw
-these two. `fashion-mnist`: photographs of clothing, a part of Fashion-MNIST. Everything here is a
-function of the pinned packages and of this file, so that `make testset` gives the same pictures
-again.
+`drawings`: the things in `data/things.yaml` as drawn by OpenMoji and Emoji One (first version),
+each on a plain colour. The built-in image model is trained on drawings of other vendors.
+`fashion-mnist`: photographs of clothing, a part of Fashion-MNIST. The result depends only on the
+pinned packages and on this file, so `make testset` reproduces the same pictures.
 
     python -m trainer.evaluate.make_testset [--downloads FOLDER] [--out FOLDER]
 """
@@ -31,9 +30,9 @@ from transforms.core.records import to_table
 from transforms.core.seeding import derive
 
 VENDORS = {"openmoji": ("OpenMoji", "1.2.29"), "emojione-v1": ("Emoji One v1", "1.2.3")}
-"""Icon set -> (vendor's name, version of its npm package `@iconify-json/<icon set>`)."""
+"""Icon set -> (name of the vendor, version of the npm package `@iconify-json/<icon set>`)."""
 DRAWINGS_LICENCE = "CC-BY-SA-4.0"
-"""What both vendors give their drawings under (SPDX)."""
+"""Licence of the drawings of both vendors (SPDX)."""
 FASHION_PACKAGE = "dataset-fashion-mnist=0.0~git20200523.55506a9-1"
 """Debian package and version."""
 FASHION_CLASSES = (
@@ -50,20 +49,21 @@ FASHION_CLASSES = (
 )
 """Names of Fashion-MNIST's labels 0 to 9."""
 FASHION_SPLITS = (("train", "train", 64), ("val", "train", 16), ("test", "t10k", 80))
-"""Our split, the original file it is cut from, pictures per class."""
+"""(our split, original file that it is taken from, pictures per class)."""
 
 SIDE = 64
-"""Pictures are this many pixels wide and high (drawings)."""
+"""Width and height of a drawing's picture in pixels."""
 LONGER_SIDE = 52
-"""A drawing's longer side, in pixels."""
+"""Longer side of the drawing itself, in pixels."""
 OVERSAMPLING = 4
-"""Drawings are rasterised this much larger and then scaled down."""
+"""Drawings are rasterised larger by this factor and then scaled down."""
 NUM_COLOURS = 64
-"""Colours of a stored drawing: a third of the bytes, and no difference to the eye."""
-DEAL = ("train", "test", "val", "test", "train", "test", "val", "test", "train", "test")
-"""Order in which a category's things go to the splits: 30 % train, 20 % val, 50 % test.
+"""Colours of a stored drawing; takes a third of the bytes without a visible difference."""
+SPLIT_ORDER = ("train", "test", "val", "test", "train", "test", "val", "test", "train", "test")
+"""Splits of the things of a category, in turn: 30 % train, 20 % val, 50 % test.
 
-The last fit of every protocol sees train and val, so a large val costs nothing and chooses better.
+The final fit of every protocol uses train and val, so a large val costs nothing and makes the
+choice of settings more reliable.
 """
 BACKGROUNDS = (
     (255, 255, 255),
@@ -75,11 +75,11 @@ BACKGROUNDS = (
     (205, 192, 226),
     (196, 196, 196),
 )
-"""Plain backgrounds; a picture's is drawn by its name, independently of its category."""
+"""Background colours; chosen by the name of a picture, independently of its category."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Fetch the packages where they are missing, and write both Parquet files."""
+    """Fetch missing packages and write both Parquet files."""
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.make_testset")
     parser.add_argument("--downloads", type=Path, default=Path(".cache/testset"))
     parser.add_argument("--out", type=Path, default=DATA_FOLDER)
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def drawings(downloads: Path) -> Iterator[LabelledPicture]:
-    """Every vendor's drawing of every listed thing, in the order of the list."""
+    """Yield every vendor's drawing of every listed thing, in the order of the list."""
     icon_sets = {prefix: fetch_icons(prefix, downloads) for prefix in VENDORS}
     categories = yaml.safe_load((DATA_FOLDER / "things.yaml").read_text())
     for category, things in categories.items():
@@ -117,27 +117,31 @@ def drawings(downloads: Path) -> Iterator[LabelledPicture]:
 
 
 def split_things(category: str, num_drawings: dict[str, int]) -> dict[str, str]:
-    """Deal whole things out to the splits.
+    """Return the split of each thing, so that all drawings of a thing are in one split.
 
-    Things that both vendors drew and things that one drew are dealt out separately, in an order
-    that only their names decide.
+    Things with two drawings and things with one are split separately, in an order that depends only
+    on their names.
+
+    Args:
+        category: Name of the category.
+        num_drawings: Thing -> number of vendors that drew it.
     """
     splits = {}
     for wanted in sorted(set(num_drawings.values())):
         things = [thing for thing, count in num_drawings.items() if count == wanted]
         things.sort(key=lambda thing: derive("testset", category, thing))
         for position, thing in enumerate(things):
-            splits[thing] = DEAL[position % len(DEAL)]
+            splits[thing] = SPLIT_ORDER[position % len(SPLIT_ORDER)]
     return splits
 
 
 def background(thing: str, prefix: str) -> tuple[int, int, int]:
-    """The plain colour behind one vendor's drawing of a thing."""
+    """Return the RGB colour behind one vendor's drawing of a thing."""
     return BACKGROUNDS[derive("background", thing, prefix) % len(BACKGROUNDS)]
 
 
 def paint(svg: str, colour: tuple[int, int, int]) -> bytes:
-    """Rasterise a drawing onto the middle of a plain square: a PNG file of SIDE x SIDE pixels."""
+    """Rasterise a drawing in the middle of a plain square; return a PNG of SIDE x SIDE pixels."""
     import resvg_py
 
     drawn = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
@@ -152,7 +156,7 @@ def paint(svg: str, colour: tuple[int, int, int]) -> bytes:
 
 
 def icon_svg(icons: dict[str, Any], name: str) -> str | None:
-    """The SVG of an icon out of Iconify's JSON format; None where the set lacks it."""
+    """Return the SVG of an icon in Iconify's JSON format; None if the set does not have it."""
     name = icons.get("aliases", {}).get(name, {}).get("parent", name)
     icon = icons["icons"].get(name)
     if icon is None:
@@ -168,7 +172,7 @@ def icon_svg(icons: dict[str, Any], name: str) -> str | None:
 
 
 def fetch_icons(prefix: str, downloads: Path) -> dict[str, Any]:
-    """The JSON of a pinned icon set, packed by the npm client unless it is there."""
+    """Return the JSON of a pinned icon set; fetched with npm unless it is there."""
     version = VENDORS[prefix][1]
     archive = downloads / f"iconify-json-{prefix}-{version}.tgz"
     if not archive.exists():
@@ -181,7 +185,7 @@ def fetch_icons(prefix: str, downloads: Path) -> dict[str, Any]:
 
 
 def fashion_mnist(downloads: Path) -> Iterator[LabelledPicture]:
-    """The first pictures of each class of the original files, which are shuffled."""
+    """Yield the first pictures of each class in the original files, which are shuffled."""
     folder = fetch_fashion(downloads)
     taken = {"train": 0, "t10k": 0}
     for split, source, count in FASHION_SPLITS:
@@ -202,7 +206,7 @@ def fashion_mnist(downloads: Path) -> Iterator[LabelledPicture]:
 
 
 def fetch_fashion(downloads: Path) -> Path:
-    """The folder with Fashion-MNIST's four files, unpacked from its Debian package."""
+    """Return the folder with the four files of Fashion-MNIST, unpacked from a Debian package."""
     unpacked = downloads / "fashion-mnist"
     if not unpacked.exists():
         _run(["apt-get", "download", FASHION_PACKAGE], downloads)
@@ -216,7 +220,7 @@ def _num_drawings(icon_sets: dict[str, dict[str, Any]], thing: str) -> int:
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """An array in the IDX format: zero bytes, type, rank, the sizes (big endian), the values."""
+    """Read an array in the IDX format: zero bytes, type, rank, sizes (big endian), values."""
     content = gzip.decompress(path.read_bytes())
     rank = content[3]
     sizes = np.frombuffer(content, ">u4", count=rank, offset=4)
@@ -233,7 +237,7 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise ValueError(f"making the test sets needs {command[0]!r}, which is not here") from error
+        raise ValueError(f"building the test sets needs {command[0]!r}: install it") from error
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ValueError(f"{' '.join(command)!r} failed: {reason[0]}") from error

@@ -99,7 +99,7 @@ def test_when_nothing_can_be_used_the_stream_ends_with_a_sentence(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     write_images(tmp_path, **wrong)
-    with pytest.raises(StorageError, match="cannot be decoded or have not 2 images"):
+    with pytest.raises(StorageError, match="cannot be decoded or do not have 2 images"):
         read(tmp_path, 0, 1)
 
 

@@ -118,10 +118,12 @@ def test_deaths_with_batches_in_between_never_end_the_stream(
     expected = read(tmp_path, 0, 8)
     started: list[str] = []
 
-    def die_after_one(steps: _Steps, _: LoaderConfig, which: range, how: str) -> Iterator[Any]:
-        started.append(how)
-        yield steps[which.start]
-        raise LostWorkerError("a process that loads data died")
+    def die_after_one(
+        of_step: _Steps, steps: range, _: LoaderConfig, context: str
+    ) -> Iterator[Any]:
+        started.append(context)
+        yield of_step[steps.start]
+        raise LostWorkerError("a data loading process died")
 
     monkeypatch.setattr(loader, "_load", die_after_one)
     assert all(same(a, b) for a, b in zip(read(tmp_path, 0, 8), expected, strict=True))

@@ -58,10 +58,10 @@ def test_the_shards_of_the_ranks_own_coming_steps_are_fetched(
     sampler = sampler_of(reader, rank, ranks=2)
     # Workers take step 0; a window lasts three steps: 1 to 3 are coming.
     with Prefetcher(reader, sampler, range(12), num_workers=0) as ahead:
-        ahead.reach(0)
+        ahead.advance_to(0)
         expected = checksums(reader, sampler, range(1, 4)) - checksums(reader, sampler, [0])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
-        ahead.reach(1)
+        ahead.advance_to(1)
         expected |= checksums(reader, sampler, [4]) - checksums(reader, sampler, [0])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
 
@@ -72,7 +72,7 @@ def test_what_workers_have_asked_for_already_is_left_to_them(made: str, tmp_path
     sampler = sampler_of(reader)
     # Two workers are at steps 3 and 4 when the training is at 3, then two more batches ahead.
     with Prefetcher(reader, sampler, range(3, 12), num_workers=2, batches_per_worker=2) as ahead:
-        ahead.reach(3)
+        ahead.advance_to(3)
         expected = checksums(reader, sampler, range(5, 10)) - checksums(reader, sampler, [3, 4])
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
 
@@ -97,7 +97,7 @@ def test_each_batch_says_how_far_the_training_is(
     made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached: list[int] = []
-    monkeypatch.setattr(Prefetcher, "reach", lambda _, step: reached.append(step))
+    monkeypatch.setattr(Prefetcher, "advance_to", lambda _, step: reached.append(step))
     for step, _ in enumerate(batches(cropped(made), ALONE, **STEPS)):
         assert reached == list(range(step + 2))
 
@@ -114,7 +114,7 @@ def test_a_small_cache_is_full_all_the_time_and_never_overfull(made: str, tmp_pa
 
     with Prefetcher(reader, sampler, range(12), num_workers=1, batches_per_worker=6) as ahead:
         for step in range(12):
-            ahead.reach(step)
+            ahead.advance_to(step)
             assert needed(range(step, ahead._next)) <= size
             assert ahead._next in (12, step + 9) or needed(range(step, ahead._next + 1)) > size
 
@@ -146,9 +146,9 @@ def test_too_small_a_cache_is_filled_as_far_as_it_goes(
     reader = reader_of(f"memory://small-cache-{ranks_here}", tmp_path / "cache", fits)
     expected = checksums(plenty, sampler, [1, 2]) - checksums(plenty, sampler, [0])
     with Prefetcher(reader, sampler, range(12), num_workers=0, ranks_here=ranks_here) as ahead:
-        ahead.reach(0)
+        ahead.advance_to(0)
         assert eventually(lambda: copies(tmp_path / "cache") == expected)
-        ahead.reach(0)
+        ahead.advance_to(0)
     assert copies(tmp_path / "cache") == expected
     (message,) = [record.getMessage() for record in caplog.records]
     named = float(message.rpartition("set loader.cache_gib to ")[2].split()[0])
@@ -163,7 +163,7 @@ def test_a_shard_that_cannot_be_fetched_is_left_to_whoever_needs_it(
         storage.delete(f"memory://vanished/shards/{path}")
     reader = reader_of("memory://vanished", tmp_path / "cache")
     with Prefetcher(reader, sampler_of(reader), range(12), num_workers=0) as ahead:
-        ahead.reach(0)
+        ahead.advance_to(0)
     assert copies(tmp_path / "cache") == set()
     with pytest.raises(MissingFileError, match="is gone"):
         reader[0]
@@ -172,5 +172,5 @@ def test_a_shard_that_cannot_be_fetched_is_left_to_whoever_needs_it(
 def test_local_shards_are_read_in_place(made: str, tmp_path: Path) -> None:
     reader = reader_of(made, tmp_path / "cache")
     with Prefetcher(reader, sampler_of(reader), range(12), num_workers=0) as ahead:
-        ahead.reach(0)
+        ahead.advance_to(0)
     assert not (tmp_path / "cache").exists()

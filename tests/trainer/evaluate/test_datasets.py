@@ -5,18 +5,26 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 from tests.support.evaluation import COLOURS, save_pictures
 from trainer.evaluate import paper
-from trainer.evaluate.datasets import BUILT_IN, DATA_FOLDER, load_dataset, read_pictures
+from trainer.evaluate.datasets import (
+    BUILT_IN,
+    DATA_FOLDER,
+    PICTURE_SCHEMA,
+    load_dataset,
+    read_pictures,
+)
 from transforms.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_sets_are_whole(name: str) -> None:
+    assert pq.read_schema(DATA_FOLDER / f"{name}.parquet").equals(PICTURE_SCHEMA)
     rows = read_pictures(name)
     dataset = load_dataset(name)
     assert len(dataset.classes) == 10
