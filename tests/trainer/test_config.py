@@ -1,4 +1,4 @@
-"""The config of a training: its bounds, its help, and what of it is in the fingerprint."""
+"""The config of a training: bounds, help, and keys that are in the fingerprint."""
 
 import pytest
 from pydantic import ValidationError
@@ -54,7 +54,7 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
 def test_what_is_out_of_bounds_is_refused_by_name(section: str, key: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         tiny_config("unused", **{section: {key: value}})
-    # Pydantic also names the choice that a section of several was checked as.
+    # Pydantic adds the chosen objective to the place of an error.
     places = [[part for part in e["loc"] if part != "contrastive"] for e in caught.value.errors()]
     assert {tuple(place[:2]) for place in places} == {(section, key)}
 
@@ -98,7 +98,7 @@ def test_help_gives_types_without_their_bounds() -> None:
 
 
 def help_lines() -> list[str]:
-    """Keys and their texts, without the lines that name a choice of sections."""
+    """Return keys and their texts, without the lines that name a choice of sections."""
     return [line for line in describe(TrainConfig).splitlines() if not line.endswith(":")]
 
 
@@ -111,7 +111,7 @@ def test_every_key_has_help() -> None:
 
 @pytest.mark.parametrize("section", ["model", "crops", "photometric", "objective", "optim"])
 def test_every_key_of_the_method_says_whose_value_it_has(section: str) -> None:
-    """The paper's, the authors' code's or CLIP's; chunks, kinds and tokens are ours."""
+    """Of the paper, the authors' code or CLIP; chunks, kinds and tokens are ours."""
     ours = {"kind", "teacher", "contrastive_chunk", "ibot_chunk", "tokenizer"}
     lines = help_lines()
     for key, text in zip(lines[0::2], lines[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""A training learns what it is given, in bfloat16 as in float32."""
+"""A training fits its data; bfloat16 gives the results of float32."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def logged(run: Path, name: str) -> list[float]:
 
 
 def pattern(caption: int, image: int) -> bytes:
-    """Nine coloured squares that belong to a caption, with a little noise that does not."""
+    """Return an image of nine coloured squares that a caption determines, with a little noise."""
     squares = np.random.default_rng(caption).integers(30, 226, size=(3, 3, 3))
     noise = np.random.default_rng(100 * caption + image).integers(-20, 21, size=(24, 24, 3))
     buffer = io.BytesIO()
@@ -39,7 +39,7 @@ def test_64_captions_are_learned_by_heart(tmp_path: Path) -> None:
         captions_per_batch=32,
         steps=150,
         model={**TINY_TRAINING["model"], "image_size": 24, "width": 48, "num_heads": 4},
-        # Patterns are told apart by their squares, so these stay what and where they are.
+        # Patterns differ in their squares, so the squares must keep their colours and places.
         crops={"num_local": 1, "local_size": 8, "global_scale": [1, 1], "ratio": [1, 1], "flip": 0},
         photometric=UNCHANGED,
         objective={**TINY_TRAINING["objective"], "contrastive_head": {"hidden": 64, "out": 32}},
@@ -66,7 +66,7 @@ def test_bfloat16_is_float32_within_its_precision(tmp_path: Path) -> None:
     exact, exact_gradient = terms_and_gradient(tmp_path, "fp32")
     rounded, rounded_gradient = terms_and_gradient(tmp_path, "bf16")
     assert rounded != exact, "it has an effect"
-    # Eight bits of mantissa are 0.4 %; logits are divided by temperatures of 0.04 to 0.1.
+    # A mantissa of eight bits is 0.4 %; logits are divided by temperatures of 0.04 to 0.1.
     assert rounded == pytest.approx(exact, rel=0.05)
     cosine = torch.nn.functional.cosine_similarity(exact_gradient, rounded_gradient, dim=0)
     assert cosine > 0.98

@@ -96,7 +96,7 @@ def test_clip_is_the_symmetric_cross_entropy_of_one_image_and_its_text(run: Path
 def test_keys_with_a_gradient_are_gathered_in_float32(
     run: Path, monkeypatch: pytest.MonkeyPatch, objective: dict[str, Any]
 ) -> None:
-    """Else the ranks' gradients would be added up in bfloat16."""
+    """Otherwise the gradients of the ranks would be added in bfloat16."""
     gathered: list[torch.dtype] = []
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def test_what_is_no_captions_stage_is_a_sentence(run: Path) -> None:
 
 
 def test_captions_of_one_concept_are_refused(tmp_path: Path) -> None:
-    """As those from a file, without concepts: the loss would be 0 from the first step on."""
+    """Captions from a file have no concepts: the loss would be 0 from the first step on."""
     write_image_captions(tmp_path / "captions", concept=lambda _: "")
     with pytest.raises(ConfigError, match=r"captions, or run\) have the concepts \[''\] alone"):
         concept_labels(str(tmp_path / "captions"))

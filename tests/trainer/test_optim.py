@@ -1,4 +1,4 @@
-"""Which parameters decay, and what the schedule sets."""
+"""Parameters that decay, and the values that the schedule sets."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The paper's runs: what their files say, and a step of each at a size that a test can afford."""
+"""The paper's runs: values in their files, and one step of each at a small size."""
 
 from pathlib import Path
 from typing import Any

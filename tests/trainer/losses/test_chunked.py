@@ -1,4 +1,4 @@
-"""The chunked sum: its value, its gradient by finite differences, and that it holds one chunk."""
+"""The chunked sum: value, gradient by finite differences, and memory of one chunk."""
 
 from typing import Any
 

@@ -46,7 +46,7 @@ def test_is_its_definition_whole_and_in_chunks(
 def test_an_anchor_without_positives_adds_nothing_and_has_a_finite_gradient() -> None:
     anchors = torch.randn(2, 3, requires_grad=True)
     ids = torch.tensor([1, 2])
-    # One image per caption and one crop: each anchor's only positive is the key it leaves out.
+    # One image per caption and one crop: the only positive of an anchor is the key it excludes.
     loss = multi_positive_loss(
         anchors, torch.randn(2, 3), ids, ids, temperature=0.1, exclude=torch.tensor([0, 1])
     )
@@ -68,8 +68,8 @@ def test_the_only_key_may_be_the_excluded_one() -> None:
     assert anchor.grad.isfinite().all()
 
 
-def test_ids_are_compared_anew_in_every_call() -> None:
-    """A mask kept from a batch of the same size would give the second batch the first's loss."""
+def test_ids_are_compared_in_every_call() -> None:
+    """A mask cached from a batch of the same size would give both batches the same loss."""
     anchors, keys = torch.randn(6, 4), torch.randn(6, 4)
     key_ids = torch.tensor([0, 0, 1, 1, 2, 2])
     before = multi_positive_loss(anchors, keys, key_ids, key_ids, temperature=0.1)
@@ -99,7 +99,7 @@ def test_half_precision_inputs_are_compared_in_float32() -> None:
 
 
 def test_perfect_embeddings_reach_the_entropy_of_the_positives() -> None:
-    """Captions far apart and images of one caption equal: log of the number of positives."""
+    """Orthogonal captions with equal images: the loss is the log of the number of positives."""
     ids = torch.arange(8).repeat_interleave(4)
     embeddings = torch.eye(8)[ids]
     loss = multi_positive_loss(

@@ -1,4 +1,4 @@
-"""Compiled chains: the results of the plain ones, by one program each for any number of rows."""
+"""Compiled chains: same results as without compilation, one program for any number of rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ def test_one_program_for_any_number_of_rows(
     counters.clear()
     for num_rows in (20, 7, 1, 2, 29):
         logits = 10 * torch.randn(2, num_rows, 30, dtype=torch.float64)
-        rows = tuple(logits)  # Of student and teacher.
+        rows = tuple(logits)  # Logits of student and teacher.
         if ids_of_rows is not None:
             rows = (logits[0], *(ids(num_rows) for ids in ids_of_rows))
         expected = chain(*rows, *others)

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp against the textbook form, and where that form breaks."""
+"""Sinkhorn-Knopp against the textbook form, also where that form overflows."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_is_the_textbook_form_whole_and_in_chunks(
 
 @pytest.mark.parametrize("scale", [4.0, 100.0])
 def test_large_logits_stay_finite(scale: float) -> None:
-    """exp(4 / 0.04) is beyond float32; so the textbook form gives NaN here."""
+    """exp(4 / 0.04) overflows float32, so the textbook form gives NaN here."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.rand(64, 32, generator=generator) * 2 - 1) * scale
     targets = sinkhorn_knopp(logits, temperature=0.04)

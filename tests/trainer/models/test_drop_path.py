@@ -1,4 +1,4 @@
-"""Drop path: what is dropped, how often, and that nothing is in evaluation and in state dicts."""
+"""Drop path: what is dropped and how often; not in evaluation mode, not in state dicts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Captions as numbers, and that the text encoder reads no further than a caption's end."""
+"""Captions as tokens; tokens after the end of a caption have no effect on its embedding."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_a_tokenizer_file_is_read(tmp_path: Path) -> None:
 
     words = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    # As CLIP's adds a start of its own, which is not wanted twice.
+    # CLIP's tokenizer adds a start token; ours must not come twice.
     words.post_processor = processors.TemplateProcessing(single="? $A", special_tokens=[("?", 2)])
     path = str(tmp_path / "tokenizer.json")
     words.save(path)

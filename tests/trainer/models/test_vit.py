@@ -1,4 +1,4 @@
-"""The encoder: shapes, seeds, and that a hidden patch is really hidden."""
+"""The encoder: shapes, seeds, and hidden patches that have no effect."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_hidden_patches_do_not_show() -> None:
     encoder: Any = build_encoder(TINY, seed=0)
     images = torch.randn(2, 3, 32, 32)
     mask = torch.zeros(2, 16, dtype=torch.bool)
-    mask[0, 0] = True  # The top left corner of the first image alone.
+    mask[0, 0] = True  # Only the top left corner of the first image.
     changed = images.clone()
     changed[:, :, :8, :8] = 0.0
     token = torch.randn(24)

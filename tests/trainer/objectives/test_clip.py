@@ -1,4 +1,4 @@
-"""CLIP's learned temperature has a bound, and does not stick to it."""
+"""CLIP's learned temperature: it has a bound and can leave it again."""
 
 import math
 from pathlib import Path
@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def scales(config: TrainConfig) -> list[float]:
-    """The log of 1 / temperature after each of two steps that begin far beyond the bound."""
+    """Return the log of 1 / temperature after each of two steps that start far beyond the bound."""
     training = Training(config, torch.device("cpu"))
     assert isinstance(training.student, ImageText)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def scales(config: TrainConfig) -> list[float]:
 
 
 def test_the_temperature_is_bounded_and_comes_back_from_the_bound(run: Path) -> None:
-    """Of networks that know nothing yet the loss wants a higher one."""
+    """The loss of untrained networks increases the temperature."""
     first, second = scales(tiny_config(run, **CLIP))
     assert first == pytest.approx(BOUND)
     assert second < BOUND - 0.01

@@ -90,7 +90,7 @@ def metrics(
 
 
 def test_sinkhorn_does_not_hide_tokens_that_are_alike() -> None:
-    """It makes all prototypes equally used, whatever the tokens say."""
+    """Sinkhorn-Knopp uses all prototypes equally, whatever the tokens are."""
     assert metrics(torch.ones(64, 32)) == {
         "target_entropy": pytest.approx(1.0),
         "prototypes_used": pytest.approx(1 / 64),
@@ -114,7 +114,7 @@ def test_targets_that_say_nothing_something_and_one_thing() -> None:
 
 
 def test_prototypes_are_a_share_of_them_or_of_the_tokens() -> None:
-    """Each token is a prototype itself; those at the start of the batch are all one."""
+    """Each token equals a prototype; the first tokens of the batch all equal the same one."""
 
     def used(chosen: list[int], num_prototypes: int) -> float:
         prototypes = torch.eye(num_prototypes)
@@ -129,7 +129,7 @@ def test_prototypes_are_a_share_of_them_or_of_the_tokens() -> None:
 
 
 def logged(run: Path, *overrides: str) -> dict[str, list[float]]:
-    """What iBOT alone trains, so that nothing else keeps the encoder from collapsing."""
+    """Return the metrics of a training with iBOT only: nothing else prevents a collapse."""
     write_images(run / "images", (32, 32))
     write_config(
         run,

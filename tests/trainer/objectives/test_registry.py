@@ -1,4 +1,4 @@
-"""The registry: a new objective is one module and its line; sections of earlier versions."""
+"""The registry: adding an objective, keys of each objective, runs of earlier versions."""
 
 import json
 import os
@@ -81,7 +81,7 @@ REGISTRY = "trainer/objectives/registry.py"
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    """A copy of the packages with the toy objective in it."""
+    """A copy of the packages with the toy objective added."""
     house = tmp_path / "house"
     for package in ("trainer", "transforms"):
         shutil.copytree(ROOT / package, house / package, ignore=shutil.ignore_patterns("*.pyc"))
@@ -161,7 +161,7 @@ OLD_FIELDS: dict[str, dict[str, Any]] = {
     "contrastive": {"objective.text.width": 512, "objective.text.tokenizer": "bytes"},
     "supervised": {"objective.teacher": False, "objective.contrastive_head.hidden": 4096},
 }
-"""What earlier versions wrote into the fingerprint besides the fields of today."""
+"""Some fields that earlier versions had in the fingerprint, by kind of objective."""
 
 
 @pytest.mark.parametrize("kind", OLD_FIELDS)

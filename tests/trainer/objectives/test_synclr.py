@@ -1,4 +1,4 @@
-"""The objective: what it excludes, how micro-batches add up, and the paper's other objectives."""
+"""SynCLR: excluded keys, sums over micro-batches, and the paper's other contrastive objectives."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def calls_of_loss(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
-    """Record what the contrastive loss is asked."""
+    """Record the arguments of the contrastive loss."""
     calls: list[dict[str, Tensor]] = []
 
     def record(anchors: Tensor, keys: Tensor, *ids: Tensor, **settings: Any) -> Tensor:

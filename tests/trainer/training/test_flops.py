@@ -1,4 +1,4 @@
-"""Counted operations are those that torch counts when the networks really run."""
+"""Operations from the shapes are those that torch counts when the networks run."""
 
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,14 @@ def test_a_network_with_its_heads_forward_and_backward() -> None:
     expected += len(patches) * flops.prototype_head_flops(model.width, settings.prototype_head)
     assert counted(forward) == pytest.approx(expected, rel=0.01)
     both = counted(lambda: forward().backward())
-    # Images need no gradient, so the backward pass of the patch embedding is half a one.
+    # Images need no gradient, so the backward pass of the patch embedding costs half as much.
     embedding = 6 * 2 * model.num_patches * model.width * 3 * model.patch_size**2
     wanted = (flops.FORWARD + flops.BACKWARD) * expected - embedding
     assert both == pytest.approx(wanted, rel=0.01)
 
 
 def test_vit_b() -> None:
-    # ViT-B/16 takes 17.6 billion multiply-adds for an image of 224 pixels, timm says.
+    # According to timm, ViT-B/16 takes 17.6 billion multiply-adds for an image of 224 pixels.
     assert flops.encoder_flops(EncoderConfig(), 224) == pytest.approx(2 * 17.6e9, rel=0.01)
 
 
@@ -99,12 +99,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def test_a_step_of_every_objective(name: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     write_image_captions(tmp_path / "captions")
-    # Sizes at which encoder and heads weigh alike, and what is not counted next to nothing: the
-    # patch embedding's missing backward pass, logits of iBOT that are computed again.
+    # With these sizes encoder and heads cost about the same, and what the formula leaves out costs
+    # next to nothing: the backward pass of the patch embedding, logits that iBOT computes again.
     config = tiny_config(
         tmp_path,
         model={"patch_size": 4, "width": 48, "mlp_ratio": 3.0},
-        photometric=UNCHANGED,  # Blur is a matrix product, too.
+        photometric=UNCHANGED,  # Blur would count: it is a matrix product.
         crops={"num_local": 3, **OBJECTIVES[name].get("crops", {})},
         objective=OBJECTIVES[name].get("objective", {}),
     )
