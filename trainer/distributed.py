@@ -1,7 +1,7 @@
-"""Communication between the processes of one training, and what each does alone.
+"""Communication between the ranks of a training.
 
-Every function works without a process group, as one process. How gradients are averaged is said in
-`trainer.execution`.
+Without a process group every function works as for a single rank. See `trainer.execution` for how
+gradients are averaged.
 """
 
 import contextlib
@@ -21,92 +21,102 @@ Group = dist.ProcessGroup
 T = TypeVar("T")
 
 START_TIMEOUT_S = 1800.0
-"""Patience with other ranks until `expect_answers_within`: some compile or fetch data longer."""
+"""Timeout of communication until `expect_answers_within`: some ranks compile or download."""
 HEARTBEAT_S = 10.0
-"""Seconds between two signs of life to ranks that wait for a long piece of work."""
+"""Seconds between two messages to ranks that wait for this one during long work."""
 
-LETTING_GO_S = 0.2
-"""Seconds in which gloo's threads give back the last tensors, for which they need Python's lock.
-DDP's reducer, freed with an error that holds it, would wait for those threads with that lock."""
+RELEASE_S = 0.2
+"""Seconds in which gloo's threads release the last tensors, for which they need Python's lock. A
+DDP reducer freed earlier (with an error that holds it) would wait for them and keep that lock."""
 
 
 class LostRankError(RuntimeError):
-    """Another process of the training is gone or silent; the message is a sentence."""
+    """Another rank is gone or does not answer; the message is one sentence."""
 
 
 def start(device: torch.device) -> None:
-    """Join the processes that `torchrun` started (their addresses are in the environment)."""
+    """Join the process group of the ranks that `torchrun` started; the environment has its address.
+
+    Args:
+        device: Device of this rank.
+
+    Raises:
+        ValueError: The environment lacks a variable.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=START_TIMEOUT_S))
 
 
 def expect_answers_within(seconds: float) -> None:
-    """From now on, take a rank that does not answer for so long for lost."""
+    """Set the timeout of communication: a rank that does not answer for so long is lost."""
     if is_on():
         # Torch has no public name for it yet.
         dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds))
 
 
 def stop() -> None:
-    """Leave the group, if there is one; the others must leave, too: NCCL may wait for them."""
+    """Leave the process group, if there is one, together with the other ranks.
+
+    All ranks must call this, because NCCL may wait for the others.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
-        time.sleep(LETTING_GO_S)
+        time.sleep(RELEASE_S)
 
 
 def abort() -> None:
-    """Leave the group, if there is one, whatever the others do."""
+    """Leave the process group, if there is one, without waiting for other ranks."""
     if dist.is_initialized():
         # Torch has no public name for it yet.
         dist.distributed_c10d._abort_process_group()
-        time.sleep(LETTING_GO_S)
+        time.sleep(RELEASE_S)
 
 
 def is_on() -> bool:
-    """Whether this process is one of a group."""
+    """Return whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, 0 when alone."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if is_on() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 when alone."""
+    """Return the number of ranks, 1 without a process group."""
     return dist.get_world_size() if is_on() else 1
 
 
 def ranks_on_machine() -> int:
-    """Number of processes on this machine; all ranks must ask together."""
+    """Return the number of ranks on this machine; all ranks must call this together."""
     host = socket.gethostname()
     return gather_objects(host).count(host)
 
 
 def first_rank_here() -> int:
-    """The first rank of this machine, as `torchrun` numbers them; elsewhere the rank itself."""
+    """Return the first rank of this machine; without `torchrun` the rank itself."""
     return rank() - dist.get_node_local_rank(fallback_rank=0) if is_on() else 0
 
 
 def world_group() -> Group | None:
-    """The group of all processes, None when alone."""
+    """Return the group of all ranks, None without a process group."""
     return dist.group.WORLD if is_on() else None
 
 
 def all_reduce(
     tensor: Tensor, operation: Any = dist.ReduceOp.SUM, group: Group | None = None
 ) -> Tensor:
-    """Reduce in place over the ranks (of a group), without gradient; returns its argument."""
+    """Reduce a tensor in place over the ranks (of a group), without gradient, and return it."""
     if is_on():
-        with _talking():
+        with _translating_errors():
             dist.all_reduce(tensor, op=operation, group=group)
     return tensor
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any rank; every rank gets the same answers.
+    """Return for each flag whether it is set on any rank; the result is the same on every rank.
 
-    The ranks' hosts talk about it; no device is waited for.
+    The hosts communicate, so this does not wait for a device.
     """
     if not is_on():
         return list(flags)
@@ -115,23 +125,28 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """A small value of every rank, in rank order, on every rank."""
+    """Return a small value of every rank, in rank order, on every rank."""
     if not is_on():
         return [value]
     values: list[Any] = [None] * world_size()
-    with _talking():
+    with _translating_errors():
         dist.all_gather_object(values, value)
     return values
 
 
 def run_on_all_ranks(work: Callable[[], T]) -> T:
-    """Do a piece of work that takes ranks unequally long, and return when all have done theirs.
+    """Run a function on all ranks and return its result when all ranks are done.
 
-    However long that is: they tell each other meanwhile that they are there. The work itself must
-    not communicate.
+    The ranks may take unequally long, longer than the timeout of communication, because they
+    exchange heartbeats meanwhile. All ranks must call this together; the function must not
+    communicate.
+
+    Args:
+        work: The function; it may differ between the ranks.
 
     Raises:
-        LostRankError: It raised an error on another rank; this one's own error is raised as it is.
+        LostRankError: The function raised an error on another rank. An error on this rank is raised
+            as it is.
     """
     if not is_on():
         return work()
@@ -145,50 +160,50 @@ def run_on_all_ranks(work: Callable[[], T]) -> T:
         raise error
     for number, failure in enumerate(failures):
         if failure is not None:
-            raise lost(RuntimeError(f"rank {number}: {failure}"))
+            raise lost_rank_error(RuntimeError(f"rank {number}: {failure}"))
     return mine.result()
 
 
 @contextlib.contextmanager
-def _talking() -> Iterator[None]:
-    """Say in a sentence that the others do not answer; gloo has no exception of its own for it."""
+def _translating_errors() -> Iterator[None]:
+    """Raise the errors of torch about lost ranks as `LostRankError`; gloo's have no own class."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise lost(error) from error
+        raise lost_rank_error(error) from error
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether torch says that the others do not answer.
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error of torch means that another rank is lost.
 
-    NCCL's errors have a class; gloo's, where no function of ours calls it (in the backward pass),
-    are `RuntimeError`s that begin with the place in its sources.
+    NCCL's errors have a class of their own. Errors of gloo from outside this module (from the
+    backward pass) are `RuntimeError`s that begin with a place in gloo's sources.
     """
     return isinstance(error, dist.DistError) or (
         type(error) is RuntimeError and "/gloo/" in str(error)
     )
 
 
-def lost(error: BaseException) -> LostRankError:
-    """What torch says when the others do not answer, as a sentence."""
+def lost_rank_error(error: BaseException) -> LostRankError:
+    """Return torch's error about a lost rank as one sentence."""
     reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    reason = re.sub(r"\[[^]]*/gloo/[^]]*\] ?", "", reason)  # The place in its sources.
-    reason = reason.partition(". ")[0]  # Gloo goes on with guesses.
+    reason = re.sub(r"\[[^]]*/gloo/[^]]*\] ?", "", reason)  # A place in gloo's sources.
+    reason = reason.partition(". ")[0]  # Gloo adds guesses at the cause.
     return LostRankError(
-        f"rank {rank()} lost the others ({reason}); the launcher says which rank died"
+        f"rank {rank()} lost the others ({reason}); the launcher names the rank that died"
     )
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Rows of every rank, in rank order, with the gradient of each rank's loss.
+    """Return the rows of all ranks, in rank order; differentiable.
 
-    The backward pass adds up what every rank's loss says about this rank's rows, so that averaging
-    parameter gradients over the ranks afterwards gives the gradient of the mean loss.
+    The gradient of this rank's rows is summed over the losses of all ranks. Averaging parameter
+    gradients over the ranks afterwards gives the gradient of the mean loss.
 
     Args:
-        tensor: [N, ...], of the same shape on every rank.
+        tensor: Rows of this rank, [N, ...]; the shape is the same on every rank.
 
     Returns:
         [world size * N, ...].
@@ -200,7 +215,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over the ranks, differentiable: its gradient is summed over the ranks, too."""
+    """Return the sum over the ranks; differentiable, its gradient is also summed over the ranks."""
     if not is_on():
         return tensor
     total: Tensor = _Sum.apply(tensor)
@@ -211,7 +226,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         pieces = [torch.empty_like(tensor) for _ in range(world_size())]
-        with _talking():
+        with _translating_errors():
             dist.all_gather(pieces, tensor.contiguous())
         return torch.cat(pieces)
 

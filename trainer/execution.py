@@ -1,9 +1,10 @@
-"""How networks are run on the hardware: rounding and drop path's noise aside the same training.
+"""Execution of networks on the hardware: devices, sharding, compilation, recomputation.
 
-Several ranks either hold all weights each and average their gradients while the backward pass
-goes on (`replicate`, torch's `DistributedDataParallel`), or share them out (`shard`, torch's
-`fully_shard`, FSDP2), block by block. Batch norms see all ranks in both, and checkpoints are the
-same in both, for any number of ranks.
+Nothing here changes the training, except for rounding and the noise of drop path. Over several
+ranks, each rank either holds all weights and gradients are averaged during the backward pass
+(`replicate`, torch's `DistributedDataParallel`), or weights are sharded block by block (`shard`,
+torch's `fully_shard`, FSDP2). Either way batch norms see all ranks, and checkpoints are the same
+for any number of ranks.
 """
 
 import contextlib
@@ -35,26 +36,27 @@ KEPT_PRODUCTS = [
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
-"""What `recompute: elementwise` does not compute again."""
+"""Operations that `recompute: elementwise` does not compute again."""
 
 
 class ExecutionConfig(Config):
-    """Trades of speed for memory, and patience; what is learned stays the same, as said above."""
+    """Sharding, compilation, recomputation and the timeout; none of them changes the training."""
 
     sharding: Literal["replicate", "shard"] = no_fingerprint("replicate")
     """Over several ranks: `replicate` all weights (DDP), or `shard` weights, gradients, optimiser
-    and teacher (FSDP2), for encoders that do not fit."""
+    and teacher (FSDP2), for encoders that do not fit on one device."""
     compile: bool = no_fingerprint(False)
-    """Compile each block of the encoder, losses and colours; the first steps take minutes longer.
-    Drop path draws other noise."""
+    """Compile each block of the encoder, the losses and the colour augmentation. The first steps
+    take minutes longer, and drop path draws other noise."""
     recompute: Literal["nothing", "elementwise", "blocks"] = no_fingerprint("nothing")
-    """What of the student's blocks is not kept but computed again in the backward pass:
-    `elementwise` all but matrix products and attention (saves a third of the memory for little
-    time), `blocks` all but a block's input (three quarters for a third more arithmetic)."""
+    """Results of the student's blocks that are not kept but computed again in the backward pass:
+    `elementwise` all except matrix products and attention (saves a third of the memory for little
+    time), `blocks` all except the input of each block (saves three quarters for a third more
+    arithmetic)."""
     timeout_s: Annotated[float, Field(ge=3 * distributed.HEARTBEAT_S)] = no_fingerprint(300.0)
-    """A rank that does not answer for so many seconds is taken for lost, and the job ends; 30
-    minutes until the first step is done, since some ranks compile or fetch data longer. At least
-    30: a rank that is busy with a checkpoint gives a sign of life every 10."""
+    """Seconds after which a rank that does not answer is considered lost and the job ends. Until
+    the first step is done it is 30 minutes, because some ranks compile or download longer. At least
+    30: a rank that is busy with a checkpoint answers every 10."""
 
 
 def device_type(setting: DeviceSetting) -> Literal["cpu", "cuda"]:
@@ -80,18 +82,26 @@ def prepare(
     device: torch.device,
     precision: Precision,
 ) -> nn.Module:
-    """Move networks to the device, in place, and spread them over the ranks.
+    """Move networks to the device, in place, and distribute them over the ranks.
 
-    With `bf16` a GPU also multiplies float32 matrices (the losses') by its TF32 units, for all of
-    this process: a logit loses as little as by a rounding of its factors to 10 bits.
+    With `bf16` a GPU also multiplies float32 matrices (those of the losses) with its TF32 units, in
+    all of this process. The error of a logit is that of rounding its factors to 10 bits.
+
+    Args:
+        student: The trained network, on the CPU.
+        teacher: The teacher, on the CPU; None without one.
+        config: Sharding, compilation and recomputation.
+        device: Device of this rank.
+        precision: Precision of the networks' arithmetic.
 
     Returns:
-        What to call in place of the student. Parameters, optimiser and state stay the student's.
+        The module to call instead of the student. Parameters, optimiser and state remain those of
+        the student.
     """
     if device.type == "cuda" and precision == "bf16":
         torch.set_float32_matmul_precision("high")
     if config.compile:
-        # DDP averages gradients block by block in any case: parts of a block only fuse less.
+        # DDP averages gradients block by block anyway; compiling parts of a block fuses less.
         torch._dynamo.config.optimize_ddp = False
     for network in filter(None, (student, teacher)):
         network.to(device)
@@ -116,7 +126,7 @@ def prepare(
 
 
 def _recompute(blocks: Iterable[nn.Module], config: ExecutionConfig) -> None:
-    """Have blocks keep less for the backward pass; before they are compiled or spread."""
+    """Let blocks keep less for the backward pass; call it before they are compiled or sharded."""
     if config.recompute == "nothing":
         return
     options: dict[str, Any] = {"use_reentrant": False}
@@ -127,13 +137,14 @@ def _recompute(blocks: Iterable[nn.Module], config: ExecutionConfig) -> None:
 
 
 def _checkpointed(block: nn.Module, options: dict[str, Any], tokens: Tensor) -> Tensor:
-    # Compiling starts at the first function that is not torch's own: with a bare `checkpoint` in
-    # this one's place, nothing of the block would be compiled.
+    # Compilation starts at the first function that is not torch's own. If `block.forward` were
+    # `checkpoint` itself, nothing of the block would be compiled.
     result: Tensor = checkpoint(type(block).forward, block, tokens, **options)
     return result
 
 
 def _shard(network: EncoderNetwork, precision: Precision) -> None:
+    """Shard a network over all ranks, block by block."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
@@ -146,23 +157,27 @@ def _shard(network: EncoderNetwork, precision: Precision) -> None:
     encoder: Any = network.encoder
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
-        # Autocast would round a block's weights in any case, but for its norms': gathered in
-        # bfloat16 they take half the time. What goes from block to block stays in float32.
+        # Autocast rounds a block's weights anyway, except those of its norms; gathering them in
+        # bfloat16 takes half the time. Activations between blocks stay in float32.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in encoder.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh)
     register_fsdp_forward_method(network, "forward_features")
-    if precision == "bf16":  # Without autocast, as in probes, such weights would meet float32.
+    if precision == "bf16":  # Online kNN calls it without autocast, on float32 pixels.
         in_bfloat16 = torch.autocast(device, torch.bfloat16, cache_enabled=False)
         setattr(network, "forward_features", in_bfloat16(network.forward_features))  # noqa: B010
 
 
 @contextlib.contextmanager
 def gradients_wait(student: nn.Module, *, last: bool) -> Iterator[None]:
-    """Average gradients over the ranks only in the backward pass of the last piece.
+    """Average gradients over the ranks only in the backward pass of the last micro-batch.
 
-    Until then each rank has them whole, where weights are shared out, too.
+    Before it each rank holds whole gradients, even where weights are sharded.
+
+    Args:
+        student: The module from `prepare`.
+        last: Whether the backward pass in the body is that of the last micro-batch.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -175,20 +190,20 @@ def gradients_wait(student: nn.Module, *, last: bool) -> Iterator[None]:
         yield
 
 
-def whole(state: Any, *, to_host: bool = False) -> Any:
-    """A state dict, however nested, with every tensor whole; all ranks must call it together.
+def unsharded(state: Any, *, to_host: bool = False) -> Any:
+    """Return a nested state dict with all tensors unsharded; all ranks must call this together.
 
     Args:
         state: The state dict.
-        to_host: Bring tensors that are spread to the host of rank 0 alone, one by one, so that no
-            device ever holds two of them; on the other ranks they are None.
+        to_host: Gather sharded tensors on the host of rank 0 only, one at a time, so that a device
+            never holds two of them; on the other ranks they are None.
     """
     from torch.distributed.tensor import DTensor
 
     if isinstance(state, dict):
-        return {key: whole(value, to_host=to_host) for key, value in state.items()}
+        return {key: unsharded(value, to_host=to_host) for key, value in state.items()}
     if isinstance(state, list):
-        return [whole(value, to_host=to_host) for value in state]
+        return [unsharded(value, to_host=to_host) for value in state]
     if not isinstance(state, DTensor):
         return state
     tensor = state.full_tensor()
@@ -197,36 +212,36 @@ def whole(state: Any, *, to_host: bool = False) -> Any:
     return tensor.cpu() if distributed.rank() == 0 else None
 
 
-def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a whole state dict into a module, spread over the ranks or not."""
+def load_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load an unsharded state dict into a module, which may be sharded."""
     own = module.state_dict()
-    spread = {name: _spread(value, own[name]) for name, value in state.items() if name in own}
-    module.load_state_dict({**state, **spread})
+    sharded = {name: _shard_like(value, own[name]) for name, value in state.items() if name in own}
+    module.load_state_dict({**state, **sharded})
 
 
-def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state dict into an optimiser, spread over the ranks or not.
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an unsharded state dict into an optimiser, whose parameters may be sharded.
 
-    Moments are spread one by one, before the optimiser would move all of them to the device. None
-    is taken over: the state may be a file mapped into memory.
+    Moments are sharded one at a time, so that the device never holds all of them whole. They are
+    copied, because the state may be a file mapped into memory.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    spread = {
+    sharded = {
         number: {
-            name: _spread(value.to(parameter.device, copy=True), parameter)
+            name: _shard_like(value.to(parameter.device, copy=True), parameter)
             if value.shape == parameter.shape
             else value.clone()
             for name, value in state["state"].get(number, {}).items()
         }
         for number, parameter in zip(numbers, parameters, strict=True)
     }
-    held = {number: values for number, values in spread.items() if values}
+    held = {number: values for number, values in sharded.items() if values}
     optimizer.load_state_dict({**state, "state": held})
 
 
-def _spread(value: Tensor, template: Tensor) -> Tensor:
-    """A whole tensor, spread over the ranks as the template is."""
+def _shard_like(value: Tensor, template: Tensor) -> Tensor:
+    """Return a whole tensor sharded like the template."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(template, DTensor):

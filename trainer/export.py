@@ -1,12 +1,15 @@
-"""Export: `python -m trainer.export CHECKPOINT OUT [--which=teacher|student]`.
+"""Command that exports an encoder as a timm model.
 
-OUT becomes a folder with `model.safetensors` and `config.json` in timm's layout, so that
+    python -m trainer.export CHECKPOINT OUT [--which=teacher|student]
+
+CHECKPOINT is a checkpoint file, or the folder of a training or run (its newest checkpoint). OUT
+becomes a folder with `model.safetensors` and `config.json` in timm's layout, which
 
     timm.create_model("local-dir:OUT", pretrained=True)
 
-is the encoder, with its mean, std and input size in `pretrained_cfg`. CHECKPOINT is a checkpoint
-file, or the folder of a training or run (its newest checkpoint). Exit code 0: written; 2: it holds
-no encoder of ours, or the exported features differ; 1: a file cannot be read or written.
+loads; mean, std and input size are in its `pretrained_cfg`. Exit code 0: the folder is written; 1:
+a file cannot be read or written; 2: the checkpoint does not hold an encoder of ours, or timm's
+features differ; 130: Ctrl-C.
 """
 
 import json
@@ -25,7 +28,7 @@ from transforms.core.errors import ConfigError
 from transforms.core.scratch import scratch_folder
 
 BASE = "vit_base_patch16_224"
-"""timm's name of the class; `model_args` turn it into any other size."""
+"""Name of the architecture in timm; `model_args` changes its size."""
 
 
 def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher") -> str:
@@ -33,16 +36,16 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
 
     Args:
         path: A checkpoint, or the folder of a training or run.
-        out: Folder or URL; what stands there under the same names is replaced.
-        which: Whose weights.
+        out: Folder or URL to write; files of the same names are replaced.
+        which: Network whose weights are exported.
 
     Returns:
         URL of the checkpoint.
 
     Raises:
         StorageError: A file cannot be read or written.
-        ConfigError: There is no encoder of ours in it, or timm gives other features; nothing is
-            written then.
+        ConfigError: The checkpoint does not hold an encoder of ours, or timm computes other
+            features; nothing is written then.
     """
     from safetensors.torch import save
 
@@ -64,7 +67,7 @@ def export(path: str, out: str, which: Literal["teacher", "student"] = "teacher"
 
 
 def timm_config(config: EncoderConfig) -> dict[str, Any]:
-    """What timm's `config.json` says about the encoder."""
+    """Return the content of timm's `config.json` for the encoder."""
     return {
         "architecture": BASE,
         "num_classes": 0,
@@ -89,26 +92,26 @@ def timm_config(config: EncoderConfig) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _check_features(encoder: nn.Module, config: EncoderConfig, folder: str) -> None:
-    """The exported model must give the very features of the checkpoint."""
+    """Check that the exported model computes exactly the features of the checkpoint."""
     import timm
 
     images = torch.randn(2, 3, config.image_size, config.image_size)
     exported = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     ours: Any = encoder
     if not torch.equal(exported.forward_features(images), ours.forward_features(images)):
-        raise ConfigError("timm gives other features than the checkpoint: nothing was exported")
+        raise ConfigError("timm computes other features than the checkpoint: nothing was exported")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = cli.command_parser("trainer.export", "Write an encoder as a timm model folder.")
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a training or run")
-    parser.add_argument("out", help="the folder to write")
+    parser.add_argument("out", help="folder or URL to write")
     parser.add_argument(
         "--which",
         choices=("teacher", "student"),
         default="teacher",
-        help="whose weights; without a teacher (StableRep, SimCLR) both are the student's",
+        help="network to export; without a teacher (StableRep, SimCLR) always the student",
     )
     parsed = parser.parse_args(arguments)
     cli.show_log()

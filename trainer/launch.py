@@ -1,16 +1,16 @@
-"""`torchrun`, but with the exit code of the training.
+"""`torchrun` with the exit code of the training.
 
-    python -m trainer.launch [torchrun's options] -m trainer.train CONFIG [key=value ...]
+    python -m trainer.launch [options of torchrun] -m trainer.train CONFIG [key=value ...]
 
-`torchrun` itself exits with 1 whatever its processes said, so that a job manager cannot tell a
-wrong config from a machine that was taken away. This passes the ranks' code on: 0, all steps are
-done; 1, data, storage or a rank failed: mend it, then start again; 2, a setting is wrong; 3, a loss
-or gradient is not finite; 75, start it again. Only for 1 is there `torchrun`'s summary of the
-ranks: for the others their last lines say all.
+`torchrun` itself exits with 1 for any failure, so a job manager cannot tell a wrong config from a
+machine that was taken away. This command exits with the code of the ranks: 0, all steps are done;
+1, data, storage or a rank failed: fix the cause, then start it again; 2, a setting is wrong; 3, a
+loss or gradient is not finite; 75, start it again. `torchrun`'s summary of the ranks is printed
+only for 1; for the other codes the last lines of the ranks say what to do.
 
-Options are `torchrun`'s, with two other defaults, so that signals reach the ranks as the training
-wants them: `--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`, and `--shutdown-timeout=110`, the seconds
-to save, where `torchrun` kills after 30.
+Options are those of `torchrun`. Two defaults differ: `--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`
+forwards the signals that the training handles, and `--shutdown-timeout=110` gives the ranks 110 s
+to save a checkpoint (`torchrun` kills them after 30 s).
 """
 
 import argparse
@@ -29,12 +29,12 @@ LOCALHOST = "127.0.0.1"
 DEFAULTS = {"signals_to_handle": "SIGTERM,SIGINT,SIGUSR1", "shutdown_timeout": 110}
 
 
-def verdict(codes: Collection[int]) -> int:
-    """One exit code for several ranks that failed, whichever failed first.
+def exit_code(codes: Collection[int]) -> int:
+    """Return one exit code for several failed ranks, in whichever order they failed.
 
     Args:
-        codes: The ranks' exit codes; negative are signals, some of them `torchrun`'s, which ends
-            the other ranks as soon as one has failed.
+        codes: Exit codes of the ranks, negative for a signal. SIGTERM may come from `torchrun`,
+            which ends the other ranks once one has failed.
     """
     for certain in (WRONG_CONFIG, NOT_FINITE):
         if certain in codes:
@@ -44,17 +44,17 @@ def verdict(codes: Collection[int]) -> int:
     return RESTART if exited == {RESTART} and not killed else UNFINISHED
 
 
-def said_of(failures: Mapping[int, ProcessFailure]) -> str:
-    """How ranks ended, on one line; of one that a signal killed, the signal."""
-    endings = (
+def rank_codes(failures: Mapping[int, ProcessFailure]) -> str:
+    """Return the exit code or signal of each failed rank, as one line of text."""
+    codes = (
         f"rank {rank}: {failure.exitcode if failure.exitcode > 0 else failure.signal_name()}"
         for rank, failure in sorted(failures.items())
     )
-    return ", ".join(endings)
+    return ", ".join(codes)
 
 
 def parser() -> argparse.ArgumentParser:
-    """`torchrun`'s, with our defaults and our help before its own."""
+    """Return the parser of `torchrun`, with our defaults, and our help before its own."""
     options: argparse.ArgumentParser = run.get_args_parser()
     options.usage = "python -m trainer.launch [options] -m trainer.train CONFIG [key=value ...]"
     options.description = __doc__
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     try:
         options = parser().parse_args(arguments)
         if options.nnodes not in ("1", "1:1") and not (
@@ -75,16 +75,17 @@ def main(arguments: Sequence[str]) -> int:
                 "each machine its --node-rank (or --rdzv-endpoint)"
             )
         if options.nproc_per_node != "1":
-            os.environ.setdefault("OMP_NUM_THREADS", "1")  # As torchrun does, in twelve lines.
+            # As torchrun does, without its warning.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
         run.run(options)
     except ChildFailedError as error:
-        code = verdict({failure.exitcode for failure in error.failures.values()})
-        short = f"The launcher's exit code is {code} ({said_of(error.failures)})."
+        code = exit_code({failure.exitcode for failure in error.failures.values()})
+        short = f"The launcher's exit code is {code} ({rank_codes(error.failures)})."
         print(error if code == UNFINISHED else short, file=sys.stderr)
         return code
     except SignalException:
         return RESTART
-    except ValueError as error:  # How torchrun says that an option is wrong.
+    except ValueError as error:  # torchrun raises it for a wrong option.
         print(f"The launcher's options do not fit: {error}", file=sys.stderr)
         return WRONG_CONFIG
     return OK

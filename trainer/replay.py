@@ -1,16 +1,15 @@
-"""Looks into a step whose loss or gradient was not finite: where do the numbers break?
+"""Command that computes a step again whose loss or gradient was not finite.
 
     python -m trainer.replay RUN/train/replay-step-000001234.pt [key=value ...]
 
-A training that stops for that reason leaves such a file: the state before the step, and the caption
-ids of its batch. The step is computed again from them, on one process or as many as `torchrun`
-starts, and the report says whether weights were ruined before, and which loss terms, which modules'
-outputs (the first in the order in which they were computed) and which gradients are not finite.
-Overrides change the config that is in the file: `device=cpu precision=fp32` tells a number that is
-out of bfloat16's reach from one that is wrong.
+A training that stops for this reason leaves a replay file: the state before the step, and the
+caption ids of its batch. The command works on one process or as many as `torchrun` starts. It
+prints whether weights were ruined before the step, and which loss terms, outputs of modules (in the
+order in which they were computed) and gradients are not finite. Overrides change the config in the
+file; with `device=cpu precision=fp32` a number that is only out of the range of bfloat16 is finite.
 
-Exit code 0: the report is printed; 2: the file is none, or an override is wrong; 1: the data
-cannot be read.
+Exit code 0: the report is printed; 1: the data cannot be read; 2: the file is not a replay file, or
+an override is wrong; 130: Ctrl-C.
 """
 
 import contextlib
@@ -42,6 +41,7 @@ from transforms.core.config import parse_config, stored_config
 from transforms.core.errors import ConfigError
 from transforms.core.exit_codes import UNFINISHED
 
+EXPECTED = "expected a replay file, replay-step-*.pt"
 ENDINGS = (
     Ending(LostWorkerError, UNFINISHED),
     Ending(LostRankError, UNFINISHED),
@@ -53,16 +53,16 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
     """Compute the step of a replay file again.
 
     Args:
-        state: What the file holds.
-        config: Of the training.
-        device: Of this rank.
+        state: Content of the replay file.
+        config: Config of the training, perhaps with overrides.
+        device: Device of this rank.
 
     Returns:
-        The lines of the report.
+        Lines of the report.
 
     Raises:
-        ConfigError: The state or the ranks do not fit the config, or the data has other captions
-            there.
+        ConfigError: The state or the ranks do not fit the config, or the data have other captions
+            at this step.
     """
     check_ranks(config)
     training = Training(config, device)
@@ -80,7 +80,7 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
     if ruined := list(ruined_weights(state)):
         lines.append(
             f"weights were not finite, or above {ABSURD:g}, before this step ({few(ruined)}): the "
-            "cause lies in an earlier one"
+            "cause is in an earlier step"
         )
     lines += [f"loss term {name}: {float(value):.6g}" for name, value in terms.items()]
     gradients = [
@@ -92,26 +92,27 @@ def replay(state: State, config: TrainConfig, device: torch.device) -> list[str]
         if names:
             lines.append(f"not finite: the {what} of {few(names)}")
     if not broken and not gradients:
-        lines.append("everything is finite this time")
+        lines.append("this time everything is finite")
     return lines
 
 
 def _check_captions(batch: Batch, expected: Sequence[str]) -> None:
-    strange = sorted(set(hex_ids(batch.caption_ids)) - set(expected))
-    if strange:
+    """Check that the captions of this rank's batch are among those of the replay file."""
+    others = sorted(set(hex_ids(batch.caption_ids)) - set(expected))
+    if others:
         raise ConfigError(
-            f"the data has other captions at this step than the file names (first: {strange[0]}): "
-            "expected the data of the training; say where with data=FOLDER"
+            f"the data have other captions at this step than the file (first: {others[0]}): "
+            "expected the data of the training; set data=FOLDER"
         )
 
 
 def _watch(network: nn.Module, owner: str, broken: list[str]) -> None:
-    """Note the modules whose output is not finite, innermost first."""
+    """Append the names of modules to `broken` when their output is not finite, innermost first."""
 
     def hook(name: str) -> Any:
         def note(_: nn.Module, __: Any, output: Any) -> None:
             line = f"{owner} {name}"
-            if line in broken:  # Of another piece, or computed again.
+            if line in broken:  # From another micro-batch, or computed again.
                 return
             if any(not tensor.isfinite().all() for tensor in _tensors(output)):
                 broken.append(line)
@@ -124,6 +125,7 @@ def _watch(network: nn.Module, owner: str, broken: list[str]) -> None:
 
 
 def _tensors(output: Any) -> list[Tensor]:
+    """Return the tensors in the output of a module."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, list | tuple):
@@ -152,10 +154,10 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> str:
         with rank_session():
             if not parsed.file.endswith(".pt"):
-                raise ConfigError(f"{parsed.file} is no replay file: expected a replay-step-*.pt")
+                raise ConfigError(f"{parsed.file}: {EXPECTED}")
             state = load_checkpoint(parsed.file)
             if "caption_ids" not in state:
-                raise ConfigError(f"{parsed.file} is a checkpoint: expected a replay-step-*.pt")
+                raise ConfigError(f"{parsed.file} is a checkpoint: {EXPECTED}")
             config = _config(state, parsed.file, parsed.overrides)
             return "\n".join(replay(state, config, start_rank(config)))
 

@@ -1,8 +1,8 @@
-"""Signals that ask a training to save and leave.
+"""Stop signals, after which a training saves a checkpoint and ends.
 
-Whoever takes a machine away may signal every process on it, and the launcher then signals its ranks
-once more. So only Ctrl-C insists when it comes twice; and processes that load data never hear of
-it, since the training needs them until it has saved, and ends them itself.
+A cluster may signal every process on a machine, and the launcher then signals its ranks again. So
+only a second Ctrl-C interrupts the training at once. Loader processes never receive stop signals:
+the training needs them until it has saved a checkpoint, and ends them itself.
 """
 
 import contextlib
@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; what clusters send before they take a machine away; what Slurm's `--signal` sends."""
+"""Ctrl-C; the signal before a cluster takes a machine away; the signal of Slurm's `--signal`."""
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """Collect the names of stop signals; a second Ctrl-C acts as if nobody had listened.
+    """Collect the names of received stop signals in the list that is yielded.
 
-    Where one was collected, or with an error, the process is about to leave: see `ignore_stops`.
+    A second Ctrl-C has its usual effect. If a signal was received, or after an error, the process
+    is about to end, so stop signals are ignored from then on: see `ignore_stops`.
     """
     received: list[str] = []
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -43,9 +44,9 @@ def stop_signals() -> Iterator[list[str]]:
 
 
 def ignore_stops() -> None:
-    """Let none but Ctrl-C cut off a process that is on its way out.
+    """Ignore all stop signals except Ctrl-C, in a process that is about to end.
 
-    The launcher ends all ranks as soon as one has failed, and what they say of themselves counts.
+    The launcher ends all ranks once one has failed; their own exit codes and last lines are needed.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGINT:
@@ -53,14 +54,14 @@ def ignore_stops() -> None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Processes that this thread starts in it never get stop signals.
+def block_stops() -> Iterator[None]:
+    """Start processes in the body that never receive stop signals.
 
-    A new process is without handlers until it has imported what it needs, but whether signals are
-    held back it inherits from the start. This process still hears them where it has other threads:
-    they are held back from the calling one alone.
+    A new process has no signal handlers until it has imported its modules, but it inherits the mask
+    of blocked signals. Signals are blocked in the calling thread only, so this process still
+    receives them if it has other threads.
     """
-    resource_tracker.ensure_running()  # Starting it would let signals through again.
+    resource_tracker.ensure_running()  # Starting it later would unblock the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -12,7 +12,7 @@ from tests.support.image_shards import TINY_TRAINING
 from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
-from trainer.execution import prepare, whole
+from trainer.execution import prepare, unsharded
 from trainer.models.vit import EncoderNetwork
 from trainer.objectives.registry import build_networks, build_objective
 from trainer.training.session import open_samples, rank_batches
@@ -64,7 +64,7 @@ def step_gradients(config: TrainConfig, step: int) -> Result:
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in student.named_parameters()
     }
-    return terms, whole(gradients)
+    return terms, unsharded(gradients)
 
 
 def gradients_of_ranks(

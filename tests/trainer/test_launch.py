@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.training_runs import make_run
 from trainer.checkpoints.files import list_checkpoints
-from trainer.launch import main, verdict
+from trainer.launch import exit_code, main
 from trainer.signals import STOP_SIGNALS
 from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 
@@ -98,7 +98,7 @@ def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
     ],
 )
 def test_what_cannot_mend_itself_outweighs_a_restart(codes: set[int], expected: int) -> None:
-    assert verdict(codes) == expected
+    assert exit_code(codes) == expected
 
 
 def test_ranks_have_time_to_save_after_any_stop_signal(monkeypatch: pytest.MonkeyPatch) -> None:

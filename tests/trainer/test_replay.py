@@ -1,4 +1,4 @@
-"""A step that is not finite: nothing of it is kept but what is needed to look into it."""
+"""A step that is not finite: it changes nothing, and leaves what is needed to examine it."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ def test_it_is_found_before_the_next_line_or_checkpoint_and_nothing_is_lost(
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"the loss or a gradient at step {BAD_STEP} is not finite" in said
     assert "data positions 8 to 11" in said
-    assert f"python -m trainer.replay {replay_file(run)}`; go on with" in said
+    assert f"python -m trainer.replay {replay_file(run)}`; continue with" in said
     assert f"'skip_steps=[[{BAD_STEP},{BAD_STEP}]]'" in said
     assert [step for step, _ in losses(run)] == ([0, 1] if log_every == 1 else [0])
     assert list_checkpoints(str(run / "train" / "checkpoints")) == {}
@@ -151,7 +151,7 @@ def test_the_step_can_be_looked_into(
 
     monkeypatch.undo()
     assert replay.main([str(replay_file(run))]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "everything is finite this time"
+    assert capsys.readouterr().out.splitlines()[-1] == "this time everything is finite"
 
 
 @pytest.mark.parametrize("weight", [torch.nan, -2e3])
@@ -164,7 +164,7 @@ def test_weights_that_were_ruined_before_are_named_first(
     write_state(state, str(replay_file(run)))
     assert replay.main([str(replay_file(run))]) == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = "before this step (student encoder.cls_token): the cause lies in an earlier one"
+    expected = "before this step (student encoder.cls_token): the cause is in an earlier step"
     assert lines[1].endswith(expected)
 
 
@@ -174,7 +174,7 @@ def test_after_weights_were_ruined_the_way_on_is_back(
     """To skip the step would lead from one to the next."""
     assert command(run, "optim.learning_rate=1e38") == NOT_FINITE
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "weights were ruined in an earlier one (student mask_token, " in said
+    assert "because weights were ruined in an earlier step (student mask_token, " in said
     assert "delete the newest checkpoints, and set optim.clip_norm, a lower" in said
     assert "skip_steps" not in said
 
@@ -194,12 +194,12 @@ def test_files_and_data_that_do_not_fit_are_named(
     assert command(run, "steps=6") == NOT_FINITE
     write_images(tmp_path / "other", (40,))
     assert replay.main([str(replay_file(run)), f"data={tmp_path}/other"]) == 2
-    assert "has other captions at this step" in capsys.readouterr().err
+    assert "have other captions at this step" in capsys.readouterr().err
     assert replay.main([str(replay_file(run)), "model.width=24"]) == 2
     assert "another architecture" in capsys.readouterr().err
     assert replay.main([str(replay_file(run)), "accumulation=3"]) == 2
     assert "captions_per_batch is 4: expected a multiple of 3" in capsys.readouterr().err
     assert replay.main([str(run)]) == 2
-    assert "expected a replay-step-*.pt" in capsys.readouterr().err
+    assert "expected a replay file, replay-step-*.pt" in capsys.readouterr().err
     assert replay.main([str(run / "nothing.pt")]) == 1
     assert "no such file" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
 from trainer import distributed
-from trainer.execution import gradients_wait, whole
+from trainer.execution import gradients_wait, unsharded
 from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
@@ -40,7 +40,9 @@ def gradients(training: Training) -> dict[str, Tensor]:
     batch = next(rank_batches(config, open_samples(config), range(1)))
     training.objective.backward(batch, 0)
     named = training.student.named_parameters()
-    return whole({name: parameter.grad for name, parameter in named if parameter.grad is not None})
+    return unsharded(
+        {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+    )
 
 
 def test_blocks_travel_in_bfloat16_and_talk_in_float32(
@@ -98,7 +100,7 @@ def test_gradients_are_averaged_with_the_last_piece(run: Path, precision: str) -
     def weight() -> Tensor:
         gradient = training.student.encoder.get_parameter("blocks.0.mlp.fc1.weight").grad
         assert gradient is not None
-        return whole(gradient.clone())
+        return unsharded(gradient.clone())
 
     totals = []
     for piece in (0, 1):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.training_runs import command, write_config
 from trainer import distributed, train
-from trainer.signals import STOP_SIGNALS, held, stop_signals
+from trainer.signals import STOP_SIGNALS, block_stops, stop_signals
 from transforms.core.errors import StorageError
 from transforms.core.exit_codes import UNFINISHED
 
@@ -86,7 +86,7 @@ def test_processes_started_while_signals_are_held_never_get_any(
 ) -> None:
     here, there = multiprocessing.Pipe()
     process = start(target=_reply, args=(there,), daemon=True)
-    with held():
+    with block_stops():
         process.start()
     try:
         for _ in range(2):

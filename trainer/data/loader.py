@@ -21,7 +21,7 @@ from trainer.data.batch import Batch, CroppedSamples
 from trainer.data.prefetch import Prefetcher
 from trainer.data.sampler import RankSampler
 from trainer.data.shard_reader import DEFAULT_CACHE_BYTES, DEFAULT_CACHE_FOLDER
-from trainer.signals import held
+from trainer.signals import block_stops
 from transforms.core.config import Config, no_fingerprint
 from transforms.core.errors import DamagedFileError, StorageError
 
@@ -153,7 +153,7 @@ def _load(batches: _Steps, steps: range, config: LoaderConfig, context: str) -> 
         signal_handling._set_SIGCHLD_handler()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     others = set(multiprocessing.active_children())
-    with held():
+    with block_stops():
         iterator: Any = iter(loader)
     processes = set(multiprocessing.active_children()) - others
     try:

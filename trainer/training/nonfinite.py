@@ -1,8 +1,9 @@
-"""What a step that is not finite leaves behind: a file to look into it, and a refusal to repeat it.
+"""Records of a step whose loss or gradient is not finite, and the refusal to repeat that step.
 
-A training is a pure function of its config and data, so the same command would meet the same step
-again, hours later. Until a setting is changed that numbers depend on, the step is left behind or
-the note is deleted, it ends at once.
+Such a step leaves a replay file, which holds the state before it, and a note, `not-finite.json`. A
+training is a pure function of its config and data, so the same command would fail at the same step
+again, hours later. It fails at once instead, until a setting that numbers depend on is changed, the
+training continues from a later step, or the note is deleted.
 """
 
 import json
@@ -21,9 +22,9 @@ from transforms.core.errors import MissingFileError, reading
 
 NOTE = "not-finite.json"
 ABSURD = 1e3
-"""No weight of a sound network comes near."""
+"""Weights above this are ruined: those of a sound network are far smaller."""
 SHOWN = 3
-"""Captions or modules that a sentence names; the note and the replay file have all captions."""
+"""Number of captions or modules that a message names; note and replay file name all captions."""
 ROUNDING: dict[str, Any] = {
     "accumulation": True,
     "device": True,
@@ -31,19 +32,19 @@ ROUNDING: dict[str, Any] = {
     "num_threads": True,
     "objective": {"contrastive_chunk", "ibot_chunk"},
 }
-"""Settings outside the fingerprint that may yet decide whether a number is finite."""
+"""Settings outside the fingerprint that change rounding, and with it whether a step is finite."""
 
 
 def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteError:
-    """Save the state before the step; all ranks must call it together.
+    """Write the replay file and the note of a step; all ranks must call this together.
 
     Args:
-        training: As the step left it.
-        folder: Of the training.
-        error: Says which step.
+        training: Training after the step; its weights are those before the step.
+        folder: Output folder of the training.
+        error: The error about the step.
 
     Returns:
-        The error with a sentence that says how to go on, once all is written.
+        The error, with a message that says what to do.
     """
     config, step = training.config, error.step
     replay = storage.join(folder, f"replay-step-{step:09d}.pt")
@@ -56,14 +57,14 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
     }
     if ruined := list(ruined_weights(state)) if distributed.rank() == 0 else []:
         sentence = (
-            f"{error}, for weights were ruined in an earlier one ({few(ruined)}): delete the "
+            f"{error}, because weights were ruined in an earlier step ({few(ruined)}): delete the "
             "newest checkpoints, and set optim.clip_norm, a lower optim.learning_rate or "
             "precision=fp32"
         )
     else:
         sentence = (
-            f"{error}, captions {few(error.caption_ids)}; look into it with `python -m "
-            f"trainer.replay {replay}`; go on with '{_skipping(config, step)}', or with another "
+            f"{error}, captions {few(error.caption_ids)}; examine it with `python -m "
+            f"trainer.replay {replay}`; continue with '{_skipping(config, step)}', or with another "
             f"{' or '.join(CHANGEABLE[:-1])}; to try the same again delete {note}"
         )
     content = {
@@ -73,26 +74,26 @@ def keep(training: Training, folder: str, error: NotFiniteError) -> NotFiniteErr
         "settings": _settings(config),
     }
 
-    def write_down() -> None:
+    def write() -> None:
         if distributed.rank() == 0:
             write_state(state, replay)
             storage.replace_bytes(json.dumps(content, indent=1).encode("utf-8"), note)
 
-    distributed.run_on_all_ranks(write_down)
+    distributed.run_on_all_ranks(write)
     return NotFiniteError(sentence, step, error.caption_ids)
 
 
 def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
-    """End a training that would meet the same step again.
+    """Refuse to continue a training that would fail at the same step again.
 
     Args:
         config: The training.
-        folder: Of the training.
-        step: Where it would continue.
+        folder: Output folder of the training.
+        step: Step at which the training would continue.
 
     Raises:
-        NotFiniteError: With the same arithmetic a step from there on was not finite.
-        DamagedFileError: The note cannot be understood.
+        NotFiniteError: This step or a later one was not finite with the same settings.
+        DamagedFileError: The note is damaged.
     """
     url = storage.join(folder, NOTE)
     try:
@@ -108,7 +109,10 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
 
 
 def ruined_weights(state: State) -> Iterator[str]:
-    """Those that are not finite or absurd; a step that fails may spoil running estimates itself."""
+    """Yield the names of weights that are not finite or absurdly large.
+
+    Running estimates of batch norms are left out, because the step that fails changes them itself.
+    """
     for owner in ("student", "teacher"):
         for name, value in (state[owner] or {}).items():
             estimate = "running_" in name or not value.is_floating_point()
@@ -117,13 +121,13 @@ def ruined_weights(state: State) -> Iterator[str]:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names and the number of the others as text."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """What the numbers of a step depend on, as JSON has it."""
+    """Return the settings that the numbers of a step depend on, as JSON values."""
     return {**fingerprint_fields(config), **config.model_dump(mode="json", include=ROUNDING)}
 
 
@@ -136,5 +140,5 @@ def _same_settings(noted: dict[str, Any], config: TrainConfig) -> bool:
 
 
 def _skipping(config: TrainConfig, step: int) -> str:
-    """The override that passes a step over, beside those that are passed over already."""
+    """Return the override that skips a step, in addition to those skipped already."""
     return f"skip_steps={json.dumps([*config.skip_steps, (step, step)], separators=(',', ':'))}"

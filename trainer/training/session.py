@@ -39,8 +39,8 @@ def rank_session() -> Iterator[None]:
         ignore_stops()
         if isinstance(error, StoppedError):
             distributed.stop()
-        if distributed.is_lost(error):
-            raise distributed.lost(error) from error
+        if distributed.is_lost_rank(error):
+            raise distributed.lost_rank_error(error) from error
         if isinstance(error, torch.OutOfMemoryError):
             raise RankConfigError(
                 f"rank {distributed.rank()}: the device is out of memory: expected a smaller "

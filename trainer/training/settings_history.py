@@ -1,7 +1,7 @@
-"""Which settings a training had from which step on, of those that may be changed on a run.
+"""History of the settings that may be changed on a run.
 
-`<run>/train/settings.yaml` has an entry for the start and one for each change; checkpoints hold the
-whole config that they were made with.
+`<run>/train/settings.yaml` has one entry for the start and one for each change: the settings, and
+the step from which on they apply. Each checkpoint holds the whole config that it was made with.
 """
 
 import logging
@@ -18,22 +18,23 @@ log = logging.getLogger(__name__)
 
 
 def changeable(config: TrainConfig) -> dict[str, Any]:
-    """The settings that may be changed on a run, as flat dotted keys with JSON values."""
+    """Return the settings that may be changed on a run, as dotted keys with JSON values."""
     return {key: value for key, value in fingerprint_fields(config).items() if key in CHANGEABLE}
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a run keeps to its end."""
+    """Return the settings that may not be changed on a run, as dotted keys with JSON values."""
     return {k: v for k, v in fingerprint_fields(config).items() if k not in CHANGEABLE}
 
 
 def note_settings(config: TrainConfig, folder: str, step: int) -> None:
-    """Write down the settings with which a training starts or continues, if they are others.
+    """Add an entry if a training starts, or continues with changed settings.
 
     Args:
         config: The training.
-        folder: Of the training.
-        step: Where it starts; what was noted for later steps did not come to a checkpoint.
+        folder: Output folder of the training.
+        step: Step at which it starts or continues. Entries of later steps are removed: the training
+            wrote no checkpoint after them.
     """
     url, ours = storage.join(folder, "settings.yaml"), changeable(config)
     try:
@@ -43,7 +44,7 @@ def note_settings(config: TrainConfig, folder: str, step: int) -> None:
     entries = [entry for entry in there if entry["from_step"] < step]
     before = entries[-1]["settings"] if entries else ours
     for key in sorted(key for key in ours if ours[key] != before.get(key)):
-        log.info("From step %d on %s is %s, was %s.", step, key, ours[key], before.get(key))
+        log.info("From step %d on, %s is %s (was %s).", step, key, ours[key], before.get(key))
     if not entries or before != ours:
         entries.append({"from_step": step, "settings": ours})
     if entries != there:

@@ -1,9 +1,9 @@
-"""What a training is at a step (networks, optimiser, teacher), and how one step changes it.
+"""Training state (networks, optimiser, teacher) and the update of one step.
 
-A step never waits for the device. Losses stay there until they are asked for, and so does the
-verdict whether they are finite: from the first step on whose loss or gradient is not, the device
-leaves weights, optimiser and teacher as they are, so that asking late loses nothing. (But for
-the running estimates of the heads' batch norms, which no training reads.)
+A step never waits for the device: losses stay on the device until they are asked for, and so does
+the result of the check that they are finite. From the first step whose loss or gradient is not
+finite, the device leaves weights, optimiser and teacher unchanged, so a late check loses nothing.
+(The running estimates of the heads' batch norms still change, but no training reads them.)
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from trainer import distributed
 from trainer.checkpoints.files import State
 from trainer.config import TrainConfig, is_skipped
 from trainer.data.batch import Batch, hex_ids
-from trainer.execution import load_whole, load_whole_optimizer, prepare, whole
+from trainer.execution import load_optimizer_state, load_state, prepare, unsharded
 from trainer.losses import schedules
 from trainer.models.student_teacher import update_teacher
 from trainer.models.vit import EncoderNetwork
@@ -26,19 +26,19 @@ from transforms.core.errors import ConfigError
 
 
 class Training:
-    """Networks, optimiser and step: everything that a checkpoint carries.
+    """Networks, optimiser and step: everything that a checkpoint holds.
 
     Args:
         config: The training.
-        device: Of this rank.
+        device: Device of this rank.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.student, self.teacher = build_networks(config)
-        spread = prepare(self.student, self.teacher, config.execution, device, config.precision)
+        module = prepare(self.student, self.teacher, config.execution, device, config.precision)
         self.optimizer = build_optimizer(self.student, config.optim)
-        self.objective = build_objective(config, spread, self.teacher)
+        self.objective = build_objective(config, module, self.teacher)
         self.step = 0
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._num_replaced = torch.zeros((), dtype=torch.float64, device=device)
@@ -48,13 +48,13 @@ class Training:
 
     @property
     def network(self) -> EncoderNetwork:
-        """What the training is for: the teacher, the student where there is none."""
+        """The network that is the result: the teacher, or the student if there is no teacher."""
         return self.teacher or self.student
 
     def update(self, batch: Batch) -> None:
-        """One optimiser step on this rank's share of a batch; the same on every rank.
+        """Make one optimiser step on this rank's part of a batch; all ranks call this together.
 
-        A step that the config skips leaves all but the number of steps as it is.
+        A step that the config skips only increases the number of steps.
         """
         if is_skipped(self.config, self.step):
             self._terms, self._rate = {}, 0.0
@@ -64,28 +64,26 @@ class Training:
         optim = self.config.optim
         self._rate = set_schedule(self.optimizer, optim, step, total)
         terms = self.objective.backward(batch, step)
-        self._note(terms, batch)
-        stopped = self._judge(step)
-        # The fused optimiser reads this on the device, and where it is 1 changes nothing.
-        self.optimizer.found_inf = stopped.float()  # type: ignore[attr-defined]
+        self._record(terms, batch)
+        frozen = self._check_finite(step)
+        # The fused optimiser reads this on the device and changes nothing if it is 1.
+        self.optimizer.found_inf = frozen.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.student.keep_within_bounds()
         self.optimizer.zero_grad(set_to_none=True)
         if self.teacher is not None:
             start, end = optim.ema_momentum
             share = 1.0 - schedules.ema_momentum(step, total, start=start, end=end)
-            update_teacher(self.teacher, self.student, torch.where(stopped, 0.0, share))
+            update_teacher(self.teacher, self.student, torch.where(frozen, 0.0, share))
         self.step += 1
 
     def values(self) -> dict[str, float]:
-        """Loss terms and schedules of the last step, for people; waits for the device.
+        """Return the metrics of the last step, without loss terms if it was skipped.
 
-        Of one that was skipped there are no loss terms.
-
-        All ranks must ask at the same step.
+        This waits for the device. All ranks must call it at the same step.
 
         Raises:
-            NotFiniteError: A step since the last call was not finite; its state is kept.
+            NotFiniteError: A step since the last call was not finite; the state before it is kept.
         """
         names = [*self._terms, "replaced", "first bad"]
         tensors = [*self._terms.values(), self._num_replaced, self._first_bad]
@@ -97,8 +95,8 @@ class Training:
         self._recent.clear()
         return {**values, "learning_rate": self._rate}
 
-    def _note(self, terms: dict[str, Tensor], batch: Batch) -> None:
-        """Keep the step's terms, meaned over the ranks, on the device."""
+    def _record(self, terms: dict[str, Tensor], batch: Batch) -> None:
+        """Keep the loss terms of a step on the device, averaged over the ranks."""
         terms = {**terms, **self.objective.collapse_metrics}
         local = [term.double() for term in terms.values()]
         packed = torch.stack([*local, torch.full_like(local[0], batch.num_replaced)])
@@ -110,21 +108,22 @@ class Training:
         self._recent.append((self.step, batch.caption_ids))
 
     def _clip(self) -> Tensor:
-        """Clip the gradient where the config asks for it; returns the norm that it had."""
+        """Clip the gradient if the config asks for it; return its norm before."""
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.optim.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_norm, norm)
-        return whole(norm)
+        return unsharded(norm)
 
-    def _judge(self, step: int) -> Tensor:
-        """Whether this step or one before it was not finite, a scalar on the device."""
+    def _check_finite(self, step: int) -> Tensor:
+        """Return whether this step or an earlier one is not finite, as a scalar on the device."""
         finite = self._terms["loss"].isfinite() & self._terms["grad_norm"].isfinite()
         first = (self._first_bad < 0) & ~finite
         self._first_bad = torch.where(first, step, self._first_bad)
         return self._first_bad >= 0
 
     def _not_finite(self, step: int) -> NotFiniteError:
+        """Return the error about a step, with the captions of all ranks."""
         mine = next(ids for number, ids in self._recent if number == step)
         ids = distributed.gather_objects(hex_ids(mine))
         first = step * self.config.captions_per_batch
@@ -136,31 +135,31 @@ class Training:
         )
 
     def state(self) -> State:
-        """What a checkpoint holds; all ranks must ask together, and rank 0 has it whole.
+        """Return the state for a checkpoint; all ranks must call this together.
 
-        Tensors that are spread over the ranks are None elsewhere.
+        Rank 0 gets all tensors; on the other ranks sharded tensors are None.
         """
         return {
             "step": self.step,
             "position": self.step * self.config.captions_per_batch,
             "num_replaced": int(self._num_replaced),
             "config": self.config.model_dump(mode="json"),
-            "student": whole(self.student.state_dict(), to_host=True),
-            "teacher": self.teacher and whole(self.teacher.state_dict(), to_host=True),
-            "optimizer": whole(self.optimizer.state_dict(), to_host=True),
+            "student": unsharded(self.student.state_dict(), to_host=True),
+            "teacher": self.teacher and unsharded(self.teacher.state_dict(), to_host=True),
+            "optimizer": unsharded(self.optimizer.state_dict(), to_host=True),
         }
 
     def restore(self, state: State) -> None:
-        """Continue from what a checkpoint holds.
+        """Load the state of a checkpoint.
 
         Raises:
-            ConfigError: It is of another architecture.
+            ConfigError: The checkpoint is of another architecture.
         """
         try:
-            load_whole(self.student, state["student"])
+            load_state(self.student, state["student"])
             if self.teacher is not None:
-                load_whole(self.teacher, state["teacher"])
-            load_whole_optimizer(self.optimizer, state["optimizer"])
+                load_state(self.teacher, state["teacher"])
+            load_optimizer_state(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConfigError(
                 f"the checkpoint of step {state.get('step')} is of another architecture than the "

@@ -13,7 +13,7 @@ from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.config import TrainConfig
-from trainer.execution import whole
+from trainer.execution import unsharded
 from trainer.objectives.clip import LOWEST_TEMPERATURE, ImageText
 from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
@@ -44,7 +44,7 @@ def scales(config: TrainConfig) -> list[float]:
     found = []
     for batch in rank_batches(config, open_samples(config), range(2)):
         training.update(batch)
-        found.append(float(whole(training.student.log_scale.detach())))
+        found.append(float(unsharded(training.student.log_scale.detach())))
     return found
 
 

@@ -42,7 +42,7 @@ def test_a_change_is_noted_where_it_came_to_be(
     caplog.set_level("INFO")
     stop_at(2, run)
     stop_at(4, run, "optim.clip_norm=0.1")
-    assert "From step 2 on optim.clip_norm is 0.1, was None" in caplog.text
+    assert "From step 2 on, optim.clip_norm is 0.1 (was None)" in caplog.text
     assert noted(run) == [(0, None), (2, 0.1)]
     stop_at(5, run, "optim.clip_norm=0.1")
     assert noted(run) == [(0, None), (2, 0.1)]

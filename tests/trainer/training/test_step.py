@@ -202,7 +202,7 @@ def test_the_log_has_the_mean_of_all_ranks_and_the_samples_that_any_replaced(
     batch = dataclasses.replace(step_batch(config, 0), num_replaced=2)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce", lambda of_this_rank: of_this_rank + 5.0)
-    training._note({"loss": torch.tensor(2.0)}, batch)
+    training._record({"loss": torch.tensor(2.0)}, batch)
     values = training.values()
     assert (values["loss"], values["replaced"]) == (3.5, 4 + 2 + 5)
     assert not training._recent, "ids of good batches are not kept"
