@@ -1,4 +1,4 @@
-"""Data: from image shards to the batches of one rank."""
+"""Image shards as batches for one rank."""
 
 from trainer.data.shard_reader import Sample as Sample
 from trainer.data.shard_reader import ShardReader as ShardReader

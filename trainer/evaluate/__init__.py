@@ -1,1 +1,1 @@
-"""Scores an encoder on labelled pictures; see `trainer.evaluate.__main__` for the command."""
+"""Scores of an encoder on labelled pictures; the command is in `trainer.evaluate.__main__`."""

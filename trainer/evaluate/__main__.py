@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 ALL = "all"
 VERSION = 1
-"""Version of the protocols. Raise it with a change of scores: old ones are then computed again."""
+"""Version of the protocols. Raise it when scores change, so that old ones are computed again."""
 
 
 def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
-    """Score what is not scored yet, write the sheet, and return it as text.
+    """Compute missing scores, write the score sheet and return it as text.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -58,8 +58,8 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
         return scoresheet.fingerprint(task, settings, digest, dataset.identity, VERSION)
 
     def is_scored(task: str, dataset: LabelledSet) -> bool:
-        there = scoresheet.load(folder, task, dataset.name)
-        return there is not None and there.fingerprint == fingerprint(task, dataset)
+        stored = scoresheet.load(folder, task, dataset.name)
+        return stored is not None and stored.fingerprint == fingerprint(task, dataset)
 
     missing = {task: [d for d in datasets if not is_scored(task, d)] for task in tasks}
     missing = {task: unscored for task, unscored in missing.items() if unscored}
@@ -69,9 +69,9 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
         for task, unscored in missing.items():
             scores = PROTOCOLS[task].run(replace(evaluation, datasets=unscored))
             for dataset in unscored:
-                own = [score for score in scores if score.dataset == dataset.name]
-                basis = fingerprint(task, dataset)
-                scoresheet.save(folder, TaskScores(task, dataset.name, digest, basis, own))
+                rows = [score for score in scores if score.dataset == dataset.name]
+                made_from = fingerprint(task, dataset)
+                scoresheet.save(folder, TaskScores(task, dataset.name, digest, made_from, rows))
     sheet = scoresheet.publish(folder, PROTOCOLS, digest)
     done = "Scored" if missing else "Scored already:"
     return (
@@ -91,7 +91,7 @@ def _datasets(config: EvaluateConfig) -> list[LabelledSet]:
     if twice:
         raise ConfigError(
             f"key 'datasets' has value {list(config.datasets)}: expected different names, but "
-            f"{twice[0]!r} is there twice"
+            f"{twice[0]!r} is listed twice"
         )
     return datasets
 

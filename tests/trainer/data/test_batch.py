@@ -1,4 +1,4 @@
-"""Batches: a pure function of seed and step, whatever reads them."""
+"""Batches are a pure function of seed and step, for any number of ranks and workers."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from tests.support.batches import cropped, read, same
 from tests.support.image_shards import text_of, write_images
-from trainer.data import batch as stream
+from trainer.data import batch as batch_module
 from trainer.data.batch import hex_ids
 from trainer.data.crops import crop_image
 from trainer.data.sampler import RankSampler
@@ -63,16 +63,16 @@ def test_broken_samples_are_counted_and_replaced(
 ) -> None:
     write_images(tmp_path / "whole")
     write_images(tmp_path / "broken", **broken)  # type: ignore[arg-type]
-    whole, mended = read(tmp_path / "whole", 0, 3), read(tmp_path / "broken", 0, 3)
+    whole, repaired = read(tmp_path / "whole", 0, 3), read(tmp_path / "broken", 0, 3)
     assert sum(batch.num_replaced for batch in whole) == 0
-    assert sum(batch.num_replaced for batch in mended) >= 2
+    assert sum(batch.num_replaced for batch in repaired) >= 2
     ids = torch.cat([batch.caption_ids for batch in whole])
-    replaced = torch.cat([batch.caption_ids for batch in mended])
+    replaced = torch.cat([batch.caption_ids for batch in repaired])
     assert (ids != replaced).sum() == 2
     again = read(tmp_path / "broken", 0, 3, workers=2)
-    assert all(same(a, b) for a, b in zip(mended, again, strict=True))
+    assert all(same(a, b) for a, b in zip(repaired, again, strict=True))
     shares = [read(tmp_path / "broken", 0, 3, rank=rank, ranks=2) for rank in range(2)]
-    for batch, *parts in zip(mended, *shares, strict=True):
+    for batch, *parts in zip(repaired, *shares, strict=True):
         assert torch.equal(batch.caption_ids, torch.cat([part.caption_ids for part in parts]))
 
 
@@ -115,7 +115,7 @@ def test_an_image_that_cannot_be_cropped_is_replaced(
             raise RuntimeError("no kernel for this image")
         return crop_image(*arguments, **settings)
 
-    monkeypatch.setattr(stream, "crop_image", fail_once)
+    monkeypatch.setattr(batch_module, "crop_image", fail_once)
     (batch,) = read(tmp_path, 0, 1)
     assert batch.num_replaced == 1
 

@@ -1,4 +1,4 @@
-"""Crops: where they are, what they hold, and that the seed alone decides."""
+"""Crops: their boxes and content, which depend on the seed alone."""
 
 import io
 from typing import Any
@@ -57,7 +57,7 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_global_and_local_crops_are_drawn_as_such() -> None:
-    """Red tells the column of the picture, green the row."""
+    """Red encodes the column of the picture, green the row."""
     place = torch.arange(200, dtype=torch.uint8)
     columns = place.expand(200, 200)
     found = [crop(seed, torch.stack([columns, columns.T, columns])) for seed in range(60)]

@@ -1,4 +1,4 @@
-"""The processes that load data: one that dies is no loss, and none is missed or left behind."""
+"""Worker processes: dead ones are replaced without loss, and none is left running."""
 
 import contextlib
 import multiprocessing
@@ -35,7 +35,7 @@ def test_workers_that_are_killed_are_started_again_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
-    signal_handling._set_SIGCHLD_handler()  # As another loader of this process may have.
+    signal_handling._set_SIGCHLD_handler()  # As an earlier loader of this process may have done.
     write_images(tmp_path)
     expected = read(tmp_path, 0, 8)
     stream = batches(
@@ -50,7 +50,7 @@ def test_workers_that_are_killed_are_started_again_where_they_were(
         got.append(batch)
         if len(got) == 3:
             kill_workers()
-            time.sleep(0.5)  # Torch's own handler would raise here, in the middle of a step.
+            time.sleep(0.5)  # Torch's own handler would raise here, within a step.
     assert all(same(a, b) for a, b in zip(got, expected, strict=True))
     assert "died (SIGKILL); if the machine is out of memory, " in caplog.text
 
@@ -73,7 +73,7 @@ def test_stop_signals_do_not_reach_workers_and_one_that_is_stuck_leaves_with_the
     for number in STOP_SIGNALS:
         os.kill(worker.pid or 0, number)
     next(stream)
-    time.sleep(0.5)  # Now it is at the next one.
+    time.sleep(0.5)  # The worker is now stuck in the next batch.
     del stream
     worker.join(10)
     assert worker.exitcode == -signal.SIGKILL
@@ -113,7 +113,7 @@ def test_workers_that_always_die_end_the_stream_with_a_sentence(
 def test_deaths_with_batches_in_between_never_end_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In weeks of training there may be many."""
+    """A training of weeks may lose many workers."""
     write_images(tmp_path)
     expected = read(tmp_path, 0, 8)
     started: list[str] = []
@@ -127,14 +127,14 @@ def test_deaths_with_batches_in_between_never_end_the_stream(
 
     monkeypatch.setattr(loader, "_load", die_after_one)
     assert all(same(a, b) for a, b in zip(read(tmp_path, 0, 8), expected, strict=True))
-    assert started == ["fork", *["spawn"] * 7], "later on threads may hold locks"
+    assert started == ["fork", *["spawn"] * 7], "later, other threads may hold locks"
     started.clear()
     monkeypatch.setattr(loader, "Prefetcher", MagicMock())
     samples = cropped(tmp_path, cache=tmp_path / "cache")
     samples.reader.is_remote = True
     steps = {"first_step": 0, "last_step": 1, "captions_per_batch": 4}
     assert same(next(batches(samples, LoaderConfig(), **steps)), expected[0])
-    assert started == ["spawn"], "a process that has spoken to a server must not be forked"
+    assert started == ["spawn"], "clients of object stores do not survive a fork"
 
 
 BROKEN = """
@@ -161,7 +161,7 @@ def test_an_error_that_nobody_expects_ends_the_training_and_its_workers(tmp_path
         start_new_session=True,
     )
     try:
-        errors = process.communicate(timeout=60)[1]  # Until no child has it open either.
+        errors = process.communicate(timeout=60)[1]  # Ends when no child has the pipe open.
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

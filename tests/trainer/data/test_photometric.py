@@ -1,4 +1,4 @@
-"""Each colour operation against torchvision's per-image one, and the statistics of the draws."""
+"""Colour operations against those of torchvision, one image at a time; statistics of the draws."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ def pictures(number: int = 6, side: int = 24) -> Tensor:
 
 
 def no_draws(number: int) -> Tensor:
-    """Draws that change nothing."""
+    """Return draws that change nothing."""
     draws = torch.zeros(number, p.NUM_DRAWS)
     draws[:, p.ORDER : p.ORDER + 4] = torch.arange(4.0)
     draws[:, p.BRIGHTNESS : p.SATURATION + 1] = 1.0
@@ -56,7 +56,7 @@ def test_each_jitter_operation_is_torchvisions(
     column: int, factors: tuple[float, float], operation: Callable[[Tensor, float], Tensor]
 ) -> None:
     pixels = pictures()
-    pixels[1] = 77  # Without any colour: hue and saturation are undefined there.
+    pixels[1] = 77  # Grey: hue and saturation are undefined.
     draws = no_draws(6)
     draws[:, p.JITTER] = 1.0
     draws[:, column] = torch.linspace(*factors, 6)
@@ -92,7 +92,7 @@ def test_blur_is_torchvisions() -> None:
     pixels = pictures()
     draws = no_draws(6)
     draws[:, p.SIGMA] = torch.tensor([0.0, 0.1, 0.5, 1.0, 1.5, 2.0])
-    reach = 6  # Three of the largest sigma.
+    reach = 6  # Three times the largest sigma.
     expected = [pixels[0] / 255] + [
         v2f.gaussian_blur(image / 255, [2 * reach + 1] * 2, [float(sigma)] * 2)
         for image, sigma in zip(pixels[1:], draws[1:, p.SIGMA], strict=True)
@@ -102,7 +102,7 @@ def test_blur_is_torchvisions() -> None:
 
 def test_downsample_goes_to_the_size_and_back() -> None:
     pixels = pictures(3, side=32)
-    pixels[1, :, :, 16:] = 255  # An edge, where bicubic goes beyond white.
+    pixels[1, :, :, 16:] = 255  # An edge, at which bicubic interpolation overshoots white.
     draws = no_draws(3)
     draws[:, p.DOWNSAMPLE] = torch.tensor([0.0, 8.0, 64.0])
     result = run(pixels, draws)
@@ -130,7 +130,7 @@ def test_operations_follow_one_another_as_listed() -> None:
 
 @pytest.mark.slow
 def test_compiled_it_gives_the_same_pictures() -> None:
-    """Two sizes of crops, any number of them in an operation: two programs for each."""
+    """Two sizes of crops and any number of them give two programs per operation."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
@@ -147,7 +147,7 @@ def test_compiled_it_gives_the_same_pictures() -> None:
 
 
 def test_only_what_was_drawn_goes_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of each constant in every call would be a kernel's wait each."""
+    """Copying a constant in every call would wait for a kernel each time."""
     copied: list[torch.Size] = []
 
     def record(tensor: Tensor, _: torch.device) -> Tensor:
@@ -182,7 +182,7 @@ def test_draws_have_the_papers_probabilities() -> None:
     assert draws[:, p.GREY].mean() == pytest.approx(0.2, abs=0.01)
     assert (draws[:, p.DOWNSAMPLE] > 0).mean() == pytest.approx(0.05, abs=0.006)
     assert set(draws[:, p.DOWNSAMPLE]) == {0, 64, 128}
-    # Half are blurred for certain, half with 0.1; only the latter are solarised, with 0.2.
+    # Half are always blurred, half with probability 0.1; only the latter are solarised, with 0.2.
     assert (draws[:, p.SIGMA] > 0).mean() == pytest.approx(0.55, abs=0.012)
     assert draws[:, p.SOLARISE].mean() == pytest.approx(0.1, abs=0.008)
     for column, low, high in (
@@ -243,16 +243,16 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any], sentence: str) -
 
 
 def moments(images: Tensor) -> Tensor:
-    """What the augmentation does to a picture's channels: means, spreads, sharpness; [N, 9]."""
+    """Return mean, spread and sharpness of each channel, [N, 9]."""
     sharpness = images.diff(dim=-1).abs().mean(dim=(2, 3))
     return torch.cat([images.mean(dim=(2, 3)), images.std(dim=(2, 3)), sharpness], dim=1)
 
 
 def test_statistics_are_those_of_torchvisions_transforms_per_image() -> None:
-    """The whole augmentation, on one picture 3,000 times over."""
+    """The whole augmentation, applied 3,000 times to one picture."""
     config = PhotometricConfig(global_blur_only=0.0, global_blur=0.5, downsample=0.0)
     picture = pictures(1, side=16)[0]
-    picture[0] //= 2  # Some colour for hue and saturation to change.
+    picture[0] //= 2  # Some colour, so that hue and saturation can change.
     reference = v2.Compose(
         [
             v2.ToDtype(torch.float32, scale=True),

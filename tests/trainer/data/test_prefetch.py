@@ -1,4 +1,4 @@
-"""Remote shards are there before a rank's workers ask for them, within the bound of the cache."""
+"""Remote shards are downloaded before workers need them, within the bound of the cache."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -56,7 +56,7 @@ def test_the_shards_of_the_ranks_own_coming_steps_are_fetched(
     upload(made, f"memory://prefetch-{rank}")
     reader = reader_of(f"memory://prefetch-{rank}", tmp_path / "cache")
     sampler = sampler_of(reader, rank, ranks=2)
-    # Workers take step 0; a window lasts three steps: 1 to 3 are coming.
+    # Workers read step 0; a window lasts three steps, so steps 1 to 3 are prefetched.
     with Prefetcher(reader, sampler, range(12), num_workers=0) as ahead:
         ahead.advance_to(0)
         expected = checksums(reader, sampler, range(1, 4)) - checksums(reader, sampler, [0])
@@ -80,7 +80,7 @@ def test_what_workers_have_asked_for_already_is_left_to_them(made: str, tmp_path
 def test_batches_come_from_copies_that_were_fetched_ahead(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bucket is emptied as soon as the first batch is there."""
+    """The bucket is emptied after the first batch."""
     upload(made, "memory://emptied")
     cache = tmp_path / "cache"
     samples = cropped("memory://emptied", cache=cache, window=8)
@@ -134,7 +134,7 @@ def test_spawned_workers_read_a_bucket_through_the_cache(
 def test_too_small_a_cache_is_filled_as_far_as_it_goes(
     made: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, ranks_here: int
 ) -> None:
-    """Its bound is for all ranks of the machine, of which each needs about as much."""
+    """The bound is for all ranks of the machine, each of which needs about as much."""
     upload(made, f"memory://small-cache-{ranks_here}")
     plenty = reader_of(f"memory://small-cache-{ranks_here}", tmp_path / "cache")
     sampler = sampler_of(plenty)

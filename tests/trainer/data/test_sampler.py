@@ -1,4 +1,4 @@
-"""Which sample is where, and who takes it: all once in an epoch, few shards at a time."""
+"""Samplers: every sample once per epoch, few shards at a time, the same for any number of ranks."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
     for samples in epochs:
         assert sorted(samples) == list(range(total))
         shards = np.searchsorted(ends, samples, side="right")
-        # From the first to the last visit of a shard no more than one window's shards are seen.
+        # From the first to the last visit of a shard, at most one window of shards is visited.
         for shard in range(len(sizes)):
             places = np.flatnonzero(shards == shard)
             assert len(set(shards[places[0] : places[-1] + 1])) <= window
@@ -66,7 +66,7 @@ def test_ranks_share_a_step_in_the_same_sequence_for_any_number(
 
 
 def test_a_rank_needs_few_shards_and_its_own_part_of_a_window() -> None:
-    """As in the paper's run: 8,192 captions of 100 shards of 250, for 32 ranks."""
+    """As in the paper: 8,192 captions from windows of 100 shards of 250, for 32 ranks."""
     sampler = ShuffleSampler(np.full(400, 250), 0, 100)
     found = [
         [RankSampler(sampler, 8192, rank, 32)(step).samples // 250 for step in (0, 1)]

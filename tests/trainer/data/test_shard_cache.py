@@ -1,4 +1,4 @@
-"""The cache of remote shards: what is evicted, and what a killed process left."""
+"""The cache of remote shards: eviction, and the partial files of killed processes."""
 
 import os
 import threading

@@ -1,3 +1,5 @@
+"""Labelled data sets: the built-in ones and folders of pictures."""
+
 import hashlib
 import io
 import random

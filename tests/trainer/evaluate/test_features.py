@@ -1,3 +1,5 @@
+"""Features: the normalised cls token, and raw pixels."""
+
 import io
 from pathlib import Path
 from typing import Any

@@ -1,3 +1,5 @@
+"""The command: from a checkpoint to the score sheet."""
+
 import json
 import sys
 import uuid
@@ -29,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> tuple[Path, Path]:
-    """A run with a checkpoint, and the file of an evaluation on coloured squares."""
+    """Return a run with a checkpoint, and the config of an evaluation on coloured squares."""
     run = tmp_path / "run"
     save_checkpoint(run)
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
@@ -173,7 +175,7 @@ def test_baselines_can_be_left_out(job: tuple[Path, Path]) -> None:
     ("override", "words"),
     [
         ("datasets=[pictures]", "unknown data set 'pictures'"),
-        ("datasets=[fashion-mnist,fashion-mnist]", "'fashion-mnist' is there twice"),
+        ("datasets=[fashion-mnist,fashion-mnist]", "'fashion-mnist' is listed twice"),
         ("knn.neighbours=3", "unknown key 'knn.neighbours'"),
         ("knn.temperature=0", "'knn.temperature' has value 0"),
         ("datasets=[]", "'datasets'"),

@@ -1,3 +1,5 @@
+"""How the built-in test sets are built."""
+
 import io
 import struct
 from pathlib import Path

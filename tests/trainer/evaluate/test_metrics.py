@@ -1,3 +1,5 @@
+"""Metrics and their standard errors."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,6 +45,6 @@ def test_error_is_the_spread_over_test_sets(metric: metrics.Metric) -> None:
     chances = np.array([0.9, 0.6, 0.3])[labels]
     draws = [np.where(generator.random(300) < chances, labels, -1) for _ in range(2000)]
     values, errors = zip(*(metrics.score(draw, labels, metric) for draw in draws), strict=True)
-    # Accuracy's binomial error counts every picture alike, which only overstates it a little here.
+    # For accuracy, the binomial error treats all pictures alike, which overstates it a little here.
     assert np.std(values) <= np.mean(errors) * 1.05
     assert np.std(values) >= np.mean(errors) * (0.95 if metric != "accuracy" else 0.8)

@@ -1,3 +1,5 @@
+"""The score sheet: files, tables, fingerprints."""
+
 import dataclasses
 import json
 from typing import Any

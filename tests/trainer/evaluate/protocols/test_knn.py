@@ -1,3 +1,5 @@
+"""kNN against a loop over neighbours."""
+
 import math
 
 import numpy as np

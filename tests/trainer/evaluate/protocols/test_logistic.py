@@ -1,3 +1,5 @@
+"""Logistic regression: the minimum, the choice of the strength, the final fit."""
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def test_separable_classes_are_separated() -> None:
     fitted = fit_and_predict(train, val, test.values, "accuracy", FEW)
     assert (fitted.predictions == test.labels).all()
     assert fitted.validation == 100
-    # What is held out is scaled as what was fitted, whatever it holds.
+    # Validation features are scaled like the training features, whatever they are.
     one_class = Features(val.values[val.labels == 0], val.labels[val.labels == 0])
     assert fit_and_predict(train, one_class, test.values, "accuracy", FEW).validation == 100
 
@@ -62,7 +64,7 @@ def test_strength_is_chosen_by_validation_alone(monkeypatch: pytest.MonkeyPatch)
     fitted = fit_and_predict(train, val, test.values, "accuracy", FEW)
     assert len(seen) == FEW.num_strengths
     assert all(labels is val.labels for labels in seen)
-    # Whatever the test pictures are, the choice is the same.
+    # The choice does not depend on the test pictures.
     other = fit_and_predict(train, val, -5 * test.values, "accuracy", FEW)
     assert (other.strength, other.validation) == (fitted.strength, fitted.validation)
 
