@@ -202,7 +202,8 @@ def test_variants_change_what_is_asked(tmp_path: Path) -> None:
     asked = {}
     for variant in ("full", "IN+Places+LLM", "IN+OurBG+LLM"):
         settings = config(tmp_path, f"concepts={path}", f"captions.variant={variant}")
-        prompts = [prompt_source(settings).build(ordinal) for ordinal in range(200)]
+        source = prompt_source(settings)
+        prompts = [source.build(ordinal) for ordinal in range(200)]
         asked[variant] = {(p.concept.name, p.template, p.background) for p in prompts}
     assert len({name for name, _, _ in asked["full"]}) == 3
     assert asked["IN+Places+LLM"] == {(n, "c-background", "harbour") for n in ("fox", "kettle")}
