@@ -27,6 +27,7 @@ from transforms.core.counters import Tally
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import caption_id
 from transforms.core.shards import CommitRecord, StageFolder, write_index
+from transforms.core.stages import STAGES
 
 PER_SHARD = 10_000
 EQUAL, NEAR = 0.1, 0.05
@@ -66,7 +67,7 @@ def write_shard(folder: StageFolder, shard: int, captions: list[str]) -> CommitR
 
 
 def make_run(run: str, number: int) -> None:
-    folder = StageFolder(storage.join(run, "captions-raw"), "captions", ".parquet")
+    folder = StageFolder(storage.join(run, "captions-raw"), STAGES["captions"])
     draw, others, records = np.random.default_rng(0), list[str](), []
     for shard in range(number // PER_SHARD):
         captions = texts(draw, others)

@@ -27,6 +27,7 @@ from transforms.core.counters import Tally
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder
+from transforms.core.stages import STAGES
 from transforms.engines.image.base import ImageEngine, ImageEngineSpec
 from transforms.engines.image.diffusers import DiffusersConfig, DiffusersEngine
 
@@ -120,7 +121,7 @@ def _stage(config: ImagesConfig, texts: Sequence[str]) -> Seconds:
 
 
 def _write_captions(url: str, texts: Sequence[str]) -> None:
-    folder = StageFolder(url, "captions", ".parquet")
+    folder = StageFolder(url, STAGES["captions"])
     captions = [
         Caption(caption_id(text), text, ordinal, "cat", "benchmark", "c", None, None)
         for ordinal, text in enumerate(texts)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pipelines.runner import plan, run_stage
 from transforms.core.counters import Tally
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.parquet_shards import write_captions
+from transforms.core.parquet_shards import CAPTION_SHARDS
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder
-from transforms.core.stages import Produced, Stage
+from transforms.core.stages import STAGES, Produced, Stage
 
 
 def caption(number: int) -> Caption:
@@ -48,12 +48,11 @@ class Trivial:
 
 def stage(url: str, shards: int, records: int) -> Stage:
     return Stage(
-        folder=StageFolder(url, "captions", ".parquet"),
+        folder=StageFolder(url, STAGES["captions"]),
         fingerprint=Fingerprint({"benchmark": 1}),
         config={},
         num_shards=shards,
         num_records=shards * records,
-        unit="captions",
         producer=Trivial(records),
     )
 
@@ -75,7 +74,7 @@ def timed_loop(shards: int, records: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         for shard in range(shards):
-            write_captions(f"{folder}/{shard:06d}.parquet", producer.produce(shard, Tally()))  # type: ignore[arg-type]
+            CAPTION_SHARDS.write(f"{folder}/{shard:06d}.parquet", producer.produce(shard, Tally()))
         return time.perf_counter() - started
 
 

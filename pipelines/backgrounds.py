@@ -29,7 +29,7 @@ from transforms.core.config import fingerprint_fields
 from transforms.core.errors import ConfigError, MissingFileError, reading
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.shards import StageFolder
-from transforms.core.stages import STAGES, Stage, stage_folder
+from transforms.core.stages import Stage, stage_folder
 from transforms.engines.text.registry import ENGINES
 
 CONFIG = CaptionsConfig
@@ -84,7 +84,6 @@ def stage(config: CaptionsConfig) -> Stage:
         config=config.model_dump(mode="json"),
         num_shards=math.ceil(len(producer.concepts) / settings.concepts_per_shard),
         num_records=len(producer.concepts),
-        unit=STAGES["backgrounds"].unit,
         producer=producer,
     )
 

@@ -34,7 +34,7 @@ from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.stages import STAGES, Stage, stage_folder
+from transforms.core.stages import Stage, stage_folder
 from transforms.curation.minhash import CurationConfig
 from transforms.engines.text.base import SamplingConfig, TextEngineSpec
 from transforms.engines.text.registry import DEFAULT_ENGINE, TextEngineChoice
@@ -186,7 +186,6 @@ def stage(config: CaptionsConfig) -> Stage:
         num_shards=num_shards,
         num_records=num_records,
         why_so_many=oversampling if is_more else "",
-        unit=STAGES["captions-raw"].unit,
         producer=CaptionProducer(
             prompts,
             engine,

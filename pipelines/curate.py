@@ -9,7 +9,6 @@ Scratch files are in `<run>/captions/parts` until the end, about three times as 
 captions: a curation that was stopped continues from them.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from pipelines.runner import AGAIN, finish, is_complete, plan, progress, run_pip
 from transforms.concepts.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
-from transforms.core.errors import DamagedFileError, MissingFileError, StorageError, UnfinishedError
+from transforms.core.errors import DamagedFileError, StorageError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.shards import Index, StageFolder, read_index
-from transforms.core.stages import STAGES, StageOutput, stage_folder, write_plan
+from transforms.core.shard_reader import CommittedShards
+from transforms.core.shards import StageFolder
+from transforms.core.stages import StageOutput, stage_folder, write_plan
 
 if TYPE_CHECKING:
     from transforms.curation.dedup import Deduplication, Summary
@@ -47,14 +47,15 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         flags: Flags for Beam.
 
     Raises:
-        UnfinishedError: The captions are not complete, or too few are left.
+        MissingFileError: The captions stage is not complete.
+        UnfinishedError: There are too few captions, or too few are left.
     """
-    index, input_id = _read_raw(config)
-    curated = stage(config, input_id)
+    raw = _read_raw(config)
+    curated = stage(config, raw.checksum)
     if _is_done(curated):
         return
     try:
-        _curate(config, index, input_id, flags)
+        _curate(config, raw, flags)
     except (UnfinishedError, StorageError, DamagedFileError):
         # Another curation that finished first has deleted the scratch files of both.
         if not _is_done(curated):
@@ -77,14 +78,14 @@ def _is_done(curated: StageOutput) -> bool:
     return True
 
 
-def _curate(config: CaptionsConfig, index: Index, input_id: str, flags: Sequence[str]) -> None:
+def _curate(config: CaptionsConfig, raw: CommittedShards, flags: Sequence[str]) -> None:
     planned = prompt_source(config).plan()  # Reports a wrong list before any work is done.
-    folder = stage(config, input_id).folder
-    tasks, summary = _drop_duplicates(config, index, input_id, folder, flags)
-    num_raw = sum(index.table["num_samples"].to_pylist())
+    folder = stage(config, raw.checksum).folder
+    tasks, summary = _drop_duplicates(config, raw, folder, flags)
+    num_raw = raw.num_samples
     _check_enough(config, num_raw, sum(summary.num_kept))
     removed = _removed(config, num_raw, summary)
-    curated = stage(config, input_id, removed)
+    curated = stage(config, raw.checksum, removed)
     # Not earlier: with too few captions there is no output yet, so that the input may still grow.
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
     write_plan(curated)
@@ -131,49 +132,40 @@ def stage(
         config=config.model_dump(mode="json"),
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
-        unit=STAGES["captions"].unit,
         metadata=counts,
     )
 
 
-def _read_raw(config: CaptionsConfig) -> tuple[Index, str]:
-    """The index of the captions to curate, and its checksum."""
-    folder = stage_folder(config.run, "captions-raw")
-    try:
-        checksum = hashlib.sha256(storage.read_bytes(folder.index_url)).hexdigest()
-        index = read_index(folder.index_url)
-    except MissingFileError as error:
-        raise UnfinishedError(
-            f"{folder.url} is not complete (no index.parquet): run the captions stage to its end, "
-            "then this command again"
-        ) from error
+def _read_raw(config: CaptionsConfig) -> CommittedShards:
+    """Return the captions to curate."""
+    shards = CommittedShards.open(stage_folder(config.run, "captions-raw"))
     planned = num_raw_shards(config)
-    if index.table.num_rows < planned:
+    if len(shards) < planned:
         raise UnfinishedError(
-            f"{folder.url} has {index.table.num_rows} shards, but the config asks for {planned}: "
+            f"{shards.folder.url} has {len(shards)} shards, but the config asks for {planned}: "
             "run the captions stage again, then this command"
         )
-    return index, checksum
+    return shards
 
 
 def _drop_duplicates(
-    config: CaptionsConfig, index: Index, input_id: str, folder: StageFolder, flags: Sequence[str]
+    config: CaptionsConfig, raw: CommittedShards, folder: StageFolder, flags: Sequence[str]
 ) -> "tuple[Deduplication, Summary]":
     """Find which captions are kept; done once per input and settings."""
     import apache_beam as beam
 
-    from transforms.curation.columns import in_groups, input_shards
+    from transforms.curation.columns import in_groups
     from transforms.curation.dedup import Deduplication, DropDuplicates, read_summary
 
-    num_raw = sum(index.table["num_samples"].to_pylist())
+    num_raw = raw.num_samples
     settings = {
-        "input": input_id,
+        "input": raw.checksum,
         "seed": config.seed,
         "captions_per_task": CAPTIONS_PER_TASK,
         "code_version": CODE_VERSION,
         **fingerprint_fields(config.curation),
     }
-    groups = in_groups(input_shards(index), CAPTIONS_PER_TASK)
+    groups = in_groups(raw, CAPTIONS_PER_TASK)
     tasks = Deduplication(
         scratch=storage.join(_scratch(folder), Fingerprint(settings).digest),
         num_groups=len(groups),

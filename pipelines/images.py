@@ -14,9 +14,8 @@ from pipelines.options import runs_here
 from pipelines.runner import is_complete, run_stage
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
-from transforms.core.errors import MissingFileError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.stages import STAGES, Stage, stage_folder
+from transforms.core.stages import Stage, stage_folder
 from transforms.engines.image.base import GeneratorConfig, ImageEngineSpec
 from transforms.engines.image.registry import DEFAULT_ENGINE, ImageEngineChoice
 from transforms.engines.model_refs import Model
@@ -89,14 +88,14 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
 
     Raises:
         ConfigError: The model does not exist.
-        UnfinishedError: The captions are not complete.
+        MissingFileError: The captions are not complete.
     """
     folder = stage_folder(config.run, "images")
     captions = config.captions or storage.join(config.run, "captions")
     if retry:
         folder = folder.retry(retry)
         captions = storage.join(folder.url, "captions")
-    rows = _open_captions(captions)
+    rows = CaptionRows.open(captions)
     model = config.engine.find_model(config.model, config.revision, builtin_model)
     fields = {
         **_fields(config),
@@ -124,7 +123,6 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         config=config.model_dump(mode="json"),
         num_shards=-(-rows.num_captions // config.captions_per_shard),
         num_records=rows.num_captions,
-        unit=STAGES["images"].unit,
         producer=ImagesProducer(
             rows, ImageEngineSpec(model, config.engine, config.generator), plan
         ),
@@ -133,16 +131,6 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
             "generator_digest": digest,
         },
     )
-
-
-def _open_captions(url: str) -> CaptionRows:
-    try:
-        return CaptionRows.open(storage.join(url, "index.parquet"))
-    except MissingFileError as error:
-        raise UnfinishedError(
-            f"{url} has no complete captions to paint (no index.parquet): run the curate "
-            "stage to its end, then this command again"
-        ) from error
 
 
 def builtin_model(name: str) -> Path | None:

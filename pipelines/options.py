@@ -1,13 +1,14 @@
-"""Beam pipeline options out of what the command line gave.
+"""Flags of the command line, and the Beam pipeline options that they give.
 
-Beam's own flags choose the runner (`--runner=FlinkRunner --flink_master=...`); nothing in a stage
-knows which. With none, stages run in this process on Beam's direct runner.
+Beam's own flags choose the runner (`--runner FlinkRunner --flink_master ...`); nothing in a stage
+depends on it. Without flags, stages run in this process on Beam's direct runner.
 """
 
 import logging
+from argparse import Action
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transforms.core.errors import ConfigError
 
@@ -15,35 +16,65 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-"""The engine inside Beam's DirectRunner. The name `DirectRunner` itself first tries to download
-another runner's binary, which stalls where there is no way out, and may run something else."""
+"""The engine inside Beam's DirectRunner. The name `DirectRunner` first tries to download the binary
+of another runner, which hangs on a machine without internet, and may run something else."""
 
 LOCAL_RUNNERS = {"", "DirectRunner", "FnApiRunner", DIRECT_RUNNER}
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
-def beam_options(flags: Sequence[str]) -> "PipelineOptions":
-    """Options for one pipeline.
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide arguments into words and Beam's flags, each flag as `--name=value` or `--name`.
 
-    Args:
-        flags: Beam's own `--name=value` flags as the user gave them.
+    `--name value` is accepted as well, where Beam's parser says that the flag takes a value.
 
     Raises:
-        ConfigError: A flag that Beam does not know.
+        ConfigError: A flag without "=" is unknown to Beam, or its value is missing.
+    """
+    words: list[str] = []
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            words.append(argument)
+            continue
+        num_values = 0 if "=" in argument else _num_values(argument)
+        if num_values == 0:
+            flags.append(argument)
+        elif rest and not rest[0].startswith("--"):
+            flags.append(f"{argument}={rest.pop(0)}")
+        elif num_values == "?":
+            flags.append(argument)
+        else:
+            raise ConfigError(f"flag {argument!r} needs a value: {argument}=VALUE")
+    return words, flags
+
+
+def beam_options(flags: Sequence[str]) -> "PipelineOptions":
+    """Return the options of one pipeline.
+
+    Args:
+        flags: Beam's flags, as `split_flags` returns them.
+
+    Raises:
+        ConfigError: Beam does not know a flag.
     """
     from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
-    # A worker's failure comes back as an exception; Beam would also print its traceback.
+    # The failure of a worker is raised as an exception; Beam would also print its traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     options = PipelineOptions(list(flags))
-    unknown = _unknown_flags(options, flags)
-    if unknown:
-        raise ConfigError(f"unknown flag {unknown[0]!r}: expected a flag of Beam, or key=value")
+    known = set(options.get_all_options(retain_unknown_options=False))
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0]
+        if not {name, name.removeprefix("no_")} & known:
+            raise _unknown(f"--{name}")
     standard = options.view_as(StandardOptions)
     if (standard.runner or "") in LOCAL_RUNNERS:
         standard.runner = DIRECT_RUNNER
     setup = options.view_as(SetupOptions)
-    # Classes are found by import in the workers, so nothing of the launching session is shipped.
+    # Workers find classes by import, so nothing of the launching session is sent to them.
     setup.save_main_session = False
     if standard.runner == "DataflowRunner" and not setup.setup_file:
         setup.setup_file = str(_PROJECT / "setup.py")
@@ -51,12 +82,25 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
 
 
 def runs_here(flags: Sequence[str]) -> bool:
-    """Whether a stage runs on this machine, and not on workers with other devices."""
-    runners = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner")]
+    """Return whether a stage runs on this machine, and not on workers with other devices."""
+    runners = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner=")]
     return all(runner in LOCAL_RUNNERS for runner in runners)
 
 
-def _unknown_flags(options: "PipelineOptions", flags: Sequence[str]) -> list[str]:
-    known = set(options.get_all_options(retain_unknown_options=False))
-    names = (flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--"))
-    return [f"--{name}" for name in names if not {name, name.removeprefix("no_")} & known]
+def _num_values(flag: str) -> int | str | None:
+    """Return how many values Beam's parser takes for a flag, in the terms of argparse (`nargs`)."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    actions: dict[str, Action] = {}
+
+    def copy_actions(parser: Any) -> None:
+        actions.update(parser._option_string_actions)
+
+    PipelineOptions([]).get_all_options(add_extra_args_fn=copy_actions)
+    if flag not in actions:
+        raise _unknown(flag)
+    return actions[flag].nargs
+
+
+def _unknown(flag: str) -> ConfigError:
+    return ConfigError(f"unknown flag {flag!r}: expected a flag of Beam, or key=value")

@@ -1,10 +1,10 @@
-"""Paint the captions that became dead letters again, with other seeds, into additional shards.
+"""Paint the captions that failed again, with other seeds, into additional shards.
 
-`python -m pipelines retry-failed CONFIG`, with the config of the images stage and once that is
-complete. A retry is a stage of its own in `images/retry-1`, so it can be killed, continued, run by
-several workers and verified like any other: its captions are those that failed, and when it is
-complete, the index of the images lists its shards after all others. What fails in it is left to the
-next retry, in `images/retry-2`. Settings other than those of the images are refused.
+`python -m pipelines retry-failed CONFIG` takes the config of a complete images stage. A retry is a
+stage of its own in `images/retry-1`, so it can be killed, continued, run by several workers and
+verified like any other. Its captions are the dead letters. When it is complete, the index of the
+images lists its shards after all others. What fails in it is left to the next retry, in
+`images/retry-2`. Settings other than those of the images are refused.
 """
 
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ CONFIG = ImagesConfig
 
 
 def run(config: ImagesConfig, flags: Sequence[str]) -> None:
-    """Begin a retry, or go on with one that is not complete; `flags` are Beam's.
+    """Begin a retry, or continue one that is not complete; `flags` are Beam's.
 
     Raises:
-        ConfigError: The images were made with other settings, or the device is not there.
+        ConfigError: The images were made with other settings, or the device is missing.
         UnfinishedError: The images are not complete.
     """
     images = stage(config)
     if storage.exists(images.folder.run_yaml_url):
-        # Before anything else: a retry with other settings would spoil the index of the images.
+        # First of all: a retry with other settings would spoil the index of the images.
         claim(images.folder.run_yaml_url, images.fingerprint, images.config)
     if not is_complete(images):
         raise UnfinishedError(
-            f"{images.folder.url} is not complete: run the images stage to its end, then this "
-            "command again"
+            f"{images.folder.url} is not complete: run `python -m pipelines images` until it is, "
+            "then this command again"
         )
     number = 1
     while read_success(images.folder.retry(number)) is not None:
@@ -51,7 +51,7 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
         if failed:
             _write_captions(folder, failed)
         else:
-            say(f"{images.folder.url} has no dead letters that were not painted since")
+            say(f"{images.folder.url} has no dead letters that were not painted later")
     if read_success(folder) is not None:
         retry = stage(config, number)
         if runs_here(flags) and not is_complete(retry):
@@ -61,7 +61,7 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
 
 
 def failed_captions(images: Stage) -> list[Caption]:
-    """The captions of the dead letters of a complete images stage, in order."""
+    """Return the captions of the dead letters of a complete images stage, in order."""
     assert isinstance(images.producer, ImagesProducer)
     failed = []
     for shard, ids in dead_letters(images.folder):
@@ -70,7 +70,7 @@ def failed_captions(images: Stage) -> list[Caption]:
 
 
 def _write_captions(folder: StageFolder, captions: Sequence[Caption]) -> None:
-    """Write the captions of a retry down, once and for all workers, as a complete stage."""
+    """Write the captions of a retry as a complete stage, once for all workers."""
     with ShardBuild(folder, 0) as build:
         build.write(captions)
         record = build.commit([str(c.ordinal) for c in captions], "dead letters", Tally())

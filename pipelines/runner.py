@@ -1,7 +1,7 @@
-"""Runs a stage from start to end: claim the folder, plan, drop the committed, produce, index.
+"""Run a stage: claim the folder, plan, drop the committed shards, produce the others, index.
 
-The launching process counts commit records against the plan, so the progress bar is the same for a
-laptop, Flink and Dataflow. Exit codes: 0 when everything is committed, 1 when work is left.
+The launching process counts commit records against the plan, so the progress bar is the same on a
+laptop, on Flink and on Dataflow.
 """
 
 import contextlib
@@ -22,15 +22,19 @@ from transforms.core.shards import CommitRecord
 from transforms.core.stages import Stage, StageOutput, write_plan
 
 POLL_INTERVAL_S = 1.0
-AGAIN = "run the same command again to go on"
+AGAIN = "run the same command again to continue"
 
 
 def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
     """Make every shard of a stage that is not committed yet, then the index and `_SUCCESS`.
 
+    Args:
+        stage: The stage.
+        beam_flags: Beam's flags, as `options.split_flags` returns them.
+
     Raises:
         ConfigError: The folder was made with other settings, or holds more than the plan.
-        UnfinishedError: Some shards could not be made; those committed stay.
+        UnfinishedError: Some shards could not be made; committed shards are kept.
     """
     if beam_flags:
         beam_options(beam_flags)  # A wrong flag is an error before anything is written.
@@ -41,7 +45,7 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
     pending = plan(stage)
     write_plan(stage)
     if pending:
-        # Two launchers on one output meet seldom when each goes its own way through the plan.
+        # In random order, two launchers on one output seldom work on the same shard.
         random.SystemRandom().shuffle(pending)
         with progress(stage, len(pending)):
             _produce(stage, pending, beam_flags)
@@ -49,13 +53,13 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
 
 
 def is_complete(stage: StageOutput) -> bool:
-    """Whether `_SUCCESS` stands and covers the plan."""
+    """Return whether `_SUCCESS` exists and covers the plan."""
     success = shards.read_success(stage.folder)
     return success is not None and int(success["num_shards"]) == stage.num_shards
 
 
 def plan(stage: StageOutput) -> list[int]:
-    """The shards that are not committed yet, in order; one listing."""
+    """Return the shards that are not committed yet, in order, by one listing."""
     committed = shards.committed_shards(stage.folder)
     beyond = [shard for shard in committed if shard >= stage.num_shards]
     if beyond:
@@ -77,21 +81,23 @@ def finish(stage: StageOutput) -> None:
             f"(first: {first}): {AGAIN}"
         )
     metadata = {
-        "stage": stage.folder.name,
+        "stage": stage.folder.kind.file_prefix,
         "fingerprint": stage.fingerprint.digest,
         **stage.metadata,
     }
     records = shards.read_commits(stage.folder, range(stage.num_shards))
-    success = shards.write_index(stage.folder, _of_this_stage(stage, records), metadata)
-    # Not before: with other settings than those of the shards, it is not the plan of this folder.
+    success = shards.write_index(stage.folder, _check_fingerprints(stage, records), metadata)
+    # Only now: with other settings than those of the shards, this is not the plan of the folder.
     write_plan(stage)
     made, failed = success["num_samples"], success["num_failures"]
     letters = f", {failed:,} failures in {stage.folder.url}/failures" if failed else ""
     say(f"{stage.folder.url}: {made:,} {stage.unit} in {stage.num_shards} shards{letters}")
 
 
-def _of_this_stage(stage: StageOutput, records: Iterable[CommitRecord]) -> Iterator[CommitRecord]:
-    """The records, and an error in the end if some were made with other settings."""
+def _check_fingerprints(
+    stage: StageOutput, records: Iterable[CommitRecord]
+) -> Iterator[CommitRecord]:
+    """Yield the records, and raise an error at the end if some were made with other settings."""
     foreign = []
     for record in records:
         if record.fingerprint != stage.fingerprint.digest:
@@ -105,13 +111,13 @@ def _of_this_stage(stage: StageOutput, records: Iterable[CommitRecord]) -> Itera
 
 
 def say(message: str) -> None:
-    """One line for the person who watches, below any progress bar."""
+    """Print one line for the person who watches."""
     print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(stage: StageOutput, num_pending: int) -> Iterator[None]:
-    """Say what is planned, and show a bar of committed records while the body runs."""
+    """Print what is planned, and show a bar of committed records while the body runs."""
     done = stage.num_shards - num_pending
     per_shard = stage.num_records / stage.num_shards
     name = stage.folder.url.rpartition("/")[2]
@@ -133,7 +139,7 @@ def progress(stage: StageOutput, num_pending: int) -> Iterator[None]:
             started = time.monotonic()
             with contextlib.suppress(StorageError):
                 update()
-            # Listing a large output takes a while: spend at most a twentieth of the time on it.
+            # Listing a large output takes time: spend at most a twentieth of the time on it.
             pause = max(POLL_INTERVAL_S, 20 * (time.monotonic() - started))
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
@@ -158,25 +164,29 @@ def _produce(stage: Stage, pending: Sequence[int], beam_flags: Sequence[str]) ->
     run_pipeline(pipeline, f"{stage.folder.url}: {AGAIN}")
 
 
-def run_pipeline(pipeline: object, going_on: str) -> None:
-    """Run a Beam pipeline to its end.
+def run_pipeline(pipeline: object, continuation: str) -> None:
+    """Run a Beam pipeline and wait until it ends.
+
+    Args:
+        pipeline: A `beam.Pipeline`.
+        continuation: Last part of the error message: what to do after a failure.
 
     Raises:
-        UnfinishedError: The job failed; the message carries the worker's last sentence.
+        UnfinishedError: The job failed; the message contains the worker's sentence.
     """
     try:
         pipeline.run().wait_until_finish()  # type: ignore[attr-defined]
     except Exception as error:
         raise UnfinishedError(
-            f"{worker_sentence(error)} (details: {_write_details(error)}); {going_on}"
+            f"{worker_sentence(error)} (details: {_write_details(error)}); {continuation}"
         ) from error
 
 
 def worker_sentence(error: Exception) -> str:
-    """What went wrong in a worker, without the frames around it.
+    """Return the message of a worker's exception, without the traceback around it.
 
-    On the direct runner the worker's exception itself arrives, on others the text of its
-    traceback, whose last line is the exception.
+    The direct runner raises the worker's exception itself, others the text of its traceback, whose
+    last line is the exception.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1:
@@ -188,7 +198,7 @@ def worker_sentence(error: Exception) -> str:
 
 
 def _write_details(error: Exception) -> str:
-    """Keep the whole traceback in a file, for whoever has to look into it."""
+    """Write the whole traceback to a file and return its path."""
     text = "".join(traceback.format_exception(error))
     try:
         descriptor, path = tempfile.mkstemp(prefix="synclr-", suffix=".log", text=True)

@@ -1,8 +1,8 @@
-"""How far a run is: per stage what is done and left, how fast, how long still, what failed.
+"""Progress of a run: for each stage the shards done and left, the rate, and the failures.
 
-`python -m pipelines status RUN`, at any moment and from any machine that sees the run's storage.
-It lists the commit records and reads none of them, so it answers in seconds at 600,000 shards; the
-rate follows from the times at which they were written.
+`python -m pipelines status RUN` works at any time and on any machine that has access to the run's
+storage. It lists the commit records without reading them, so it answers in seconds at 600,000
+shards; the rate follows from the times at which they were written.
 """
 
 import io
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pyarrow.parquet as pq
+from tabulate import tabulate
 
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
@@ -22,20 +23,23 @@ from transforms.core.shards import read_success
 from transforms.core.stages import StageOutput, find_outputs
 
 WINDOW_S = 900.0
-"""The rate of a running stage is that of so long before now, and of a stage at rest its mean."""
+"""Time before now over which the rate of a running stage is taken. A stopped stage has its mean."""
 
 MIN_SILENCE_S = 300.0
-"""A stage whose newest commit is younger than this is running."""
+"""A stage whose newest commit record is younger than this is running."""
 
 SILENCES = 3.0
-"""Or than so many long intervals between its commits, if that is more."""
+"""It is also running if that record is younger than this many long intervals between commits."""
 
 MAX_LETTERS_READ = 500
-"""Dead-letter files that are read to count failures; of more, so many at random are."""
+"""Dead-letter files that are read to count failures; if there are more, a random sample is read."""
+
+
+HEADERS = ("stage", "shards", "done", "rate", "left", "failures", "state")
 
 
 class StatusConfig(Config):
-    """Settings of the look at a run."""
+    """Settings of `status`."""
 
     run: str = no_fingerprint()
     """Folder or URL of the run."""
@@ -53,16 +57,17 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
     outputs = list(find_outputs(config.run))
     if not outputs:
         raise ConfigError(f"{config.run} holds no stage that was started, so it has no status")
-    line = "{:<18}{:>16}{:>7}{:>12}{:>12}  {:<12}{}"
-    print(line.format("stage", "shards", "done", "rate", "left", "failures", "state"))
     now = time.time()
-    for output in outputs:
-        name = output.folder.url.removeprefix(config.run).strip("/")
-        print(line.format(name, *columns(output, now)))
+    rows = [
+        [output.folder.url.removeprefix(config.run).strip("/"), *columns(output, now)]
+        for output in outputs
+    ]
+    align = ("left", "right", "right", "right", "right", "left", "left")
+    print(tabulate(rows, HEADERS, "plain", colalign=align, disable_numparse=True))
 
 
 def columns(output: StageOutput, now: float) -> list[str]:
-    """Shards, share done, rate, time left, failures and state of a stage at the time `now`."""
+    """Return the row of a stage at the time `now`, without its name; see `HEADERS`."""
     times = storage.list_times(storage.join(output.folder.url, "commits")).values()
     done, planned = len(times), output.num_shards
     running = done < planned and bool(times) and now - max(times) < longest_silence(times)
@@ -81,27 +86,27 @@ def columns(output: StageOutput, now: float) -> list[str]:
 
 
 def longest_silence(times: Collection[float]) -> float:
-    """Seconds without a commit after which a stage counts as stopped.
+    """Return the seconds without a commit after which a stage counts as stopped.
 
-    Workers that started together also commit together, so what counts is not the median interval
-    but the 90th percentile; the pauses between the sittings of a run are rarer than that.
+    Workers that start together commit together, so the limit depends on the 90th percentile of the
+    intervals and not on their median. Pauses between two starts of a run are rarer than that.
 
     Args:
-        times: When each shard was committed.
+        times: When each shard was committed, in seconds since 1970.
     """
     intervals = sorted(later - before for before, later in itertools.pairwise(sorted(times)))
     if len(intervals) < 2:
-        return WINDOW_S  # Nothing is known of its pace yet.
+        return WINDOW_S  # Its rate is not known yet.
     return max(MIN_SILENCE_S, SILENCES * intervals[int(0.9 * (len(intervals) - 1))])
 
 
 def rate(times: Collection[float], now: float, running: bool) -> float:
-    """Shards committed per second.
+    """Return the number of shards committed per second.
 
     Args:
-        times: When each was.
-        now: The time.
-        running: Whether to look at the last `WINDOW_S` seconds only, and at two shards at least.
+        times: When each shard was committed, in seconds since 1970.
+        now: The time, in seconds since 1970.
+        running: Whether to use only the last `WINDOW_S` seconds, but at least two shards.
     """
     if not running:
         span = max(times) - min(times) if times else 0.0
@@ -109,16 +114,16 @@ def rate(times: Collection[float], now: float, running: bool) -> float:
     recent = [moment for moment in times if moment > now - WINDOW_S]
     if len(recent) < 2:
         recent = sorted(times)[-2:]
-    # From the first of them on, which is the end of a shard and not its beginning.
+    # The first time is the end of a shard and not its beginning.
     span = now - min(recent)
     return (len(recent) - 1) / span if span > 0 else 0.0
 
 
 def failures(output: StageOutput) -> str:
-    """The number of dead letters, with "~" where it is an estimate.
+    """Return the number of dead letters; "~" marks an estimate.
 
     Raises:
-        DamagedFileError: A file does not hold dead letters.
+        DamagedFileError: A dead-letter file is damaged.
     """
     folder = storage.join(output.folder.url, "failures")
     names = sorted(storage.list_files(folder))
@@ -145,6 +150,6 @@ def _state(output: StageOutput, times: Collection[float], now: float, running: b
     if success is not None and success["num_shards"] == output.num_shards:
         return f"complete: {success['num_samples']:,} {output.unit}"
     if len(times) >= output.num_shards:
-        return "unfinished: every shard is committed, but no index stands"
+        return "unfinished: every shard is committed, but there is no index"
     since = timedelta(seconds=round(now - max(times)))
     return f"stopped: nothing was committed for {since}"

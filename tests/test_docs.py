@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.__main__ import JOBS
+from pipelines.__main__ import jobs
 from tests.support.paths import ROOT
 from trainer.config import TrainConfig
 from trainer.evaluate.protocols import config_class
@@ -109,7 +109,7 @@ def test_commands_exist_and_their_configs_load(document: Path) -> None:
         config: type[Config] | None = TRAINER_JOBS.get(module)
         if module == "pipelines" and re.match(r"[a-z]", "".join(arguments)):
             job, *arguments = arguments
-            assert job in JOBS
+            assert job in jobs()
             config = config_of(job)
         overrides = [word for word in arguments if re.match(r"[a-z_.]+=", word)]
         if config is None:
@@ -122,7 +122,7 @@ def test_commands_exist_and_their_configs_load(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_config_keys_exist(document: Path) -> None:
-    configs = (*map(config_of, JOBS), *TRAINER_JOBS.values())
+    configs = (*map(config_of, jobs()), *TRAINER_JOBS.values())
     keys = {key for config in configs for key, _ in leaves(config)}
     sections = {key.partition(".")[0] for key in keys if "." in key}
     named = set()

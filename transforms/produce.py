@@ -1,13 +1,13 @@
-"""ProduceShards: the one Beam transform that runs a shard stage, on every runner.
+"""ProduceShards: the one Beam transform that runs a stage of shards, on every runner.
 
-The unit of work, of retry and of commit is one shard, so nothing but shard numbers and counts ever
-crosses a shuffle. That is why this is a DoFn over shards with the model loaded once per process
+The unit of work, of retry and of commit is one shard, so only shard numbers ever cross a shuffle.
+That is why this is a DoFn over shards with the model loaded once per process
 (`beam.utils.shared`), and not a `RunInference` over captions.
 
-A shard is written, published and committed by a second thread while the model makes the next one.
-That cannot be left to the runner: the direct runner, like many others, hands all shards to one
-thread, one after the other. A bundle ends when all its shards are committed, so one that is tried
-again finds at most two to repeat: the one that was being made and the one that was being published.
+A second thread writes, publishes and commits a shard while the model makes the next one. The runner
+does not do this for us: the direct runner, like many others, gives all shards to one thread, one
+after the other. A bundle ends when all its shards are committed, so a retried bundle repeats at
+most two shards: the one that was being made and the one that was being published.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 class ProduceShards(beam.PTransform):
     """Shard numbers -> numbers of committed shards.
 
-    Each shard that is not committed yet is made and committed; one that another worker commits
-    meanwhile is adopted. Everything a person wants to know of a shard is in its commit record.
+    A shard that is not committed yet is made and committed; one that another worker commits
+    meanwhile is adopted. All facts about a shard are in its commit record.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -43,7 +43,7 @@ class ProduceShards(beam.PTransform):
         self._stage = stage
 
     def expand(self, shard_numbers: beam.PCollection[int]) -> beam.PCollection[int]:
-        """Spread the shards over the workers and make them."""
+        """Distribute the shards over the workers and make them."""
         return (
             shard_numbers
             | "Spread" >> beam.Reshuffle()
@@ -52,7 +52,7 @@ class ProduceShards(beam.PTransform):
 
 
 class _LoadedProducer:
-    """A producer whose model is loaded; one per process, used by one thread at a time."""
+    """A producer with its model loaded: one per process, used by one thread at a time."""
 
     def __init__(self, producer: Producer) -> None:
         producer.setup()
@@ -77,18 +77,19 @@ class _ProduceShard(beam.DoFn):
         if storage.exists(folder.commit_url(shard)):
             yield shard
             return
-        owed = self._stage.producer.record_ids(shard)
+        expected_ids = self._stage.producer.record_ids(shard)
         tally = Tally()
         with contextlib.ExitStack() as scratch:
             build = scratch.enter_context(ShardBuild(folder, shard))
             try:
-                produced = None if build.published_by_another(owed) else self._make(shard, tally)
+                adopted = build.published_by_another(expected_ids)
+                produced = None if adopted else self._make(shard, tally)
             finally:
-                # Also when this shard cannot be made: the one before it shall not be lost.
+                # Even if this shard cannot be made, the one before it must not be lost.
                 committed = self._committed()
             digest = self._stage.fingerprint.digest
             self._publishing = self._publisher.submit(
-                _publish, scratch.pop_all(), build, produced, owed, digest, tally
+                _publish, scratch.pop_all(), build, produced, expected_ids, digest, tally
             )
         yield from committed
 
@@ -97,7 +98,7 @@ class _ProduceShard(beam.DoFn):
             yield GlobalWindows.windowed_value(shard)
 
     def _make(self, shard: int, tally: Tally) -> Iterable[Produced]:
-        # Loaded by the first shard that needs it: a worker that only adopts loads no model.
+        # Only now: a worker that only adopts shards loads no model.
         loaded: _LoadedProducer = self._shared.acquire(
             lambda: _LoadedProducer(self._stage.producer)
         )
@@ -106,13 +107,13 @@ class _ProduceShard(beam.DoFn):
             return loaded.producer.produce(shard, tally)
 
     def _committed(self) -> list[int]:
-        """The shard that was being published, if any, once it is committed; raises its error."""
+        """Wait for the shard that is being published, if any; raise its error."""
         publishing, self._publishing = self._publishing, None
         if publishing is None:
             return []
         record = publishing.result()
         for name, number in {**record.counts, "failures": record.num_failures}.items():
-            Metrics.counter(self._stage.folder.name, name).inc(number)
+            Metrics.counter(self._stage.folder.kind.file_prefix, name).inc(number)
         log.debug("committed %s", shards.encode_commit(record))
         return [record.shard]
 
@@ -121,11 +122,11 @@ def _publish(
     scratch: contextlib.ExitStack,
     build: ShardBuild,
     produced: Iterable[Produced] | None,
-    owed: Sequence[str],
+    expected_ids: Sequence[str],
     fingerprint: str,
     tally: Tally,
 ) -> CommitRecord:
     with scratch:
         if produced is not None:
             build.write(produced)
-        return build.commit(owed, fingerprint, tally)
+        return build.commit(expected_ids, fingerprint, tally)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.__main__ import JOBS
+from pipelines.__main__ import jobs
 from tests.support.paths import ROOT
 from trainer.launch import parser
 from transforms.core import exit_codes
@@ -127,7 +127,7 @@ def test_every_command_runs_a_module_on_a_config_that_loads(role: str, command: 
         return
     if module == "pipelines":
         job, *words = words
-        assert job in JOBS and role in ("captions", "images")
+        assert job in jobs() and role in ("captions", "images")
         config = importlib.import_module(f"pipelines.{job}").CONFIG
     else:
         assert (module, role) == ("trainer.train", "trainer")

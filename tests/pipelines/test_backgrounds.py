@@ -14,7 +14,7 @@ from tests.support.openai_endpoint import Answer, Endpoint
 from tests.support.paths import PIPELINE_CONFIGS
 from transforms.core.config import load_config
 from transforms.core.errors import ConfigError, MissingFileError, UnfinishedError
-from transforms.core.parquet_shards import read_backgrounds
+from transforms.core.parquet_shards import BACKGROUND_SHARDS
 
 DEMO = str(PIPELINE_CONFIGS / "demo.yaml")
 SMALL = ["places_per_concept=6", "min_places=3", "max_tries=3", "concepts_per_shard=2"]
@@ -51,14 +51,16 @@ def config(tmp_path: Path, url: str = "http://nowhere/v1", *overrides: str) -> C
 
 def found(tmp_path: Path) -> dict[str, tuple[str, ...]]:
     shards = sorted((tmp_path / "run" / "backgrounds" / "shards").rglob("*.parquet"))
-    return {row.concept: row.places for shard in shards for row in read_backgrounds(str(shard))}
+    return {
+        row.concept: row.places for shard in shards for row in BACKGROUND_SHARDS.read(str(shard))
+    }
 
 
 def test_places_are_found_committed_and_used_by_captions(
     tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = config(tmp_path, endpoint.url, "captions.use_backgrounds=run")
-    with pytest.raises(MissingFileError, match="run the backgrounds stage"):
+    with pytest.raises(MissingFileError, match="run `python -m pipelines backgrounds`"):
         prompt_source(given)
     run(given, [])
     assert "4 concepts in 3 shards, 2 failures" in capsys.readouterr().err

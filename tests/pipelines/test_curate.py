@@ -8,16 +8,17 @@ from pipelines import curate
 from pipelines.curate import report_url, run
 from tests.support.curation import LONG, PER_SHARD, config, distinct, write_raw
 from transforms.core import storage
-from transforms.core.errors import ConfigError, UnfinishedError
+from transforms.core.errors import ConfigError, MissingFileError, UnfinishedError
 from transforms.core.fingerprint import FingerprintMismatchError
 from transforms.core.shards import read_index
 from transforms.images.caption_reader import CaptionRows
 
 
 def read_curated(url: str) -> list[str]:
-    index_url = storage.join(url, "captions", "index.parquet")
-    assert set(read_index(index_url).table["num_samples"].to_pylist()) == {PER_SHARD}
-    rows = CaptionRows.open(index_url)
+    folder = storage.join(url, "captions")
+    index = read_index(storage.join(folder, "index.parquet"))
+    assert set(index.table["num_samples"].to_pylist()) == {PER_SHARD}
+    rows = CaptionRows.open(folder)
     return [caption.text for caption in rows.read(0, rows.num_captions)]
 
 
@@ -119,7 +120,7 @@ def test_a_curation_that_another_one_overtakes_is_done_too(
 
 def test_incomplete_captions_are_not_curated(tmp_path: Path) -> None:
     url = str(tmp_path)
-    with pytest.raises(UnfinishedError, match="run the captions stage to its end"):
+    with pytest.raises(MissingFileError, match="run `python -m pipelines captions` until"):
         run(config(url), [])
     write_raw(url, distinct(60))
     with pytest.raises(UnfinishedError, match="has 3 shards, but the config asks for 5"):

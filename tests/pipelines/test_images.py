@@ -18,7 +18,7 @@ from pipelines.images import ImagesConfig, builtin_model, generator_digest, run,
 from tests.support.captions import make_captions, write_captions
 from tests.support.random_sd import write_random_sd
 from transforms.core import storage
-from transforms.core.errors import ConfigError, UnfinishedError
+from transforms.core.errors import ConfigError, MissingFileError
 from transforms.core.shards import read_index
 from transforms.engines.image.diffusers import DiffusersConfig
 
@@ -126,7 +126,7 @@ def test_run_again_loads_no_model(finished: str, model: str, tmp_path: Path) -> 
 
 
 def test_without_captions_it_says_what_comes_first(model: str, tmp_path: Path) -> None:
-    with pytest.raises(UnfinishedError, match="run the curate stage"):
+    with pytest.raises(MissingFileError, match="run `python -m pipelines curate` until"):
         stage(settings(str(tmp_path), model))
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.__main__ import JOBS, main
+from pipelines.__main__ import jobs, main
 
 
 def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -10,10 +10,10 @@ def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> N
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert all(job in without for job in JOBS)
+    assert all(job in without for job in jobs())
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", jobs())
 def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([job, "--help"]) == 0
     said = capsys.readouterr().out
@@ -29,7 +29,7 @@ def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["paint"], "unknown stage 'paint'"),
+        (["paint"], "unknown job 'paint'"),
         (["captions"], "needs a config file"),
         (["captions", "run=x"], "needs a config file"),
         (["status"], "status needs the folder of a run"),
@@ -51,7 +51,7 @@ def test_wrong_calls_end_with_two_and_a_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", jobs())
 def test_unknown_key_is_named(job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("run: out\nsede: 1\n")

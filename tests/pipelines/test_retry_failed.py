@@ -12,7 +12,7 @@ from trainer.data.shard_reader import ShardReader
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.shards import StageFolder, read_success
-from transforms.core.stages import find_outputs
+from transforms.core.stages import STAGES, find_outputs
 from transforms.engines.image.base import Painted
 from transforms.engines.image.diffusers import DiffusersConfig
 
@@ -45,7 +45,7 @@ def ids(matrix: Matrix) -> list[str]:
 
 
 def num_failures(matrix: Matrix) -> int:
-    success = read_success(StageFolder(f"{matrix.run}/images", "images", ".tar"))
+    success = read_success(StageFolder(f"{matrix.run}/images", STAGES["images"]))
     assert success is not None
     return int(success["num_failures"])
 
@@ -98,7 +98,7 @@ def test_a_retry_that_was_cut_short_goes_on(
 
 def test_images_come_first(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
     assert retry(matrix) == 1
-    assert "run the images stage to its end" in capsys.readouterr().err
+    assert "run `python -m pipelines images` until it is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["generator.guidance=1.5", "seed=1", "captions_per_shard=4"])

@@ -87,7 +87,7 @@ def test_an_index_of_an_unfinished_stage_is_refused(
     assert main(["index", str(tmp_path), "stage=captions"]) == 1
     error = capsys.readouterr().err
     assert "of 8 shards are not committed" in error
-    assert "run the stage 'curate' to its end" in error
+    assert "run `python -m pipelines curate` until it is complete" in error
     assert "same command" not in error
 
 

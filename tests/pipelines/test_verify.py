@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.runner import run_stage
-from pipelines.verify import LEFT_BEHIND_S
+from pipelines.verify import ABANDONED_S
 from tests.support.counting_stage import stage
 
 
@@ -21,7 +21,7 @@ def test_files_left_unfinished_are_named_and_deleted(
     old, young = (shards / f".captions-00000{n}.parquet.{n}.part" for n in range(2))
     for path in (old, young):
         path.write_bytes(b"half of it")
-    written = time.time() - LEFT_BEHIND_S - 60
+    written = time.time() - ABANDONED_S - 60
     os.utime(old, (written, written))
     assert main(["verify", run]) == 1
     said = capsys.readouterr()

@@ -9,6 +9,7 @@ from transforms.core.counters import Tally
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder, write_index
+from transforms.core.stages import STAGES
 
 
 def caption(ordinal: int = 0, text: str | None = None, **fields: Any) -> Caption:
@@ -43,7 +44,7 @@ def make_captions(number: int, first: int = 0) -> list[Caption]:
 
 def write_captions(url: str, shards: Sequence[Sequence[Caption]]) -> StageFolder:
     """Commit caption shards, the index and `_SUCCESS` to a stage folder; return the folder."""
-    folder = StageFolder(url, "captions", ".parquet")
+    folder = StageFolder(url, STAGES["captions"])
     records = []
     for number, captions in enumerate(shards):
         with ShardBuild(folder, number) as build:

@@ -10,7 +10,7 @@ from transforms.core.counters import Count, Tally
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.records import Failure
 from transforms.core.shards import StageFolder
-from transforms.core.stages import Produced, Stage
+from transforms.core.stages import STAGES, Produced, Stage
 
 RECORDS_PER_SHARD = 6
 
@@ -45,11 +45,10 @@ class CountingProducer:
 def stage(url: str, num_shards: int, **fields: Any) -> Stage:
     """The stage; further arguments go to the producer."""
     return Stage(
-        folder=StageFolder(url, "captions", ".parquet"),
+        folder=StageFolder(url, STAGES["captions"]),
         fingerprint=Fingerprint({"kind": "counting"}),
         config={"num_shards": num_shards},
         num_shards=num_shards,
         num_records=num_shards * RECORDS_PER_SHARD,
-        unit="captions",
         producer=CountingProducer(**fields),
     )

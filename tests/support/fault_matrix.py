@@ -12,6 +12,7 @@ import yaml
 from pipelines.__main__ import main
 from tests.support.captions import make_captions, write_captions
 from transforms.core.shards import StageFolder, read_index, read_success
+from transforms.core.stages import STAGES
 
 NUM_CAPTIONS = 20
 CAPTIONS_PER_SHARD = 2
@@ -82,6 +83,6 @@ class Matrix:
     def ends_as_undisturbed(self, *arguments: str) -> None:
         """Running the stage again completes it, the same to the byte; `verify` finds nothing."""
         assert self.again(*arguments) == 0
-        assert read_success(StageFolder(f"{self.run}/images", "images", ".tar")) is not None
+        assert read_success(StageFolder(f"{self.run}/images", STAGES["images"])) is not None
         assert self.checksums() == self.undisturbed
         assert self.verify() == 0

@@ -13,6 +13,7 @@ from tests.support.captions import caption, write_captions
 from transforms.core import storage
 from transforms.core.seeding import caption_id
 from transforms.core.shards import CommitRecord, StageFolder, file_sha256, write_index
+from transforms.core.stages import STAGES
 
 TINY_TRAINING: Mapping[str, Any] = {
     "seed": 3,
@@ -95,7 +96,7 @@ def write_images(
         broken_json: Samples whose metadata is not JSON.
         paint: (sample, number of the image) -> its file.
     """
-    folder = StageFolder(str(url), "images", ".tar")
+    folder = StageFolder(str(url), STAGES["images"])
     records = []
     sample = 0
     for shard, size in enumerate(sizes):

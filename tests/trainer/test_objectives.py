@@ -1,5 +1,6 @@
 """Supervised and CLIP: losses against the textbook, sums over micro-batches and ranks, errors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from trainer.objectives.clip import ImageText
 from trainer.objectives.registry import build_networks, build_objective, objective_of
 from trainer.objectives.supervised import Classifier, concept_labels
 from trainer.training.session import open_samples
-from transforms.core.errors import ConfigError, DamagedFileError, StorageError
+from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
 from transforms.core.seeding import caption_id
+from transforms.core.shards import file_sha256, read_commit, write_index
+from transforms.core.stages import stage_folder
 
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}
 TEXT = {"context": 24, "width": 8, "depth": 2, "num_heads": 2, "out": 6}
@@ -141,17 +144,39 @@ def test_without_the_captions_there_are_no_concepts(tmp_path: Path) -> None:
         objective_of(config).target_reader(config)
 
 
-def test_what_is_no_captions_stage_is_a_sentence(run: Path) -> None:
-    sentence = r"shard of a finished captions stage \(key captions\), is damaged"
+def test_labels_from_another_stage_are_refused(run: Path) -> None:
     with pytest.raises(ConfigError, match=r"\(key captions, or run\) holds shards/.*\.tar"):
         concept_labels(str(run / "images"))
+
+
+@pytest.mark.parametrize("change", ["other rows", "a flipped bit", "cut off", "gone"])
+def test_labels_from_a_damaged_shard_are_refused(run: Path, change: str) -> None:
+    """Also if Parquet can read it: other concepts would give other labels."""
     (shard,) = (run / "captions" / "shards").rglob("*.parquet")
-    pq.write_table(pa.table({"text": ["a cat"]}), shard)
-    with pytest.raises(DamagedFileError, match=sentence):
+    content = bytearray(shard.read_bytes())
+    if change == "other rows":
+        table = pq.read_table(shard)
+        pq.write_table(table.slice(0, 5), shard)
+    elif change == "a flipped bit":
+        content[len(content) // 3] ^= 1
+        shard.write_bytes(content)
+    elif change == "cut off":
+        shard.write_bytes(content[:-1])
+    else:
+        shard.unlink()
+    error: type[Exception] = MissingFileError if change == "gone" else DamagedFileError
+    with pytest.raises(error, match=r"captions-000000\.parquet(: there is no| is damaged: its)"):
         concept_labels(str(run / "captions"))
-    shard.write_bytes(b"PA")
-    with pytest.raises(DamagedFileError, match=sentence):
-        concept_labels(str(run / "captions"))
+
+
+def test_captions_without_the_column_concept_are_refused(run: Path) -> None:
+    folder = stage_folder(str(run), "captions")
+    path = folder.shard_url(0)
+    pq.write_table(pa.table({"text": ["a cat"]}), path)
+    record = replace(read_commit(folder, 0), sha256=file_sha256(path))
+    write_index(folder, [record], {})
+    with pytest.raises(DamagedFileError, match=r"shard .*captions-000000\.parquet is damaged"):
+        concept_labels(folder.url)
 
 
 def test_captions_of_one_concept_are_refused(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from transforms.core.fingerprint import Fingerprint
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
 from transforms.core.shards import StageFolder, read_commit, write_index
-from transforms.core.stages import StageOutput
-from transforms.verify import Expected, Problem, verify
+from transforms.core.stages import STAGES, StageOutput
+from transforms.verify import Problem, Verification, verify
 
 PER_SHARD = 3
 
@@ -31,38 +31,37 @@ def seeded(number: int) -> ImageSet:
     return dataclasses.replace(made, seeds=seeds)
 
 
-def owed(shard: int) -> list[str]:
+def expected_ids(shard: int) -> list[str]:
     numbers = range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
     return [caption(number).caption_id for number in numbers]
 
 
-def images(url: str, change: Callable[[ImageSet], ImageSet] = lambda made: made) -> Expected:
+def images(url: str, change: Callable[[ImageSet], ImageSet] = lambda made: made) -> Verification:
     """Two shards of three image sets, the last of each a dead letter; `change` alters the first."""
     output = StageOutput(
-        folder=StageFolder(url, "images", ".tar"),
+        folder=StageFolder(url, STAGES["images"]),
         fingerprint=Fingerprint({"kind": "images"}),
         config={},
         num_shards=2,
         num_records=2 * PER_SHARD,
-        unit="image sets",
         metadata={"images_per_caption": "4", "generator_digest": "generator"},
     )
     records = []
     for shard in range(2):
         first = shard * PER_SHARD
         made = [seeded(first), seeded(first + 1)]
-        lost = Failure(owed(shard)[2], str(Count.IMAGE_BLANK), "")
+        lost = Failure(expected_ids(shard)[2], str(Count.IMAGE_BLANK), "")
         with ShardBuild(output.folder, shard) as build:
             made[0] = change(made[0]) if shard == 1 else made[0]
             build.write([*made, lost])
             ids = [*(each.caption.caption_id for each in made), lost.record_id]
             records.append(build.commit(ids, output.fingerprint.digest, Tally()))
     write_index(output.folder, records, {})
-    return Expected(output, owed, decode=True)
+    return Verification(output, expected_ids, decode=True)
 
 
-def found(expected: Expected) -> list[Problem]:
-    return list(verify(expected, 2, lambda: None))
+def found(whole: Verification) -> list[Problem]:
+    return list(verify(whole, 2, lambda: None))
 
 
 def test_a_whole_stage_has_no_problem(any_storage: str) -> None:
@@ -75,7 +74,7 @@ def another_text(made: ImageSet) -> ImageSet:
 
 CHANGES: list[tuple[Callable[[ImageSet], ImageSet], str]] = [
     (another_text, "its text is another caption's"),
-    (lambda made: seeded(99), "does not hold the records that it owes"),
+    (lambda made: seeded(99), "does not hold the expected records"),
     (lambda made: dataclasses.replace(made, seeds=made.seeds[::-1]), "its seeds are not those"),
     (
         lambda made: dataclasses.replace(made, images=made.images[:3], seeds=made.seeds[:3]),
@@ -91,77 +90,76 @@ CHANGES: list[tuple[Callable[[ImageSet], ImageSet], str]] = [
 @pytest.mark.parametrize(("change", "what"), CHANGES)
 def test_wrong_content(tmp_path: Path, change: Callable[[ImageSet], ImageSet], what: str) -> None:
     problems = found(images(str(tmp_path), change))
-    assert {problem.remake for problem in problems} == {1}
+    assert {problem.damaged_shard for problem in problems} == {1}
     assert {problem.path for problem in problems} == {"shards/000/images-000001.tar"}
     assert any(re.search(what, problem.what) for problem in problems), problems
 
 
 def test_wrong_files(any_storage: str) -> None:
-    expected = images(any_storage)
+    whole = images(any_storage)
     for name in ("shards/000/images-000000.tar", "failures/000/images-000001.parquet"):
         storage.delete(f"{any_storage}/{name}")
     strangers = ["shards/000/notes.txt", "commits/000/images-000001.tmp.json"]
     for name in [*strangers, "shards/001/images-000001.tar"]:
         storage.publish_bytes(b"", f"{any_storage}/{name}")
-    problems = {problem.path: problem for problem in found(expected)}
+    problems = {problem.path: problem for problem in found(whole)}
     assert problems["shards/000/images-000000.tar"].what.startswith("is missing")
     assert "its dead letters" in problems["shards/000/images-000001.tar"].what
     for name in [*strangers, "shards/001/images-000001.tar"]:
-        assert problems[name].what.startswith("a stranger")
-        assert problems[name].remake is None
+        assert problems[name].what.startswith("unknown file")
+        assert problems[name].damaged_shard is None
 
 
 def test_unfinished_business(tmp_path: Path) -> None:
-    expected = images(str(tmp_path))
+    whole = images(str(tmp_path))
     for name in ("commits/000/images-000001.json", "index.parquet"):
         storage.delete(f"{tmp_path}/{name}")
-    (orphan, missing) = found(expected)
+    (orphan, missing) = found(whole)
     assert orphan.what.startswith("an orphan")
     assert missing.what == "1 shards are not committed (first: 1)"
-    assert orphan.remake is missing.remake is None
+    assert orphan.damaged_shard is missing.damaged_shard is None
 
 
 def test_records_of_another_fingerprint(tmp_path: Path) -> None:
-    expected = images(str(tmp_path))
-    other = dataclasses.replace(expected.output, fingerprint=Fingerprint({"kind": "other"}))
-    problems = found(dataclasses.replace(expected, output=other))
-    assert [problem.remake for problem in problems] == [0, 1]
+    whole = images(str(tmp_path))
+    other = dataclasses.replace(whole.output, fingerprint=Fingerprint({"kind": "other"}))
+    problems = found(dataclasses.replace(whole, output=other))
+    assert [problem.damaged_shard for problem in problems] == [0, 1]
     assert all("another fingerprint" in problem.what for problem in problems)
 
 
 def test_an_index_that_says_other_things(tmp_path: Path) -> None:
-    expected = images(str(tmp_path))
-    folder = expected.output.folder
+    whole = images(str(tmp_path))
+    folder = whole.output.folder
     records = [read_commit(folder, shard) for shard in range(2)]
     write_index(folder, [records[0], dataclasses.replace(records[1], num_samples=7)], {})
-    assert [problem.path for problem in found(expected)] == ["index.parquet"]
+    assert [problem.path for problem in found(whole)] == ["index.parquet"]
     storage.replace_bytes(b"PAR1", folder.index_url)
-    assert [problem.path for problem in found(expected)] == ["index.parquet"]
+    assert [problem.path for problem in found(whole)] == ["index.parquet"]
 
 
-def captions(url: str, made: Sequence[Caption]) -> Expected:
+def captions(url: str, made: Sequence[Caption]) -> Verification:
     """A shard of captions."""
     output = StageOutput(
-        folder=StageFolder(url, "captions", ".parquet"),
+        folder=StageFolder(url, STAGES["captions"]),
         fingerprint=Fingerprint({}),
         config={},
         num_shards=1,
         num_records=len(made),
-        unit="captions",
     )
     ids = [str(each.ordinal) for each in made]
     with ShardBuild(output.folder, 0) as build:
         build.write(made)
         record = build.commit(ids, output.fingerprint.digest, Tally())
     write_index(output.folder, [record], {})
-    return Expected(output, lambda shard: ids, decode=True)
+    return Verification(output, lambda shard: ids, decode=True)
 
 
 def test_captions_are_named_by_their_text(tmp_path: Path) -> None:
     wrong = dataclasses.replace(caption(1), caption_id="0" * 16)
     (problem,) = found(captions(str(tmp_path), [caption(0), wrong]))
     assert problem.what == "has 1 captions whose id is not the hash of their text"
-    assert problem.remake == 0
+    assert problem.damaged_shard == 0
 
 
 @pytest.mark.parametrize("of", ["captions", "images", "failures", "index"])
@@ -180,4 +178,4 @@ def test_a_flipped_bit_anywhere_is_a_problem_of_its_file(of: str) -> None:
         problems = found(dataclasses.replace(made, decode=False))
         # A dead letter's reason and its like may change unnoticed.
         assert problems or of == "failures"
-        assert {problem.remake for problem in problems} <= {None if of == "index" else 0}
+        assert {problem.damaged_shard for problem in problems} <= {None if of == "index" else 0}

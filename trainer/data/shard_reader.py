@@ -1,8 +1,8 @@
 """Random access to the image shards of a run, by the number of the sample.
 
-The index says how many samples each shard has; the tar headers of a shard are read once and
-remembered for as long as its window lasts. Shards are plain WebDataset tars, so any tool that
-writes those (and an index) will do.
+The index holds the number of samples of each shard. The tar headers of a shard are read once and
+remembered while its window lasts. Shards are plain WebDataset tars: any tool can write them (and an
+index).
 """
 
 import contextlib
@@ -11,23 +11,45 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from trainer.data.shard_cache import ShardCache
 from trainer.data.tar_index import TarIndex, read_tar_index
 from transforms.core import storage
-from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
-from transforms.core.shards import Index, read_index
+from transforms.core.errors import ConfigError, MissingFileError, reading
+from transforms.core.shard_reader import CommittedShards
+from transforms.core.shards import StageFolder
+from transforms.core.stages import STAGES
 
 MAX_OPEN_SHARDS = 64
 DEFAULT_CACHE_FOLDER = ".cache/shards"
 DEFAULT_CACHE_BYTES = 50 << 30
+
+
+@dataclass(frozen=True)
+class SampleMeta:
+    """What the JSON of a sample says about its caption and its images.
+
+    Shards of other tools may lack keys, which are None or empty here.
+    """
+
+    ordinal: int | None = None
+    concept: str | None = None
+    source: str | None = None
+    template: str | None = None
+    background: str | None = None
+    relation: str | None = None
+    seeds: list[int] = field(default_factory=list)
+    """Seed of each image."""
+    generator: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the image generator."""
+    other: Mapping[str, Any] = field(default_factory=dict)
+    """All other keys, and keys whose value has another type than here."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +59,20 @@ class Sample:
     caption_id: str
     text: str
     images: list[bytes]
-    meta: dict[str, Any]
+    """Files of the images, in the order of their numbers."""
+    meta: SampleMeta
+
+
+_META_TYPES = {
+    "ordinal": int,
+    **dict.fromkeys(("concept", "source", "template", "background", "relation"), str),
+    "seeds": list,
+    "generator": dict,
+}
 
 
 class BrokenSampleError(ValueError):
-    """A sample's caption or metadata cannot be read, while the shard around it is whole."""
+    """The caption or the metadata of one sample cannot be read; the shard itself is whole."""
 
 
 class ShardReader:
@@ -51,15 +82,15 @@ class ShardReader:
 
     Args:
         index_path: Path or URL of `index.parquet`.
-        images_per_caption: How many there must be; None accepts any number.
-        cache_folder: For copies of remote shards.
-        cache_bytes: Bound of that folder.
-        remembered_shards: Tar headers that are kept; where fewer are kept than a window has
-            shards, most samples have theirs read again.
+        images_per_caption: Images that each caption must have; None accepts any number.
+        cache_folder: Folder for copies of remote shards.
+        cache_bytes: Largest size of that folder.
+        remembered_shards: Shards whose tar headers are kept. With fewer than a window has shards,
+            the headers are read again for most samples.
 
     Raises:
-        MissingFileError: There is no index, so the stage is not complete.
-        ConfigError: There is no images stage, or one of another number of images per caption.
+        MissingFileError: There is no index: the stage is not complete.
+        ConfigError: There is no images stage, or it has another number of images per caption.
     """
 
     def __init__(
@@ -72,21 +103,20 @@ class ShardReader:
         remembered_shards: int = 200,
     ) -> None:
         self.index_path = index_path
-        index = read_stage_index(index_path, "images", "data", ".tar")
-        held = index.metadata.get("images_per_caption")
+        folder = StageFolder(os.path.dirname(index_path) or ".", STAGES["images"])
+        shards = CommittedShards.open(folder, "data")
+        held = shards.metadata.get("images_per_caption")
         if images_per_caption is not None and held not in (None, str(images_per_caption)):
             raise ConfigError(
                 f"images_per_caption is {images_per_caption}, but the shards of {index_path} "
                 f"hold {held} images per caption"
             )
-        self.shard_sizes = np.asarray(index.table["num_samples"], dtype=np.int64)
-        self.shard_bytes = np.asarray(index.table["num_bytes"], dtype=np.int64)
-        self.is_remote = not storage.is_local(index.folder)
+        # Arrow columns: lists of 600,000 strings would take half a gigabyte in each worker.
+        self.shards = shards
+        self.shard_sizes = shards.sizes
+        self.shard_bytes = np.asarray(shards.table["num_bytes"], dtype=np.int64)
+        self.is_remote = not storage.is_local(folder.url)
         self.cache_bytes = cache_bytes
-        self._folder = index.folder
-        # Arrow's columns: lists of 600,000 strings would take each worker half a gigabyte.
-        self._paths = index.table["path"].combine_chunks()
-        self._checksums = index.table["sha256"].combine_chunks()
         self._ends = np.cumsum(self.shard_sizes)
         self._cache = ShardCache(cache_folder, cache_bytes)
         self._remembered_shards = remembered_shards
@@ -95,9 +125,9 @@ class ShardReader:
 
     @property
     def checksum(self) -> str:
-        """Of the content and the order of all shards, 32 hex digits."""
+        """Hash of the content and the order of all shards, 32 hex digits."""
         digest = hashlib.blake2b(digest_size=16)
-        for shard in self._checksums:
+        for shard in self.shards.table["sha256"]:
             digest.update(shard.as_buffer())
         return digest.hexdigest()
 
@@ -108,42 +138,39 @@ class ShardReader:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Sample:
-        """A sample by its number: shards in index order, samples in file order.
+        """Return a sample by its number: shards in index order, samples in file order.
 
         Raises:
             StorageError: The shard is gone or cannot be read.
-            DamagedFileError: The shard is not what the index says.
-            BrokenSampleError: The sample's text or JSON is none.
+            DamagedFileError: The shard does not agree with the index.
+            BrokenSampleError: The text or the JSON of the sample is broken.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
         within = number - int(self._ends[shard] - self.shard_sizes[shard])
-        with self._sentences(shard):
+        with self._translated(shard):
             key, content = self._read(shard, within)
-        images = sorted(filter(_is_image, content), key=_image_number)
-        return Sample(
-            caption_id=key,
-            images=[content[name] for name in images],
-            **_text_and_meta(content, key),
-        )
+        names = sorted(filter(_is_image, content), key=_image_number)
+        text, meta = _text_and_meta(content, key)
+        return Sample(key, text, [content[name] for name in names], meta)
 
     def shards_of(self, numbers: NDArray[np.int64]) -> set[int]:
-        """The shards that hold some samples.
+        """Return the numbers of the shards that hold some samples.
 
         Args:
-            numbers: int64 [N], of the samples.
+            numbers: Numbers of the samples, [N].
         """
         return set(np.searchsorted(self._ends, numbers, side="right").tolist())
 
     def fetch(self, shard: int) -> None:
-        """See to it that a remote shard is in the cache.
+        """Download a remote shard into the cache, unless it is there.
 
         Raises:
             StorageError: It cannot be downloaded.
-            DamagedFileError: It is not what the index says.
+            DamagedFileError: It does not agree with the index.
         """
-        with self._sentences(shard):
+        with self._translated(shard):
             os.close(self._open_file(shard))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -155,7 +182,7 @@ class ShardReader:
             os.close(self._open.popitem()[1])
 
     def _read(self, shard: int, within: int) -> tuple[str, dict[str, bytes]]:
-        """The key and the files of a sample of a shard."""
+        """Return the key and the files of a sample of a shard."""
         headers = self._shard_headers(shard)
         content = {}
         for name, offset, size in headers.files(within):
@@ -172,9 +199,9 @@ class ShardReader:
             except tarfile.TarError:
                 if not self.is_remote:
                     raise
-                # The copy may have been damaged on this disk: fetched anew, it is checked.
+                # The copy may have been damaged on this disk; a download is checked.
                 os.close(self._open.pop(shard))
-                self._cache.discard(self._checksums[shard].as_py())
+                self._cache.discard(self.shards[shard].sha256)
                 self._headers[shard] = self._scan(shard)
             if len(self._headers) > self._remembered_shards:
                 self._headers.popitem(last=False)
@@ -182,7 +209,7 @@ class ShardReader:
         return self._headers[shard]
 
     def _descriptor(self, shard: int) -> int:
-        """The open file of a shard."""
+        """Return the descriptor of the open file of a shard."""
         if shard not in self._open:
             self._open[shard] = self._open_file(shard)
             if len(self._open) > MAX_OPEN_SHARDS:
@@ -191,9 +218,10 @@ class ShardReader:
         return self._open[shard]
 
     def _open_file(self, shard: int) -> int:
+        committed = self.shards[shard]
         if self.is_remote:
-            return self._cache.open(self._url(shard), self._checksums[shard].as_py())
-        return os.open(self._url(shard), os.O_RDONLY)
+            return self._cache.open(committed.url, committed.sha256)
+        return os.open(committed.url, os.O_RDONLY)
 
     def _scan(self, shard: int) -> TarIndex:
         headers = read_tar_index(self._descriptor(shard))
@@ -204,70 +232,43 @@ class ShardReader:
             )
         return headers
 
-    def _url(self, shard: int) -> str:
-        return storage.join(self._folder, self._paths[shard].as_py())
-
     @contextlib.contextmanager
-    def _sentences(self, shard: int) -> Iterator[None]:
-        """Say in a sentence what is wrong with a shard."""
-        url = self._url(shard)
+    def _translated(self, shard: int) -> Iterator[None]:
+        """Translate errors of a shard into sentences."""
+        url = self.shards[shard].url
         try:
-            yield
-        except (FileNotFoundError, MissingFileError) as error:
+            with storage.accessing("read", url):
+                yield
+        except MissingFileError as error:
             raise MissingFileError(
                 error.errno,
                 f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "
                 "images stage again",
             ) from error
-        except StorageError:
-            raise
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename not in (None, url) else ""
-            raise StorageError(
-                error.errno, f"cannot read shard {url}: {error.strerror or error}{where}"
-            ) from error
-        except tarfile.TarError as error:
-            raise DamagedFileError(
-                f"shard {url} is damaged ({error}); run `verify` on the run"
-            ) from error
+        except tarfile.TarError:
+            with reading(f"shard {url}", "check its run with `python -m pipelines verify`"):
+                raise
 
 
-def read_stage_index(index_path: str, stage: str, key: str, suffix: str) -> Index:
-    """The index of a complete stage, whose folder the config's `key` can name.
-
-    Raises:
-        MissingFileError: The stage was begun, but is not complete.
-        ConfigError: There is no such stage, or one of shards without the `suffix`.
-        DamagedFileError: The file is not an index.
-    """
-    folder = index_path.rpartition("/")[0]
-    expected = f"expected the folder of a finished {stage} stage, such as RUN/{stage}"
-    try:
-        index = read_index(index_path)
-    except MissingFileError as error:
-        if not storage.exists(storage.join(folder, "run.yaml")):
-            raise ConfigError(f"{folder} (key {key}, or run) holds no stage: {expected}") from error
-        raise MissingFileError(
-            error.errno,
-            f"there is no index {index_path}: the {stage} stage is not complete; run it (again), "
-            f"or set {key} to the folder of one that is",
-        ) from error
-    paths = index.table["path"]
-    strange = paths.filter(pc.invert(pc.ends_with(paths, suffix)))
-    if len(strange):
-        raise ConfigError(f"{folder} (key {key}, or run) holds {strange[0]}: {expected}")
-    return index
-
-
-def _text_and_meta(content: dict[str, bytes], key: str) -> dict[str, Any]:
+def _text_and_meta(content: Mapping[str, bytes], key: str) -> tuple[str, SampleMeta]:
     try:
         text = content.get("txt", b"").decode("utf-8")
-        meta = json.loads(content.get("json", b"{}"))
+        described = json.loads(content.get("json", b"{}"))
     except ValueError as error:
         raise BrokenSampleError(f"the text or JSON of sample {key} is broken: {error}") from error
-    if not isinstance(meta, dict):
-        raise BrokenSampleError(f"the JSON of sample {key} is no object")
-    return {"text": text, "meta": meta}
+    if not isinstance(described, dict):
+        raise BrokenSampleError(f"the JSON of sample {key} is not an object")
+    own = {"caption_id": key, "text": text}
+    known: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    for name, value in described.items():
+        if name in _META_TYPES and isinstance(value, _META_TYPES[name]):
+            known[name] = value
+        elif name in _META_TYPES and value is None:
+            continue
+        elif name not in own or own[name] != value:
+            other[name] = value
+    return text, SampleMeta(**known, other=other)
 
 
 def _is_image(name: str) -> bool:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,14 +12,17 @@ from torch.nn import functional
 from trainer import distributed
 from trainer.data.batch import Batch
 from trainer.data.photometric import to_device
-from trainer.data.shard_reader import Sample, read_stage_index
+from trainer.data.shard_reader import Sample
 from trainer.models.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
 from trainer.objectives.base import Objective, TargetReader, TeacherlessConfig, Terms
 from trainer.objectives.collapse import feature_metrics
 from trainer.objectives.micro_batch import MicroBatch
 from transforms.core import storage
-from transforms.core.errors import ConfigError, DamagedFileError, reading
+from transforms.core.errors import ConfigError, DamagedFileError
 from transforms.core.seeding import derive
+from transforms.core.shard_reader import CommittedShards
+from transforms.core.shards import StageFolder
+from transforms.core.stages import STAGES
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -113,25 +114,20 @@ def captions_folder(config: "TrainConfig") -> str:
 
 @cache
 def concept_labels(captions: str) -> dict[str, int]:
-    """The concepts of a complete captions stage, in alphabetic order, with their numbers.
+    """Return the concepts of a complete captions stage in alphabetic order, with their numbers.
 
     Args:
-        captions: Its folder or URL.
+        captions: Folder or URL of the stage.
 
     Raises:
-        ConfigError: It is none, or has fewer than two concepts.
-        StorageError: It is not complete or cannot be read.
-        DamagedFileError: A shard is damaged, or none of captions.
+        ConfigError: The folder holds no captions, or fewer than two concepts.
+        StorageError: The stage is not complete or cannot be read.
+        DamagedFileError: A shard is damaged.
     """
-    url = storage.join(captions, "index.parquet")
-    index = read_stage_index(url, "captions", "captions", ".parquet")
+    shards = CommittedShards.open(StageFolder(captions, STAGES["captions"]), "captions")
     concepts: set[str] = set()
-    for path in index.table["path"].to_pylist():
-        url = storage.join(index.folder, path)
-        content = storage.read_bytes(url)
-        with reading(f"{url}, expected to be a shard of a finished captions stage (key captions),"):
-            shard = pq.read_table(pa.BufferReader(content), columns=["concept"])
-            concepts.update(shard["concept"].unique().to_pylist())
+    for table in shards.tables(["concept"]):
+        concepts.update(table["concept"].unique().to_pylist())
     if len(concepts) < 2:
         raise ConfigError(
             f"captions {captions} (key captions, or run) have the concepts {list(concepts)} alone: "
@@ -148,7 +144,7 @@ def label_of(sample: Sample, labels: dict[str, int]) -> Tensor:
     Raises:
         DamagedFileError: The sample has no concept, or one that the captions do not have.
     """
-    concept = sample.meta.get("concept")
+    concept = sample.meta.concept
     if concept not in labels:
         raise DamagedFileError(
             f"the concept of sample {sample.caption_id} is {concept!r}: expected one of the "

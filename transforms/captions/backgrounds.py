@@ -11,27 +11,22 @@ Different from the paper on purpose: it says neither how many answers it took no
 we drop what is no place, with a counted reason, and a concept with hardly any is a dead letter.
 """
 
-import hashlib
-import io
 import itertools
 import re
 import sys
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pydantic import PositiveInt, model_validator
 
 from transforms.captions.examples import EXAMPLES_PER_PROMPT, query
 from transforms.captions.filters import base_forms, words_of
-from transforms.core import storage
 from transforms.core.config import Config, load_config, no_fingerprint
 from transforms.core.counters import Count, Tally
-from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError
-from transforms.core.parquet_shards import read_backgrounds
-from transforms.core.records import Backgrounds, Concept, Failure
+from transforms.core.errors import ConfigError
+from transforms.core.records import Backgrounds, Concept, Failure, from_table
 from transforms.core.seeding import derive
-from transforms.core.shards import read_index
+from transforms.core.shard_reader import CommittedShards
 from transforms.core.stages import Produced, stage_folder
 from transforms.engines.text.base import (
     Completion,
@@ -46,7 +41,6 @@ CODE_VERSION = 2
 
 INSTRUCTION = "Say in, on, at or by which different places each thing can be seen."
 
-_READERS = 16
 _SEPARATORS = re.compile(r"[,;|]|\s/\s|(?<=[^\W\d_]{3})\.\s")
 _DECORATION = re.compile(r"^(?:[\s\-*•·–—\"“”‘’'`(\[]|\d{1,2}[.):]\s)+|[\s.!?:\"“”‘’'`)\]]+$")
 _PREPOSITION = re.compile(
@@ -262,27 +256,14 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
         MissingFileError: The stage is not complete.
         DamagedFileError: A shard is not the one that its commit record describes.
     """
-    folder = stage_folder(run, "backgrounds")
-    if not storage.exists(folder.index_url):
-        raise MissingFileError(
-            f"{folder.url} is not complete (no index.parquet): run the backgrounds stage to its "
-            "end, then this command again"
-        )
-    rows = read_index(folder.index_url).table.to_pylist()
-
-    def read(row: dict[str, str]) -> list[Backgrounds]:
-        url = storage.join(folder.url, row["path"])
-        content = storage.read_bytes(url)
-        if hashlib.sha256(content).hexdigest() != row["sha256"]:
-            raise DamagedFileError(f"{url} is damaged: its checksum is not the index's")
-        return read_backgrounds(io.BytesIO(content))
 
     def shared(places: tuple[str, ...]) -> tuple[str, ...]:
         # Many concepts have "beach": one string for all keeps memory and pickles small.
         return tuple(map(sys.intern, places))
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = {row.record_id: shared(row.places) for rows in pool.map(read, rows) for row in rows}
+    shards = CommittedShards.open(stage_folder(run, "backgrounds"))
+    rows = (row for table in shards.tables() for row in from_table(table, Backgrounds))
+    found = {row.record_id: shared(row.places) for row in rows}
     return tuple(
         replace(concept, backgrounds=found.get(record_id(concept), concept.backgrounds))
         for concept in concepts

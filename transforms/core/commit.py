@@ -1,22 +1,22 @@
-"""The commit protocol: a shard is built in scratch, published once, and never touched again.
+"""The commit protocol: a shard is built in scratch space, published once and never changed again.
 
 Safe when two workers make the same shard at once, and when a worker dies at any point:
 
-1. the shard file is published by exclusive create; whoever loses adopts the winner's file;
-2. dead letters follow: exactly the owed records that the published file does not hold;
-3. the commit record is published last, and is the commit.
+1. The shard file is published by exclusive create; the worker that loses adopts the winner's file.
+2. Dead letters follow: exactly the expected records that the published file does not hold.
+3. The commit record is published last, and is the commit.
 """
 
 import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.core import parquet_shards, storage, tar_shards
+from transforms.core import storage
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, reading
 from transforms.core.fingerprint import library_versions
@@ -29,22 +29,11 @@ from transforms.core.shards import (
     file_sha256,
     read_commit,
 )
-from transforms.core.stages import Produced, Record
-
-_WRITERS: dict[str, Callable[[str, Iterable[Record]], list[str]]] = {
-    "images": tar_shards.write_tar,  # type: ignore[dict-item]
-    "captions": parquet_shards.write_captions,
-    "backgrounds": parquet_shards.write_backgrounds,  # type: ignore[dict-item]
-}
-_ID_READERS = {
-    "images": tar_shards.read_tar_ids,
-    "captions": parquet_shards.read_caption_ids,
-    "backgrounds": parquet_shards.read_background_ids,
-}
+from transforms.core.stages import Produced
 
 
 class ShardBuild:
-    """A shard under construction in scratch space; use as a context manager."""
+    """A shard under construction in scratch space; a context manager."""
 
     def __init__(self, folder: StageFolder, shard: int) -> None:
         self.folder = folder
@@ -64,10 +53,10 @@ class ShardBuild:
         self._cleanup.close()
 
     def write(self, produced: Iterable[Produced] | pa.Table) -> None:
-        """Build the file from samples, and set failures aside; a table holds samples only."""
+        """Build the file from the samples and set failures aside; a table holds samples only."""
         samples = produced if isinstance(produced, pa.Table) else self._samples(produced)
         try:
-            self._ids = _WRITERS[self.folder.name](self._path, samples)
+            self._ids = self.folder.kind.format.write(self._path, samples)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise  # Perhaps the producer's: its records are made while the file is written.
@@ -75,44 +64,49 @@ class ShardBuild:
                 raise
         self._built = True
 
-    def published_by_another(self, owed: Sequence[str]) -> bool:
-        """Whether a dead (or slower) worker left a file that needs nothing but its commit.
+    def published_by_another(self, expected_ids: Sequence[str]) -> bool:
+        """Return whether another worker left a file that needs nothing but its commit record.
 
-        A file that lacks records without a dead-letter file is made again, to learn the reasons.
+        If records are missing and there is no dead-letter file either, the shard is made again, to
+        learn the reasons.
+
+        Args:
+            expected_ids: Ids of all records of the shard.
         """
         url = self.folder.shard_url(self.shard)
         if not storage.exists(url):
             return False
         self._adopt(url)
-        return set(self._ids) == set(owed) or storage.exists(self.folder.failures_url(self.shard))
+        letters = self.folder.failures_url(self.shard)
+        return set(self._ids) == set(expected_ids) or storage.exists(letters)
 
-    def _samples(self, produced: Iterable[Produced]) -> Iterator[Record]:
+    def _samples(self, produced: Iterable[Produced]) -> Iterator[Produced]:
         for record in produced:
             if isinstance(record, Failure):
                 self._failures[record.record_id] = record
             else:
                 yield record
 
-    def commit(self, owed: Sequence[str], fingerprint: str, tally: Tally) -> CommitRecord:
+    def commit(self, expected_ids: Sequence[str], fingerprint: str, tally: Tally) -> CommitRecord:
         """Publish the file, the dead letters and the commit record, or adopt what is there.
 
         Args:
-            owed: Ids of all records of the shard.
+            expected_ids: Ids of all records of the shard, in order.
             fingerprint: Digest of the run's fingerprint.
             tally: Counters to write into the record.
 
         Returns:
-            The commit record that stands now, ours or another worker's.
+            The valid commit record, ours or another worker's.
         """
         if self._built:
-            self._check_complete(owed)
+            self._check_complete(expected_ids)
         url = self.folder.shard_url(self.shard)
         if not self._built or not storage.publish_file(self._path, url):
             if storage.exists(self.folder.commit_url(self.shard)):
                 return read_commit(self.folder, self.shard)
             self._adopt(url)
         held = set(self._ids)
-        missing = [record_id for record_id in owed if record_id not in held]
+        missing = [record_id for record_id in expected_ids if record_id not in held]
         if missing:
             self._publish_failures(missing, tally)
         record = CommitRecord(
@@ -131,21 +125,21 @@ class ShardBuild:
             return record
         return read_commit(self.folder, self.shard)
 
-    def _check_complete(self, owed: Sequence[str]) -> None:
+    def _check_complete(self, expected_ids: Sequence[str]) -> None:
         made = [*self._ids, *self._failures]
-        if len(made) != len(set(made)) or set(made) != set(owed):
+        if len(made) != len(set(made)) or set(made) != set(expected_ids):
             raise RuntimeError(
-                f"{self.folder.name} shard {self.shard} must end with {len(owed)} records, each "
-                f"once, but its producer gave {len(self._ids)} samples and "
-                f"{len(self._failures)} failures ({len(set(made) ^ set(owed))} differ)"
+                f"shard {self.shard} of {self.folder.url} must have {len(expected_ids)} records, "
+                f"each once, but its producer gave {len(self._ids)} samples and "
+                f"{len(self._failures)} failures ({len(set(made) ^ set(expected_ids))} differ)"
             )
 
     def _adopt(self, url: str) -> None:
-        """Take over the file of a worker that published it and has not committed (yet)."""
+        """Take over the file of another worker that published it and has not committed it (yet)."""
         storage.download(url, self._path)
         try:
             with reading("it"):
-                self._ids = _ID_READERS[self.folder.name](self._path)
+                self._ids = self.folder.kind.format.read_ids(self._path)
         except DamagedFileError as error:
             raise DamagedFileError(
                 f"{url} is damaged and not committed ({error}): delete it and run again"

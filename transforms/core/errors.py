@@ -53,11 +53,12 @@ of Arrow's errors, depending on where it is.
 
 
 @contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
+def reading(what: str, advice: str = "") -> Iterator[None]:
     """Translate what a parser raises on damaged content into a `DamagedFileError`.
 
     Args:
         what: The file, as the subject of a sentence in the singular.
+        advice: What to do about it, the last part of the sentence.
 
     Raises:
         DamagedFileError: The file does not have the expected content. Errors of storage and of the
@@ -71,4 +72,5 @@ def reading(what: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # An error of the operating system says nothing about the content.
         reason = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise DamagedFileError(f"{what} is damaged: {reason}") from error
+        sentence = f"{what} is damaged: {reason}"
+        raise DamagedFileError(f"{sentence}; {advice}" if advice else sentence) from error

@@ -1,63 +1,92 @@
-"""Caption and background shards: Parquet with the columns of `records`."""
+"""Shards in Parquet: one row per record, one column per field of the record's dataclass."""
 
-from collections.abc import Iterable
-from typing import BinaryIO
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, ClassVar, Generic
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.core.records import (
-    BACKGROUNDS_SCHEMA,
-    CAPTION_SCHEMA,
     Backgrounds,
     Caption,
+    RecordT,
     from_table,
+    schema_of,
     to_table,
 )
+from transforms.core.seeding import caption_id
+from transforms.core.shards import Contents
 
-ROW_GROUP_SIZE = 1000
-"""Rows a reader can fetch without the rest; an image shard needs about 250 of 10,000."""
 
+@dataclass(frozen=True)
+class ParquetShards(Generic[RecordT]):
+    """Format of shards that hold records of one dataclass; a `transforms.core.shards.ShardFormat`.
 
-def write_captions(path: str, captions: Iterable[Caption] | pa.Table) -> list[str]:
-    """Write a caption shard to local disk, from records or from their columns.
-
-    Returns:
-        The record ids in the order of the file. A caption's record id is its ordinal: two
-        ordinals may have the same text, and so the same caption_id, until curation.
+    Attributes:
+        record: Class of the records; `records.schema_of` gives its columns.
+        id_columns: Columns that together name a record; the record id joins them with "/".
+        row_group_size: Rows that a reader can fetch without the others; None for all.
+        find_faults: Returns what is wrong with the rows of a shard, for `verify`. It is pickled by
+            its name.
     """
-    table = captions if isinstance(captions, pa.Table) else to_table(captions, CAPTION_SCHEMA)
-    pq.write_table(table, path, row_group_size=ROW_GROUP_SIZE, compression="zstd")
-    return [str(ordinal) for ordinal in table["ordinal"].to_pylist()]
+
+    record: type[RecordT]
+    id_columns: tuple[str, ...]
+    row_group_size: int | None = None
+    find_faults: Callable[[pa.Table], list[str]] | None = None
+
+    suffix: ClassVar[str] = ".parquet"
+
+    def write(self, path: str, records: Iterable[RecordT] | pa.Table) -> list[str]:
+        """Write a shard to local disk, from records or from their columns.
+
+        Returns:
+            The record ids in the order of the file.
+        """
+        table = records
+        if not isinstance(table, pa.Table):
+            table = to_table(records, schema_of(self.record))
+        pq.write_table(table, path, row_group_size=self.row_group_size, compression="zstd")
+        return self._ids(table)
+
+    def read(self, file: str | BinaryIO) -> list[RecordT]:
+        """Return the records of a shard, open or on local disk."""
+        return from_table(pq.read_table(file), self.record)
+
+    def read_ids(self, path: str) -> list[str]:
+        """Return the record ids of a shard on local disk, in the order of the file."""
+        return self._ids(pq.read_table(path, columns=list(self.id_columns)))
+
+    def check(self, content: bytes, metadata: Mapping[str, str], decode: bool) -> Contents:
+        """Check the columns and the rows of a shard; see `ShardFormat`."""
+        table = pq.read_table(io.BytesIO(content))
+        schema = schema_of(self.record)
+        if not table.select(schema.names).schema.equals(schema):
+            return Contents([], [f"has other columns than a shard of {self.record.__name__}"])
+        ids = self._ids(table)
+        faults = self.find_faults(table) if self.find_faults else []
+        if len(set(ids)) < len(ids):
+            faults.append("holds a record twice")
+        return Contents(ids, faults)
+
+    def _ids(self, table: pa.Table) -> list[str]:
+        columns = [table[name].to_pylist() for name in self.id_columns]
+        return ["/".join(map(str, values)) for values in zip(*columns, strict=True)]
 
 
-def read_captions(path: str) -> list[Caption]:
-    """The captions of a shard on local disk."""
-    return from_table(pq.read_table(path), Caption)
+def caption_faults(table: pa.Table) -> list[str]:
+    """Return what is wrong with captions: their ids must be the hashes of their texts."""
+    pairs = zip(table["caption_id"].to_pylist(), table["text"].to_pylist(), strict=True)
+    wrong = sum(caption_id(text) != found for found, text in pairs)
+    return [f"has {wrong} captions whose id is not the hash of their text"] if wrong else []
 
 
-def read_caption_ids(path: str) -> list[str]:
-    """The record ids of a caption shard on local disk, in order."""
-    return [str(o) for o in pq.read_table(path, columns=["ordinal"])["ordinal"].to_pylist()]
+CAPTION_SHARDS = ParquetShards(
+    Caption, ("ordinal",), row_group_size=1000, find_faults=caption_faults
+)
+"""The record id of a caption is its ordinal: until curation, two ordinals may have the same text,
+and so the same caption_id. An image shard needs about 250 rows of 10,000: row groups are small."""
 
-
-def write_backgrounds(path: str, backgrounds: Iterable[Backgrounds]) -> list[str]:
-    """Write a background shard to local disk.
-
-    Returns:
-        The record ids in the order of the file.
-    """
-    rows = list(backgrounds)
-    pq.write_table(to_table(rows, BACKGROUNDS_SCHEMA), path, compression="zstd")
-    return [row.record_id for row in rows]
-
-
-def read_backgrounds(file: str | BinaryIO) -> list[Backgrounds]:
-    """The rows of a background shard, open or on local disk."""
-    rows = pq.read_table(file, columns=BACKGROUNDS_SCHEMA.names).to_pylist()
-    return [Backgrounds(row["source"], row["concept"], tuple(row["places"])) for row in rows]
-
-
-def read_background_ids(path: str) -> list[str]:
-    """The record ids of a background shard on local disk, in order."""
-    return [row.record_id for row in read_backgrounds(path)]
+BACKGROUND_SHARDS = ParquetShards(Backgrounds, ("source", "concept"))

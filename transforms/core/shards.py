@@ -1,4 +1,4 @@
-"""The layout of a stage's folder: names of shards, commit records, and the index.
+"""Stages on storage: what the shards of a stage are, names of files, commit records, and the index.
 
     <stage>/run.yaml  plan.json
             shards/012/images-012345.tar
@@ -7,89 +7,160 @@
             index.parquet  _SUCCESS
             retry-1/...                     a stage of its own: dead letters of this one, made again
 
-The commit record is the commit: a shard file without one is unfinished business of a dead worker
-and is adopted by the next. Readers use the index only.
+The commit record is the commit: a shard file without one was left by a worker that died, and the
+next worker adopts it. Readers use the index only (`shard_reader`).
 
-A folder holds the files of a thousand neighbours, so that several can be listed at once. Writing is
-spread over all of them, as a store that splits its load by name wants it: a plan is worked through
-in random order.
+A folder holds the files of 1,000 consecutive shards, so that several folders can be listed at once.
+A plan is worked through in random order: writing is spread over all folders, as suits a store that
+splits its load by name.
 """
 
 import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.core import storage
-from transforms.core.errors import DamagedFileError as DamagedFileError
-from transforms.core.errors import MissingFileError, reading
+from transforms.core.errors import DamagedFileError, MissingFileError, reading
+from transforms.core.records import schema_of
 
 SHARDS_PER_FOLDER = 1000
 
 _CHUNK = 4096
 """Commit records in memory at a time."""
 _LOCAL_READERS, _REMOTE_READERS = 4, 64
-"""Threads that read commit records: disks answer at once, servers take their time."""
+"""Threads that read commit records: a disk answers at once, a server takes its time."""
 
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.int64(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("num_bytes", pa.int64(), nullable=False),
-        pa.field("num_samples", pa.int64(), nullable=False),
-        pa.field("num_failures", pa.int64(), nullable=False),
-    ]
-)
+ShardIds = Callable[[int], Sequence[str] | None]
+"""Number of a shard -> ids of its records in order, or None if they are not known."""
+
+
+class Contents(NamedTuple):
+    """What the check of a shard file found."""
+
+    ids: list[str]
+    """Record ids of the samples, in the order of the file."""
+    faults: list[str]
+    """What is wrong with the samples: sentences whose subject is the shard."""
+
+
+class ShardFormat(Protocol):
+    """File format of shards: `parquet_shards.ParquetShards`, `tar_shards.ImageTars`. It pickles."""
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the files, for instance ".tar"."""
+
+    def write(self, path: str, records: Iterable[Any] | pa.Table) -> list[str]:
+        """Write a shard to local disk; return the record ids in the order of the file."""
+
+    def read_ids(self, path: str) -> list[str]:
+        """Return the record ids of a shard on local disk, in the order of the file."""
+
+    def check(self, content: bytes, metadata: Mapping[str, str], decode: bool) -> Contents:
+        """Check the content of a shard; errors of parsers on damaged content pass through.
+
+        Args:
+            content: Content of the file.
+            metadata: Metadata of the stage, as in `plan.json`.
+            decode: Whether to decode images.
+        """
+
+
+def unknown_ids(folder: "StageFolder", config: Mapping[str, Any], num_records: int) -> ShardIds:
+    """Say of every shard that its record ids are not known."""
+    return lambda shard: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """One kind of stage: everything that differs between stages; see `stages.STAGES`."""
+
+    folder: str
+    """Name of its folder in a run."""
+    title: str
+    """Title in reports."""
+    command: str
+    """Command that makes its shards; with "_" for "-", the module of the job in `pipelines`."""
+    help: str
+    """What the command does, one line."""
+    retry_command: str | None = None
+    """Command that makes its dead letters again."""
+    optional: bool = False
+    """Whether a run may do without it."""
+    file_prefix: str
+    """First part of the names of its files."""
+    unit: str
+    """What records are called in progress bars, in the plural."""
+    format: ShardFormat
+    """How its records are stored."""
+    expected_ids: Callable[["StageFolder", Mapping[str, Any], int], ShardIds] = unknown_ids
+    """Returns the record ids that each shard must hold, as far as they follow from the folder, the
+    resolved config and the number of records; `verify` compares."""
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The output folder of a stage.
+    """Output folder of a stage.
 
     Attributes:
         url: Folder or URL, for instance `gs://bucket/run/images`.
-        name: What its shards hold: "images", "captions" or "backgrounds".
-        suffix: Of its shard files: ".tar" or ".parquet".
+        kind: What is in it. It travels with the folder, so workers on other machines need no
+            registry.
     """
 
     url: str
-    name: str
-    suffix: str
+    kind: StageKind
 
-    def _path(self, kind: str, shard: int, suffix: str) -> str:
-        folder = f"{shard // SHARDS_PER_FOLDER:03d}"
-        return f"{kind}/{folder}/{self.name}-{shard:06d}{suffix}"
+    def _path(self, subfolder: str, shard: int, suffix: str) -> str:
+        thousand = f"{shard // SHARDS_PER_FOLDER:03d}"
+        return f"{subfolder}/{thousand}/{self.kind.file_prefix}-{shard:06d}{suffix}"
 
     def shard_path(self, shard: int) -> str:
-        """Name of a shard file relative to the stage's folder."""
-        return self._path("shards", shard, self.suffix)
+        """Return the name of a shard file relative to the folder."""
+        return self._path("shards", shard, self.kind.format.suffix)
 
     def shard_url(self, shard: int) -> str:
-        """Where a shard file stands."""
+        """Return the URL of a shard file."""
         return storage.join(self.url, self.shard_path(shard))
 
     def commit_url(self, shard: int) -> str:
-        """Where a shard's commit record stands."""
+        """Return the URL of the commit record of a shard."""
         return storage.join(self.url, self._path("commits", shard, ".json"))
 
     def failures_url(self, shard: int) -> str:
-        """Where a shard's dead letters stand, if there are any."""
+        """Return the URL of the dead letters of a shard; only shards with failures have one."""
         return storage.join(self.url, self._path("failures", shard, ".parquet"))
 
     def retry(self, number: int) -> "StageFolder":
-        """The folder of the first, second, ... retry of this stage's dead letters."""
-        return StageFolder(storage.join(self.url, f"retry-{number}"), self.name, self.suffix)
+        """Return the folder of the first, second, ... retry of this stage's dead letters."""
+        return StageFolder(storage.join(self.url, f"retry-{number}"), self.kind)
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether this is the folder of a retry."""
+        return self.url.rpartition("/")[2].startswith("retry-")
+
+    @property
+    def parent_url(self) -> str:
+        """The folder around this one: the run, or the stage that a retry belongs to."""
+        return self.url.rpartition("/")[0]
+
+    @property
+    def command(self) -> str:
+        """The command that makes its shards."""
+        retry = self.kind.retry_command if self.is_retry else None
+        return retry or self.kind.command
 
     @property
     def run_yaml_url(self) -> str:
@@ -98,7 +169,7 @@ class StageFolder:
 
     @property
     def plan_url(self) -> str:
-        """How much is to be made, for whoever looks at the folder without the config."""
+        """The planned numbers, for commands that have no config, like `status`."""
         return storage.join(self.url, "plan.json")
 
     @property
@@ -114,7 +185,7 @@ class StageFolder:
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """What is known of a committed shard."""
+    """Facts about a committed shard."""
 
     shard: int
     path: str
@@ -124,15 +195,30 @@ class CommitRecord:
     num_failures: int
     fingerprint: str
     seconds: float
-    """From the start of production to the publication of the shard file."""
+    """Time from the start of production to the publication of the shard file."""
     counts: dict[str, int]
-    """Counters of the worker that committed, by `counters.Count` name."""
+    """Counters of the worker that committed the shard, by `counters.Count` name."""
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
+class IndexRow:
+    """A row of an index: what readers of a shard need of its commit record."""
+
+    shard: int
+    path: str
+    sha256: str
+    num_bytes: int
+    num_samples: int
+    num_failures: int
+
+
+INDEX_SCHEMA = schema_of(IndexRow)
+
+
+@dataclass(frozen=True)
 class Index:
-    """The index of a complete stage."""
+    """The index of a complete stage: one `IndexRow` per shard, and the metadata of the stage."""
 
     folder: str
     table: pa.Table
@@ -140,15 +226,15 @@ class Index:
 
 
 def encode_commit(record: CommitRecord) -> bytes:
-    """A commit record as JSON."""
+    """Return a commit record as JSON."""
     return json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True).encode("utf-8")
 
 
 def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
-    """The commit record of a shard.
+    """Read the commit record of a shard.
 
     Raises:
-        DamagedFileError: The record is not what a commit writes.
+        DamagedFileError: The file is not the commit record of this shard.
         MissingFileError: The shard is not committed.
     """
     url = folder.commit_url(shard)
@@ -160,16 +246,16 @@ def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
     except (ValueError, TypeError) as error:
         raise DamagedFileError(
             f"commit record {url} is damaged ({error}); delete it and run the stage again: "
-            "the shard is then adopted or made anew"
+            "the shard is then adopted or made again"
         ) from error
     return record
 
 
 def read_commits(folder: StageFolder, shards: Sequence[int]) -> Iterator[CommitRecord]:
-    """The commit records of many shards, in the order of `shards`; few are in memory at a time.
+    """Read the commit records of many shards, in the order of `shards`, a few thousand at a time.
 
     Raises:
-        DamagedFileError: A record is not what a commit writes.
+        DamagedFileError: A file is not the commit record of its shard.
         MissingFileError: A shard is not committed.
     """
     readers = _LOCAL_READERS if storage.is_local(folder.url) else _REMOTE_READERS
@@ -179,20 +265,20 @@ def read_commits(folder: StageFolder, shards: Sequence[int]) -> Iterator[CommitR
 
 
 def committed_shards(folder: StageFolder) -> set[int]:
-    """The shards that have a commit record, by one listing."""
+    """Return the numbers of the shards that have a commit record, by one listing."""
     names = storage.list_files(storage.join(folder.url, "commits"))
     numbers = (name.rpartition("-")[2].removesuffix(".json") for name in names)
     return {int(number) for number in numbers if number.isdigit()}
 
 
 def file_sha256(path: str) -> str:
-    """Checksum of a local file, as commit records hold it."""
+    """Return the SHA-256 of a local file, 64 hex digits, as commit records hold it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def index_table(records: Iterable[CommitRecord]) -> pa.Table:
-    """The rows of an index, in the order of the shards; holds a few records at a time."""
+    """Return the table of an index, sorted by shard; a few thousand records are held at a time."""
     batches = []
     iterator = iter(records)
     while rows := list(islice(iterator, _CHUNK)):
@@ -206,11 +292,11 @@ def write_index(
 ) -> dict[str, Any]:
     """Write `index.parquet`, then `_SUCCESS`: the stage is complete.
 
-    Complete retries of its dead letters are part of it. The same records give the same bytes, so
-    two workers that finish together agree.
+    The index includes complete retries of its dead letters. The same records give the same bytes,
+    so two workers that finish together agree.
 
     Returns:
-        What `_SUCCESS` says; shards of retries are not among its `num_shards`.
+        The content of `_SUCCESS`; its `num_shards` does not count the shards of retries.
 
     Raises:
         DamagedFileError: A retry holds more records than failed before it.
@@ -223,7 +309,7 @@ def write_index(
         if num_made + _sum(retry, "num_failures") > num_failures:
             raise DamagedFileError(
                 f"{folder.retry(number).url} holds records that did not fail again when a shard of "
-                "what it retries was made anew: delete it and the retries after it, then run the "
+                "what it retries was made again: delete it and the retries after it, then run the "
                 "same command, and retry-failed after it"
             )
         num_failures -= num_made
@@ -243,7 +329,7 @@ def write_index(
 
 
 def _retried(folder: StageFolder, num_shards: int) -> list[pa.Table]:
-    """The indices of complete retries, their shards numbered on after the stage's own."""
+    """Return the indices of complete retries; their shard numbers follow the stage's own."""
     tables: list[pa.Table] = []
     while read_success(retry := folder.retry(len(tables) + 1)) is not None:
         table = read_index(retry.index_url).table
@@ -261,7 +347,7 @@ def _sum(table: pa.Table, column: str) -> int:
 
 
 def read_success(folder: StageFolder) -> dict[str, Any] | None:
-    """The summary in `_SUCCESS`; None while the stage is not complete."""
+    """Return the content of `_SUCCESS`; None while the stage is not complete."""
     try:
         summary: dict[str, Any] = json.loads(storage.read_bytes(folder.success_url))
         return summary if {"num_shards", "num_samples", "index_sha256"} <= set(summary) else None
@@ -276,7 +362,11 @@ def read_index(index_url: str) -> Index:
         MissingFileError: The stage is not complete (or the path is wrong).
         DamagedFileError: The file is not an index.
     """
-    content = storage.read_bytes(index_url)
+    return parse_index(storage.read_bytes(index_url), index_url)
+
+
+def parse_index(content: bytes, index_url: str) -> Index:
+    """Parse the content of an index; see `read_index`."""
     with reading(f"index {index_url}"):
         table = pq.read_table(io.BytesIO(content))
         names = table.schema.names

@@ -1,9 +1,12 @@
-"""Stages of a run: what a job hands to the code that runs it, and what the folders say of it."""
+"""Stages of a run: the registry, and what a job hands to the code that runs its stage.
+
+A new stage needs a producer, a job module `pipelines/<command>.py` and one entry in `STAGES`.
+"""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -11,11 +14,13 @@ from transforms.core import storage
 from transforms.core.counters import Tally
 from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.records import Backgrounds, Caption, Failure, ImageSet
-from transforms.core.shards import StageFolder
+from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS
+from transforms.core.shard_reader import RowReader
+from transforms.core.shards import ShardIds, StageFolder, StageKind, unknown_ids
+from transforms.core.tar_shards import ImageTars
 
-Record = Backgrounds | Caption | ImageSet
-Produced = Record | Failure
+Produced = Any
+"""A record of the stage, or a `Failure`."""
 
 
 class Producer(Protocol):
@@ -25,10 +30,10 @@ class Producer(Protocol):
         """Load the model. Called once per worker process, before the first shard."""
 
     def record_ids(self, shard: int) -> list[str]:
-        """Every record the shard owes, in order; each ends as a sample or as a failure."""
+        """Return the ids of a shard's records, in order; each becomes a sample or a failure."""
 
     def produce(self, shard: int, tally: Tally) -> Iterable[Produced]:
-        """Make the shard's records; an exception loses the shard's work.
+        """Make the records of a shard; an exception loses the work on the shard.
 
         The model and the tally are used before this returns (so it is no generator): another thread
         iterates over the records, while this one may make the next shard.
@@ -42,16 +47,23 @@ class StageOutput:
     folder: StageFolder
     fingerprint: Fingerprint
     config: Mapping[str, Any]
-    """The resolved config, written beside the output for people."""
+    """Resolved config, stored with the output."""
     num_shards: int
     num_records: int
-    """Over all shards; the last shard may be shorter than the others."""
+    """Records of all shards; the last shard may be shorter than the others."""
     why_so_many: str = ""
-    """What explains that number to a person, where it is not what the config asks for."""
-    unit: str
-    """What a record is called in progress bars, for instance "captions"."""
+    """Explanation of that number for people, if it is not what the config asks for."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Facts that readers of the index need, for instance images_per_caption."""
+
+    @property
+    def unit(self) -> str:
+        """What records are called, for instance "captions"."""
+        return self.folder.kind.unit
+
+    def expected_ids(self) -> ShardIds:
+        """Return the record ids that each shard must hold, as far as they are known."""
+        return self.folder.kind.expected_ids(self.folder, self.config, self.num_records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,36 +73,101 @@ class Stage(StageOutput):
     producer: Producer
 
 
-class StageKind(NamedTuple):
-    """What the shards of a stage are."""
-
-    name: str
-    """Of their files."""
-    suffix: str
-    """Of their files."""
-    unit: str
-    """What a record is called."""
+def _raw_caption_ids(folder: StageFolder, config: Mapping[str, Any], num_records: int) -> ShardIds:
+    """Return the ordinals of each shard."""
+    per_shard = config.get("captions_per_shard")
+    if not isinstance(per_shard, int):
+        return unknown_ids(folder, config, num_records)
+    ordinals = range(num_records)
+    return lambda shard: [str(n) for n in ordinals[shard * per_shard :][:per_shard]]
 
 
-STAGES = {
-    "backgrounds": StageKind("backgrounds", ".parquet", "concepts"),
-    "captions-raw": StageKind("captions", ".parquet", "captions"),
-    "captions": StageKind("captions", ".parquet", "captions"),
-    "images": StageKind("images", ".tar", "image sets"),
+def _painted_caption_ids(
+    folder: StageFolder, config: Mapping[str, Any], num_records: int
+) -> ShardIds:
+    """Return the caption ids of each image shard, read from the captions that are painted."""
+    per_shard = config.get("captions_per_shard")
+    url = storage.join(folder.url if folder.is_retry else folder.parent_url, "captions")
+    if not folder.is_retry:
+        url = config.get("captions") or url
+    try:
+        rows = RowReader.open(StageFolder(url, STAGES["captions"]))
+    except MissingFileError:
+        return unknown_ids(folder, config, num_records)
+    if not isinstance(per_shard, int):
+        return unknown_ids(folder, config, num_records)
+
+    def caption_ids(shard: int) -> Sequence[str]:
+        table = rows.read(shard * per_shard, (shard + 1) * per_shard, ["caption_id"])
+        ids: list[str] = table["caption_id"].to_pylist()
+        return ids
+
+    return caption_ids
+
+
+STAGES: dict[str, StageKind] = {
+    kind.folder: kind
+    for kind in (
+        StageKind(
+            folder="backgrounds",
+            title="Backgrounds",
+            command="backgrounds",
+            help="find plausible places for every concept with a language model",
+            optional=True,
+            file_prefix="backgrounds",
+            unit="concepts",
+            format=BACKGROUND_SHARDS,
+        ),
+        StageKind(
+            folder="captions-raw",
+            title="Captions, as written",
+            command="captions",
+            help="write captions about concepts with a language model",
+            file_prefix="captions",
+            unit="captions",
+            format=CAPTION_SHARDS,
+            expected_ids=_raw_caption_ids,
+        ),
+        StageKind(
+            folder="captions",
+            title="Captions, curated",
+            command="curate",
+            help="remove duplicate captions, shuffle the rest, write shards of equal size",
+            file_prefix="captions",
+            unit="captions",
+            format=CAPTION_SHARDS,
+        ),
+        StageKind(
+            folder="images",
+            title="Images",
+            command="images",
+            help="paint the images of every caption with a diffusion model",
+            retry_command="retry-failed",
+            file_prefix="images",
+            unit="image sets",
+            format=ImageTars(),
+            expected_ids=_painted_caption_ids,
+        ),
+    )
 }
-"""Folders of the batch stages of a run, in their order."""
+"""Every stage by the name of its folder, in the order in which a run makes them."""
 
 
 def stage_folder(run: str, name: str) -> StageFolder:
-    """The folder of a batch stage of a run."""
-    return StageFolder(storage.join(run, name), STAGES[name].name, STAGES[name].suffix)
+    """Return the folder of a stage of a run.
+
+    Args:
+        run: Folder or URL of the run.
+        name: Name of the stage's folder, a key of `STAGES`, or of a retry: "images/retry-1".
+    """
+    return StageFolder(storage.join(run, name), STAGES[name.partition("/")[0]])
 
 
 def write_plan(output: StageOutput) -> None:
     """Write `plan.json`: how much the stage is to make. A stage that grows writes it again."""
     plan = {
-        "name": output.folder.name,
-        "suffix": output.folder.suffix,
+        "name": output.folder.kind.file_prefix,
+        "suffix": output.folder.kind.format.suffix,
         "num_shards": output.num_shards,
         "num_records": output.num_records,
         "unit": output.unit,
@@ -100,13 +177,12 @@ def write_plan(output: StageOutput) -> None:
     storage.update_bytes(data, output.folder.plan_url)
 
 
-def read_output(url: str) -> StageOutput | None:
-    """The stage output in a folder, by its `run.yaml` and `plan.json`; None if there is none.
+def read_output(folder: StageFolder) -> StageOutput | None:
+    """Return the output that `run.yaml` and `plan.json` of a folder describe; None without them.
 
     Raises:
-        DamagedFileError: One of the two does not hold what a stage writes there.
+        DamagedFileError: A file is damaged, or describes another kind of stage.
     """
-    folder = StageFolder(url, "", "")
     try:
         plan_text = storage.read_bytes(folder.plan_url)
         run_text = storage.read_bytes(folder.run_yaml_url)
@@ -115,25 +191,35 @@ def read_output(url: str) -> StageOutput | None:
     try:
         plan: dict[str, Any] = json.loads(plan_text)
         run: dict[str, Any] = yaml.safe_load(run_text)
+        files, kind = (plan["name"], plan["suffix"]), folder.kind
+        if files != (kind.file_prefix, kind.format.suffix):
+            raise ValueError(f"its files are {files[0]}-*{files[1]}")
         return StageOutput(
-            folder=StageFolder(url, plan.pop("name"), plan.pop("suffix")),
+            folder=folder,
             fingerprint=Fingerprint(run["fields"]),
             config=run["config"],
-            **plan,
+            num_shards=plan["num_shards"],
+            num_records=plan["num_records"],
+            metadata=plan["metadata"],
         )
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise DamagedFileError(
-            f"{folder.run_yaml_url} or plan.json beside it is damaged "
-            f"({type(error).__name__} {error}): expected what a stage writes there"
+            f"{folder.run_yaml_url} or plan.json next to it is damaged "
+            f"({type(error).__name__} {error}): expected what the {folder.kind.folder} stage writes"
         ) from error
 
 
-def find_outputs(run: str, stages: Iterable[str] = STAGES) -> Iterator[StageOutput]:
-    """The stages of a run that were started, in their order, each followed by its retries."""
-    for name in stages:
-        url = storage.join(run, name)
+def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[StageOutput]:
+    """Yield the stages of a run that were started, in order, each followed by its retries.
+
+    Args:
+        run: Folder or URL of the run.
+        stages: Names of their folders; None for all of `STAGES`.
+    """
+    for name in STAGES if stages is None else stages:
+        folder = first = stage_folder(run, name)
         number = 0
-        while (output := read_output(url)) is not None:
+        while (output := read_output(folder)) is not None:
             yield output
             number += 1
-            url = StageFolder(storage.join(run, name), "", "").retry(number).url
+            folder = first.retry(number)

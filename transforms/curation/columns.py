@@ -4,60 +4,35 @@ The key of a caption is a 64-bit number, a bijection of its `caption_id` that de
 It identifies the caption, gives its place in the random order, and its range gives the partition.
 """
 
-import hashlib
-import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from transforms.core import storage
-from transforms.core.errors import DamagedFileError
-from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import derive
-from transforms.core.shards import Index
+from transforms.core.shard_reader import CommittedShard
 
 Hashes = NDArray[np.uint64]
 Positions = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class InputShard:
-    """A committed shard of captions, as its index lists it."""
-
-    url: str
-    sha256: str
-    num_captions: int
-
-
-def input_shards(index: Index) -> list[InputShard]:
-    """The shards of a complete captions stage."""
-    rows = index.table.select(["path", "sha256", "num_samples"]).to_pylist()
-    return [
-        InputShard(storage.join(index.folder, row["path"]), row["sha256"], row["num_samples"])
-        for row in rows
-    ]
-
-
-def in_groups(shards: Iterable[InputShard], num_captions: int) -> list[list[InputShard]]:
+def in_groups(shards: Iterable[CommittedShard], num_captions: int) -> list[list[CommittedShard]]:
     """Group consecutive shards for the tasks that read them.
 
     Args:
         shards: All shards, in their order.
         num_captions: A group ends with the shard that reaches this number of captions.
     """
-    groups: list[list[InputShard]] = []
+    groups: list[list[CommittedShard]] = []
     held = num_captions
     for shard in shards:
         if held >= num_captions:
             groups.append([])
             held = 0
         groups[-1].append(shard)
-        held += shard.num_captions
+        held += shard.num_samples
     return groups
 
 
@@ -90,21 +65,6 @@ def first_written(rows: pa.Table) -> pa.Table:
     summed = np.add.reduceat(times, first) if len(first) else times
     kept = rows.drop_columns(["times"]).take(order[first])
     return kept.append_column("times", pa.array(summed))
-
-
-def read_table(shard: InputShard) -> pa.Table:
-    """Read the captions of a shard.
-
-    Raises:
-        DamagedFileError: The file is not the one that was committed.
-    """
-    content = storage.read_bytes(shard.url)
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise DamagedFileError(
-            f"{shard.url} is not what its index says: delete it and its commit record, then run "
-            "the captions stage again"
-        )
-    return pq.read_table(io.BytesIO(content), columns=CAPTION_SCHEMA.names, use_threads=False)
 
 
 def column(rows: pa.Table, name: str) -> pa.Array:

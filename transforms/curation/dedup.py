@@ -30,16 +30,16 @@ from numpy.typing import NDArray
 
 from transforms.core import storage
 from transforms.core.errors import MissingFileError
+from transforms.core.records import CAPTION_SCHEMA
+from transforms.core.shard_reader import CommittedShard
 from transforms.curation.columns import (
     Hashes,
-    InputShard,
     changes,
     column,
     distinct,
     first_written,
     order_keys,
     partition_of,
-    read_table,
 )
 from transforms.curation.file_shuffle import (
     AllResults,
@@ -122,9 +122,10 @@ class Deduplication:
     seed: int
     config: CurationConfig
 
-    def scatter(self, group: int, shards: Sequence[InputShard]) -> Result:
+    def scatter(self, group: int, shards: Sequence[CommittedShard]) -> Result:
         """Send the captions of input shards to their partitions, equal ones once per group."""
-        captions = pa.concat_tables(read_table(shard) for shard in shards).combine_chunks()
+        tables = [shard.read_table(CAPTION_SCHEMA.names) for shard in shards]
+        captions = pa.concat_tables(tables).combine_chunks()
         keys = order_keys(self.seed, column(captions, "caption_id"))
         ones = np.ones(len(captions), np.int64)
         rows = first_written(

@@ -17,7 +17,7 @@ from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, UnfinishedError
 from transforms.core.records import Caption, Failure
 from transforms.core.shards import StageFolder, write_index
-from transforms.core.stages import stage_folder
+from transforms.core.stages import STAGES, stage_folder
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.producer import ImagesProducer
 
@@ -27,10 +27,10 @@ AWKWARD = "a <b>cat</b> & \"dog\" </style><script>alert('x')</script>"
 def paint(url: str, captions: list[Caption]) -> None:
     """Image shards of three captions each, without a model."""
     write_captions(f"{url}/captions", [captions])
-    rows = CaptionRows.open(f"{url}/captions/index.parquet")
+    rows = CaptionRows.open(f"{url}/captions")
     made = ImagesProducer(rows, block_spec(), paint_plan(captions_per_shard=3, max_repaints=1))
     made.setup()
-    folder = StageFolder(f"{url}/images", "images", ".tar")
+    folder = StageFolder(f"{url}/images", STAGES["images"])
     storage.replace_bytes(b"config: {images_per_caption: 4}", folder.run_yaml_url)
     for shard in range(-(-len(captions) // 3)):
         tally = Tally()

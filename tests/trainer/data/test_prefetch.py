@@ -39,7 +39,7 @@ def copies(cache: Path) -> set[str]:
 
 def checksums(reader: ShardReader, sampler: RankSampler, steps: Iterable[int]) -> set[str]:
     shards = {shard for step in steps for shard in reader.shards_of(sampler(step).samples)}
-    return {reader._checksums[shard].as_py() for shard in shards}
+    return {reader.shards[shard].sha256 for shard in shards}
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

@@ -18,7 +18,7 @@ from tests.support.image_shards import (
     write_images,
 )
 from trainer.data import shard_reader as data
-from trainer.data.shard_reader import BrokenSampleError, ShardReader
+from trainer.data.shard_reader import BrokenSampleError, SampleMeta, ShardReader
 from trainer.data.tar_index import read_tar_index
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
@@ -34,7 +34,7 @@ def test_every_sample_in_file_order_and_in_any_order(tmp_path: Path) -> None:
         assert sample.text == text_of(number)
         assert sample.caption_id == caption_id(text_of(number))
         assert sample.images == [picture(1000 * number), picture(1000 * number + 1)]
-        assert sample.meta == {"ordinal": number, "concept": concept_of(number)}
+        assert sample.meta == SampleMeta(ordinal=number, concept=concept_of(number))
         assert reader.shards_of(np.array([number])) == {(*[0] * 3, *[1] * 5, *[2] * 4)[number]}
     assert [sample.text for sample in reader] == [text_of(n) for n in range(12)]
     with pytest.raises(IndexError):
@@ -100,6 +100,25 @@ def test_a_broken_caption_or_json_is_the_samples_own_fault(tmp_path: Path) -> No
     assert reader[0].text == text_of(0)
 
 
+def test_the_json_of_a_shard_of_another_tool(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, (1,))
+    described = {
+        "caption_id": caption_id(text_of(0)),
+        "text": "in other words",
+        "concept": ["cat", "dog"],
+        "source": "elsewhere",
+        "template": None,
+        "seeds": [1, 2],
+        "score": 0.5,
+    }
+    with webdataset.TarWriter(folder.shard_url(0)) as writer:
+        writer.write({"__key__": caption_id(text_of(0)), "txt": text_of(0), "json": described})
+    sample = ShardReader(folder.index_url)[0]
+    other = {"text": "in other words", "concept": ["cat", "dog"], "score": 0.5}
+    assert sample.meta == SampleMeta(source="elsewhere", seeds=[1, 2], other=other)
+    assert sample.text == text_of(0)
+
+
 def test_the_checksum_follows_the_content(tmp_path: Path) -> None:
     same = [ShardReader(write_images(tmp_path / n).index_url).checksum for n in "ab"]
     other = write_images(tmp_path / "c", paint=lambda sample, number: picture(number))
@@ -157,7 +176,7 @@ def test_a_shard_that_is_cut_off_while_it_is_read_is_named(tmp_path: Path) -> No
     reader = ShardReader(folder.index_url)
     assert reader[0].text == text_of(0)
     os.truncate(folder.shard_url(0), 2048)
-    with pytest.raises(DamagedFileError, match=r"images-000000\.tar is damaged \(it was cut off"):
+    with pytest.raises(DamagedFileError, match=r"images-000000\.tar is damaged: .*it was cut off"):
         reader[2]
 
 
@@ -215,7 +234,7 @@ def test_a_shard_of_another_checksum_is_named_and_not_kept(tmp_path: Path) -> No
     upload(folder.url, "memory://other-content")
     cache = tmp_path / "cache"
     reader = ShardReader("memory://other-content/index.parquet", cache_folder=str(cache))
-    with pytest.raises(DamagedFileError, match=r"000000\.tar is damaged \(it has another checksum"):
+    with pytest.raises(DamagedFileError, match=r"0\.tar is damaged: .*it has another checksum"):
         reader[0]
     assert list(cache.glob("*.tar")) == []
 

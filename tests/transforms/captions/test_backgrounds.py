@@ -192,7 +192,7 @@ def write(run: str, records: list[Backgrounds | Failure]) -> None:
 
 def test_captions_take_what_a_run_has_found(any_storage: str) -> None:
     found = Backgrounds("animals", "fox", ("den", "café"))
-    with pytest.raises(MissingFileError, match="run the backgrounds stage"):
+    with pytest.raises(MissingFileError, match="run `python -m pipelines backgrounds`"):
         with_run_backgrounds(CONCEPTS, any_storage)
     write(any_storage, [found, Failure("animals/owl", "drop_too_few_places", "none")])
     fox, owl, ox, harbour = with_run_backgrounds((*CONCEPTS, HARBOUR), any_storage)

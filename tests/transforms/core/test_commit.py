@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.captions import caption
-from transforms.core import parquet_shards, storage
+from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, StorageError, reading
+from transforms.core.parquet_shards import CAPTION_SHARDS
 from transforms.core.records import FAILURE_SCHEMA, Failure
 from transforms.core.shards import (
     CommitRecord,
@@ -17,21 +18,24 @@ from transforms.core.shards import (
     committed_shards,
     read_commit,
 )
+from transforms.core.stages import STAGES
 
-OWED = [str(number) for number in range(5)]
+EXPECTED = [str(number) for number in range(5)]
 
 
 def folder(url: str) -> StageFolder:
-    return StageFolder(url, "captions", ".parquet")
+    return StageFolder(url, STAGES["captions"])
 
 
 def build(
-    url: str, made: Sequence[int], shard: int = 0, owed: Sequence[str] = OWED
+    url: str, made: Sequence[int], shard: int = 0, expected_ids: Sequence[str] = EXPECTED
 ) -> CommitRecord:
     with ShardBuild(folder(url), shard) as shard_build:
-        failures = [Failure(r, str(Count.DROP_EMPTY), "") for r in owed if int(r) not in made]
+        failures = [
+            Failure(r, str(Count.DROP_EMPTY), "") for r in expected_ids if int(r) not in made
+        ]
         shard_build.write([*(caption(number) for number in made), *failures])
-        return shard_build.commit(owed, "print", Tally())
+        return shard_build.commit(expected_ids, "print", Tally())
 
 
 def failed_ids(url: str, shard: int, tmp: str) -> dict[str, str]:
@@ -51,7 +55,7 @@ def test_commit_record_describes_the_published_file(any_storage: str, tmp_path: 
     from transforms.core.shards import file_sha256
 
     assert file_sha256(copy) == record.sha256
-    assert [c.ordinal for c in parquet_shards.read_captions(copy)] == [0, 1, 3]
+    assert [c.ordinal for c in CAPTION_SHARDS.read(copy)] == [0, 1, 3]
     assert set(failed_ids(any_storage, 0, f"{tmp_path}/failures")) == {"2", "4"}
     assert read_commit(folder(any_storage), 0) == record
     assert committed_shards(folder(any_storage)) == {0}
@@ -79,8 +83,8 @@ def test_whole_orphan_needs_no_production(any_storage: str) -> None:
     build(any_storage, [0, 1, 2, 3, 4])
     storage.delete(folder(any_storage).commit_url(0))
     with ShardBuild(folder(any_storage), 0) as again:
-        assert again.published_by_another(OWED)
-        assert again.commit(OWED, "print", Tally()).num_samples == 5
+        assert again.published_by_another(EXPECTED)
+        assert again.commit(EXPECTED, "print", Tally()).num_samples == 5
 
 
 def test_incomplete_orphan_is_made_again(any_storage: str) -> None:
@@ -88,7 +92,7 @@ def test_incomplete_orphan_is_made_again(any_storage: str) -> None:
     storage.delete(folder(any_storage).commit_url(0))
     storage.delete(folder(any_storage).failures_url(0))
     with ShardBuild(folder(any_storage), 0) as again:
-        assert not again.published_by_another(OWED)
+        assert not again.published_by_another(EXPECTED)
 
 
 def test_workers_at_one_shard_agree(any_storage: str) -> None:
@@ -97,11 +101,11 @@ def test_workers_at_one_shard_agree(any_storage: str) -> None:
 
     def work(number: int) -> None:
         with ShardBuild(folder(any_storage), 0) as shard_build:
-            made = OWED[: 5 - number % 2]
-            failures = [Failure(r, "x", "") for r in OWED if r not in made]
+            made = EXPECTED[: 5 - number % 2]
+            failures = [Failure(r, "x", "") for r in EXPECTED if r not in made]
             shard_build.write([*(caption(int(r)) for r in made), *failures])
             barrier.wait()
-            records.append(shard_build.commit(OWED, "print", Tally()))
+            records.append(shard_build.commit(EXPECTED, "print", Tally()))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -118,8 +122,8 @@ def test_a_producer_that_miscounts_commits_nothing(tmp_path: object, made: list[
     url = f"{tmp_path}/run"
     with ShardBuild(folder(url), 0) as shard_build:
         shard_build.write([caption(number) for number in made])
-        with pytest.raises(RuntimeError, match="must end with 5 records"):
-            shard_build.commit(OWED, "print", Tally())
+        with pytest.raises(RuntimeError, match="must have 5 records"):
+            shard_build.commit(EXPECTED, "print", Tally())
     assert storage.list_files(url) == {}
 
 
@@ -132,7 +136,7 @@ def test_an_exception_publishes_nothing(tmp_path: object) -> None:
 
     with pytest.raises(ValueError, match="engine died"), ShardBuild(folder(url), 0) as shard_build:
         shard_build.write(producer())
-        shard_build.commit(OWED, "print", Tally())
+        shard_build.commit(EXPECTED, "print", Tally())
     assert storage.list_files(url) == {}
 
 

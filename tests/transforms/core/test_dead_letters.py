@@ -10,10 +10,11 @@ from transforms.core.dead_letters import dead_letters
 from transforms.core.errors import DamagedFileError
 from transforms.core.records import Failure
 from transforms.core.shards import StageFolder
+from transforms.core.stages import STAGES
 
 
 def test_each_shard_with_dead_letters_in_order(tmp_path: Path) -> None:
-    folder = StageFolder(str(tmp_path), "captions", ".parquet")
+    folder = StageFolder(str(tmp_path), STAGES["captions"])
     assert list(dead_letters(folder)) == []
     for shard in (1002, 7, 3):
         lost = [str(10 * shard + n) for n in range(2)] if shard != 7 else []

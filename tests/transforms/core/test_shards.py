@@ -15,22 +15,23 @@ from transforms.core.shards import (
     read_success,
     write_index,
 )
+from transforms.core.stages import STAGES
 
 
 def record(shard: int) -> CommitRecord:
-    path = StageFolder("", "images", ".tar").shard_path(shard)
+    path = StageFolder("", STAGES["images"]).shard_path(shard)
     return CommitRecord(shard, path, "0" * 64, 10, 5, shard % 2, "print", 1.0, {}, {})
 
 
 def test_names_are_padded_and_spread_over_folders() -> None:
-    folder = StageFolder("gs://bucket/run/images", "images", ".tar")
+    folder = StageFolder("gs://bucket/run/images", STAGES["images"])
     assert folder.shard_url(12345) == "gs://bucket/run/images/shards/012/images-012345.tar"
     assert folder.commit_url(12345) == "gs://bucket/run/images/commits/012/images-012345.json"
     assert folder.failures_url(7) == "gs://bucket/run/images/failures/000/images-000007.parquet"
 
 
 def test_index_round_trip(any_storage: str) -> None:
-    folder = StageFolder(any_storage, "images", ".tar")
+    folder = StageFolder(any_storage, STAGES["images"])
     assert read_success(folder) is None
     write_index(folder, [record(2), record(0), record(1)], {"images_per_caption": "4"})
     index = read_index(folder.index_url)
@@ -43,7 +44,7 @@ def test_index_round_trip(any_storage: str) -> None:
 
 
 def test_complete_retries_are_part_of_the_index(tmp_path: object) -> None:
-    folder = StageFolder(f"{tmp_path}/images", "images", ".tar")
+    folder = StageFolder(f"{tmp_path}/images", STAGES["images"])
     one = dataclasses.replace(record(0), num_samples=1)
     write_index(folder.retry(1), [one], {})
     write_index(folder.retry(3), [one], {})  # of no account before there is a second
@@ -56,7 +57,7 @@ def test_complete_retries_are_part_of_the_index(tmp_path: object) -> None:
 
 
 def test_a_retry_holds_no_more_than_failed_before_it(tmp_path: object) -> None:
-    folder = StageFolder(f"{tmp_path}/images", "images", ".tar")
+    folder = StageFolder(f"{tmp_path}/images", STAGES["images"])
     own = [record(0), record(1)]
     for number, (made, failed) in enumerate([(0, 1), (1, 0)], 1):
         one = dataclasses.replace(record(0), num_samples=made, num_failures=failed)
@@ -71,7 +72,7 @@ def test_a_retry_holds_no_more_than_failed_before_it(tmp_path: object) -> None:
 
 def test_an_index_does_not_depend_on_the_order_of_many_records(tmp_path: object) -> None:
     numbers = list(range(10_000))
-    folders = [StageFolder(f"{tmp_path}/{name}", "images", ".tar") for name in "ab"]
+    folders = [StageFolder(f"{tmp_path}/{name}", STAGES["images"]) for name in "ab"]
     for folder in folders:
         random.Random(folder.url).shuffle(numbers)
         metadata = {"a": "1", "b": "2"} if folder is folders[0] else {"b": "2", "a": "1"}
@@ -81,7 +82,7 @@ def test_an_index_does_not_depend_on_the_order_of_many_records(tmp_path: object)
 
 
 def test_commits_are_read_in_order(any_storage: str) -> None:
-    folder = StageFolder(any_storage, "images", ".tar")
+    folder = StageFolder(any_storage, STAGES["images"])
     for shard in range(9):
         storage.publish_bytes(encode_commit(record(shard)), folder.commit_url(shard))
     assert list(read_commits(folder, range(8))) == [record(shard) for shard in range(8)]
@@ -90,7 +91,7 @@ def test_commits_are_read_in_order(any_storage: str) -> None:
 
 
 def test_committed_are_found_by_one_listing(any_storage: str) -> None:
-    folder = StageFolder(any_storage, "images", ".tar")
+    folder = StageFolder(any_storage, STAGES["images"])
     for shard in (0, 999, 1000, 54321):
         storage.publish_bytes(encode_commit(record(shard)), folder.commit_url(shard))
     assert committed_shards(folder) == {0, 999, 1000, 54321}

@@ -8,13 +8,13 @@ import pytest
 import webdataset
 
 from tests.support.image_sets import image_set
-from transforms.core.tar_shards import image_set_sample, list_members, read_tar_ids, write_tar
+from transforms.core.tar_shards import ImageTars, image_set_sample, list_members
 
 
 def test_plain_webdataset_reads_a_shard(tmp_path: Path) -> None:
     path = str(tmp_path / "a.tar")
     sets = [image_set(number) for number in range(5)]
-    ids = write_tar(path, sets)
+    ids = ImageTars().write(path, sets)
     samples = list(webdataset.WebDataset(path, shardshuffle=False).decode())
     assert [s["__key__"] for s in samples] == ids == [s.caption.caption_id for s in sets]
     for sample, made in zip(samples, sets, strict=True):
@@ -31,24 +31,24 @@ def test_same_samples_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         path = tmp_path / name / "x.tar"
         path.parent.mkdir()
-        write_tar(str(path), [image_set(number) for number in range(3)])
+        ImageTars().write(str(path), [image_set(number) for number in range(3)])
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
 def test_ids_in_order_and_damage_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    ids = write_tar(str(path), [image_set(number) for number in range(4)])
-    assert read_tar_ids(str(path)) == ids
+    ids = ImageTars().write(str(path), [image_set(number) for number in range(4)])
+    assert ImageTars().read_ids(str(path)) == ids
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(tarfile.TarError):
-        read_tar_ids(str(path))
+        ImageTars().read_ids(str(path))
 
 
 def test_unknown_image_bytes_are_refused(tmp_path: Path) -> None:
     bad = image_set(0, images=(b"GIF89a",))
     with pytest.raises(ValueError, match="expected JPEG, PNG or WebP"):
-        write_tar(str(tmp_path / "a.tar"), [bad])
+        ImageTars().write(str(tmp_path / "a.tar"), [bad])
 
 
 def by_tarfile(path: Path) -> list[tuple[str, int, int]]:
@@ -85,7 +85,7 @@ def test_plain_shards_are_read_without_tarfile(
     path = tmp_path / "one.tar"
     sets = [image_set(number) for number in range(3)]
     if ours:
-        write_tar(str(path), sets)
+        ImageTars().write(str(path), sets)
     else:
         with webdataset.TarWriter(str(path)) as writer:
             for one in sets:
@@ -99,7 +99,7 @@ def test_plain_shards_are_read_without_tarfile(
 @pytest.mark.parametrize("place", [0, 100, 148, 124])
 def test_a_damaged_header_is_left_to_tarfile(tmp_path: Path, place: int) -> None:
     path = tmp_path / "one.tar"
-    write_tar(str(path), [image_set(number) for number in range(3)])
+    ImageTars().write(str(path), [image_set(number) for number in range(3)])
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)

@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from pipelines.options import beam_options
 from tests.support.captions import captions_of
 from tests.support.sentences import altered, sentences, slow_jaccard
-from transforms.core import parquet_shards, storage
+from transforms.core import storage
 from transforms.core.errors import DamagedFileError
+from transforms.core.parquet_shards import CAPTION_SHARDS
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
+from transforms.core.shard_reader import CommittedShard
 from transforms.core.shards import StageFolder, read_commit
+from transforms.core.stages import STAGES
 from transforms.curation.columns import (
-    InputShard,
     in_groups,
     order_keys,
-    read_table,
 )
 from transforms.curation.dedup import (
     Deduplication,
@@ -48,21 +49,21 @@ FIELDS = {"concept": "thing", "source": "test", "template": "c-background", "bac
 EXACT = CurationConfig(near_duplicate_threshold=None)
 
 
-def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[InputShard]:
+def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[CommittedShard]:
     """Write shards of captions like a captions stage, with consecutive ordinals."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for number, start in enumerate(range(0, len(texts), per_shard)):
         path = str(folder / f"{number}.parquet")
         part = texts[start : start + per_shard]
-        parquet_shards.write_captions(path, captions_of(part, start, **FIELDS))
+        CAPTION_SHARDS.write(path, captions_of(part, start, **FIELDS))
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        shards.append(InputShard(path, sha256, len(part)))
+        shards.append(CommittedShard(path, sha256, len(part)))
     return shards
 
 
 def deduplicate(
-    shards: Sequence[InputShard],
+    shards: Sequence[CommittedShard],
     output: str,
     num_partitions: int = 3,
     seed: int = 0,
@@ -90,12 +91,12 @@ def deduplicate(
 
 def cut(kept: KeptCaptions, output: str, num_shards: int) -> list[Caption]:
     """Write the missing shards; return the captions of all shards in order."""
-    folder = StageFolder(output, "captions", ".parquet")
+    folder = StageFolder(output, STAGES["captions"])
     wanted = [n for n in range(num_shards) if not storage.exists(folder.commit_url(n))]
     with beam.Pipeline(options=beam_options([])) as pipeline:
         lists = pipeline | beam.Create(by_partition(wanted, kept, SIZE))
         _ = lists | ReshardCaptions(kept, folder, "print", SIZE)
-    return [c for n in range(num_shards) for c in parquet_shards.read_captions(folder.shard_url(n))]
+    return [c for n in range(num_shards) for c in CAPTION_SHARDS.read(folder.shard_url(n))]
 
 
 def all_kept(kept: KeptCaptions) -> list[str]:
@@ -117,7 +118,7 @@ def test_every_caption_once_and_every_shard_of_the_same_size(tmp_path: Path) -> 
     curated = cut(kept, str(tmp_path / "out"), num_shards=9)
     assert len(curated) == 9 * SIZE, "95 different ones fill nine shards of ten"
     assert len({c.caption_id for c in curated}) == len(curated)
-    folder = StageFolder(str(tmp_path / "out"), "captions", ".parquet")
+    folder = StageFolder(str(tmp_path / "out"), STAGES["captions"])
     assert {read_commit(folder, n).num_samples for n in range(9)} == {SIZE}
     assert not storage.exists(folder.shard_url(9)), "the rest is left out"
     assert all(c.background == "attic" and c.relation is None for c in curated)
@@ -139,7 +140,9 @@ def test_order_depends_on_seed_and_captions_alone(tmp_path: Path) -> None:
     written += [altered(text, 1, draw) for text in written[:20]]
     near = CurationConfig()
 
-    def texts(name: str, shards: list[InputShard], **settings: Any) -> tuple[list[str], Summary]:
+    def texts(
+        name: str, shards: list[CommittedShard], **settings: Any
+    ) -> tuple[list[str], Summary]:
         kept, summary = deduplicate(shards, str(tmp_path / name), config=near, **settings)
         return all_kept(kept), summary
 
@@ -215,7 +218,7 @@ def test_committed_shards_are_left_alone(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "in", repeated(40, 40), per_shard=7)
     kept, _ = deduplicate(shards, output)
     whole = cut(kept, output, num_shards=4)
-    folder = StageFolder(output, "captions", ".parquet")
+    folder = StageFolder(output, STAGES["captions"])
     before = read_commit(folder, 1)
     for shard in (0, 2):
         Path(folder.commit_url(shard)).unlink()
@@ -236,17 +239,17 @@ def test_captions_are_counted_up_to_the_last_one_used(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 40))
 def test_groups_hold_every_shard_once(sizes: list[int], wanted: int) -> None:
-    shards = [InputShard(str(i), "", size) for i, size in enumerate(sizes)]
+    shards = [CommittedShard(str(i), "", size) for i, size in enumerate(sizes)]
     groups = in_groups(shards, wanted)
     assert list(itertools.chain(*groups)) == shards
     for group in groups:
-        assert sum(shard.num_captions for shard in group[:-1]) < wanted
+        assert sum(shard.num_samples for shard in group[:-1]) < wanted
 
 
 def test_a_changed_input_shard_is_refused(tmp_path: Path) -> None:
     shard, other = write_shards(tmp_path / "in", repeated(20, 20), per_shard=10)
-    with pytest.raises(DamagedFileError, match="not what its index says"):
-        read_table(InputShard(shard.url, other.sha256, 10))
+    with pytest.raises(DamagedFileError, match="its checksum is not the one in the index"):
+        CommittedShard(shard.url, other.sha256, 10).read_table()
 
 
 def test_the_summary_is_json_of_plain_values(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def producer(captions: list[Caption], batch_size: int = 8, **changes: object) ->
 def _rows(captions: list[Caption]) -> CaptionRows:
     url = f"memory://{caption_id('|'.join(c.text for c in captions))}/captions"
     write_captions(url, [captions])
-    return CaptionRows.open(f"{url}/index.parquet")
+    return CaptionRows.open(url)
 
 
 def shows(image: bytes, text: str, seed: int) -> bool:
@@ -72,7 +72,7 @@ def test_the_same_caption_has_the_same_images_in_any_shard_and_batch() -> None:
     captions = make_captions(9)
     one = producer(captions, 8, captions_per_shard=9)
     other = producer(captions[::-1], 3, captions_per_shard=2)
-    expected = {r.caption.text: r.images for r in one.produce(0, Tally())}  # type: ignore[union-attr]
+    expected = {r.caption.text: r.images for r in one.produce(0, Tally())}
     for shard in range(5):
         for record in other.produce(shard, Tally()):
             assert isinstance(record, ImageSet)

@@ -13,7 +13,12 @@ import os
 from collections.abc import Iterator
 from typing import Protocol
 
-from transforms.core.errors import ConfigError, MissingFileError, StorageError
+from transforms.core.errors import (
+    ConfigError,
+    DamagedFileError,
+    MissingFileError,
+    StorageError,
+)
 from transforms.core.storage import local, memory, object_store
 from transforms.core.storage.local import is_temporary, sync, temporary_path
 
@@ -205,7 +210,7 @@ def accessing(action: str, url: str) -> Iterator[None]:
     """
     try:
         yield
-    except StorageError:
+    except (StorageError, DamagedFileError, ConfigError):
         raise
     except FileNotFoundError as error:
         reason = "there is no such file"
@@ -215,6 +220,9 @@ def accessing(action: str, url: str) -> Iterator[None]:
     except OSError as error:
         full = error.errno == errno.ENOSPC
         reason = "the disk is full" if full else error.strerror or _one_line(error)
+        name = error.filename
+        if isinstance(name, str) and name != url and not is_temporary(name):
+            reason = f"{reason} ({name})"
         raise StorageError(error.errno, f"cannot {action} {url}: {reason}; {_CONTINUE}") from error
     except Exception as error:
         if is_local(url) or not object_store.is_failure(error):
