@@ -37,7 +37,7 @@ from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import Stage, stage_folder
 from transforms.curation.minhash import CurationConfig
 from transforms.engines.text.base import SamplingConfig, TextEngineSpec
-from transforms.engines.text.registry import DEFAULT_ENGINE, TextEngineChoice
+from transforms.engines.text.registry import DEFAULT_ENGINE, AnyTextEngineConfig
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class CaptionsConfig(Config):
     an endpoint, its name for the model."""
     revision: str | None = no_fingerprint(None)
     """Branch, tag or commit of a hub id; the commit that it names is part of the fingerprint."""
-    engine: TextEngineChoice = DEFAULT_ENGINE
+    engine: AnyTextEngineConfig = DEFAULT_ENGINE
     """What runs the model."""
     captions: CaptionSettings = CaptionSettings()
     """The captions stage."""

@@ -17,7 +17,7 @@ from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import Stage, stage_folder
 from transforms.engines.image.base import GeneratorConfig, ImageEngineSpec
-from transforms.engines.image.registry import DEFAULT_ENGINE, ImageEngineChoice
+from transforms.engines.image.registry import DEFAULT_ENGINE, AnyImageEngineConfig
 from transforms.engines.model_refs import Model
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.encoding import EncodingConfig
@@ -49,7 +49,7 @@ class ImagesConfig(Config):
     """Captions of an image shard: the unit of work, retry and commit; it should take minutes."""
     images_per_caption: PositiveInt = 4
     """Images painted for each caption; paper: 4."""
-    engine: ImageEngineChoice = DEFAULT_ENGINE
+    engine: AnyImageEngineConfig = DEFAULT_ENGINE
     """What runs the model."""
     generator: GeneratorConfig = GeneratorConfig()
     """Which images are painted."""

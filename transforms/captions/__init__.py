@@ -1,1 +1,1 @@
-"""Captions: prompts, filters and the producers of caption and background shards."""
+"""Captions: prompts, filters, and the producers of caption and background shards."""

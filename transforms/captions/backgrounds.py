@@ -1,14 +1,14 @@
 """Backgrounds: places where a concept plausibly is, found by a language model (paper, section 3.1).
 
-A prompt shows three things with their places and asks for those of one more, on one line. Each
-place stands with its preposition, "in a reed bed": without one, a small model soon goes on with
-other things instead. One answer names a handful, so each concept is asked again, with fresh
-examples and a fresh seed, until it has enough. Shard i owns the concepts
-[i * concepts_per_shard, (i + 1) * concepts_per_shard) among the objects of the list; places and
-textures have no use for backgrounds.
+A prompt shows three things with their places and asks for the places of one more, on one line. Each
+place has its preposition, "in a reed bed": without it, a small model soon lists other things. One
+answer names a few places, so each concept is asked for again, with new examples and a new seed,
+until it has enough. Shard i holds the concepts [i * concepts_per_shard, (i + 1) *
+concepts_per_shard) of the objects in the list; places and textures need no backgrounds.
 
-Different from the paper on purpose: it says neither how many answers it took nor what it left out;
-we drop what is no place, with a counted reason, and a concept with hardly any is a dead letter.
+Different from the paper on purpose: it does not tell how many answers it took, nor what it left
+out. We drop items that are not places, with a counted reason, and a concept with too few places is
+a dead letter.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from transforms.engines.text.base import (
 )
 
 CODE_VERSION = 2
-"""Counts changes to the code that change what is asked or which places are kept."""
+"""Version of the code that asks for places and decides which are kept; in the fingerprint."""
 
 INSTRUCTION = "Say in, on, at or by which different places each thing can be seen."
 
@@ -50,27 +50,27 @@ _PREPOSITION = re.compile(
 
 
 class BackgroundsConfig(Config):
-    """How places are asked for and which are kept."""
+    """Section `backgrounds`: how places are asked for, and which are kept."""
 
     places_per_concept: PositiveInt = 100
-    """Places after which a concept is asked no more; paper: 74 to 100."""
+    """Places per concept that are enough; paper: 74 to 100."""
     min_places: PositiveInt = 10
-    """A concept with fewer when its tries are used up, or one fails, is a dead letter."""
+    """A concept that has fewer after its tries, or after one that fails, is a dead letter."""
     max_tries: PositiveInt = 40
-    """Times a concept is asked."""
+    """Prompts per concept."""
     places_per_answer: PositiveInt = 10
-    """Places that are read from the beginning of an answer; what follows drifts off."""
+    """Places that are read from the beginning of an answer; later ones are off topic."""
     max_words: PositiveInt = 7
-    """A place of more words is dropped."""
+    """A place with more words is dropped."""
     concepts_per_shard: PositiveInt = 100
-    """Concepts of a shard, which are asked together."""
+    """Concepts of a shard; their prompts are completed together."""
     sampling: SamplingConfig = SamplingConfig()
-    """How places are sampled; as captions by default."""
+    """How places are sampled."""
     examples: str | None = no_fingerprint(None)
-    """Things with their places, a .yaml file; null takes ours."""
+    """In-context examples, a .yaml file of things with their places; null takes ours."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "BackgroundsConfig":
+    def _check(self) -> "BackgroundsConfig":
         if self.min_places > self.places_per_concept:
             raise ValueError(
                 f"key 'backgrounds.min_places' has value {self.min_places}: expected at most "
@@ -80,12 +80,12 @@ class BackgroundsConfig(Config):
 
 
 class ThingEntry(Config):
-    """A thing and where it can be, as the file of examples states it."""
+    """A thing with its places, in the file of examples."""
 
     concept: str
-    """Its name."""
+    """Name of the thing."""
     places: tuple[str, ...]
-    """Where it can be."""
+    """Places where it can be, each with its preposition."""
 
 
 class ThingFile(Config):
@@ -99,7 +99,7 @@ def load_things(path: str) -> tuple[str, ...]:
     """Read the examples as lines of a prompt, `concept => place, place, ...`.
 
     Raises:
-        ConfigError: The file cannot be read, or holds too few.
+        ConfigError: The file cannot be read, or holds too few examples.
     """
     entries = load_config(ThingFile, path).examples
     if len({entry.concept for entry in entries}) < EXAMPLES_PER_PROMPT:
@@ -114,11 +114,11 @@ class BackgroundProducer:
     """Makes background shards; a `transforms.core.stages.Producer`.
 
     Args:
-        concepts: What places are wanted for; only the objects among them are asked about.
+        concepts: The concept list; places are found for its objects only.
         examples: Lines from `load_things`.
-        engine: Whom to ask.
-        config: How often, and what to keep.
-        seed: The run's seed.
+        engine: Engine that completes the prompts.
+        config: How places are asked for, and which are kept.
+        seed: Seed of the run.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class BackgroundProducer:
         config: BackgroundsConfig,
         seed: int,
     ) -> None:
-        # Without the places of their lists, which would travel to every worker for nothing.
+        # Without the places of the list, which workers do not need.
         self.concepts = tuple(replace(c, backgrounds=()) for c in concepts if c.kind == "object")
         self._examples = examples
         self._spec = engine
@@ -142,15 +142,15 @@ class BackgroundProducer:
         self._engine = self._spec.open()
 
     def record_ids(self, shard: int) -> list[str]:
-        """The concepts of a shard, as `source/name`."""
+        """Return the concepts of a shard, as `source/name`."""
         return [record_id(concept) for concept in self._shard(shard)]
 
     def produce(self, shard: int, tally: Tally) -> list[Produced]:
-        """The places of each concept, or a dead letter, in the order of the list."""
+        """Return the places of each concept, or a dead letter, in the order of the list."""
         assert self._engine is not None, "setup comes first"
         searches = [_Search(concept, self._config) for concept in self._shard(shard)]
         for attempt in range(self._config.max_tries):
-            pending = [search for search in searches if search.goes_on]
+            pending = [search for search in searches if search.is_open]
             if attempt:
                 tally.count(Count.RETRIES, len(pending))
             prompts = [self.prompt(search.concept, attempt) for search in pending]
@@ -162,7 +162,7 @@ class BackgroundProducer:
         return [search.result(tally) for search in searches]
 
     def prompt(self, concept: Concept, attempt: int) -> str:
-        """What the model is asked about a concept, a pure function of seed, concept and try."""
+        """Return a prompt about a concept; it depends only on seed, concept and attempt."""
 
         def order(line: str) -> int:
             return derive(self._seed, "things", record_id(concept), attempt, line)
@@ -185,11 +185,11 @@ class _Search:
         self._error: str | None = None
 
     @property
-    def goes_on(self) -> bool:
+    def is_open(self) -> bool:
         return self._error is None and len(self._places) < self._config.places_per_concept
 
     def read(self, completion: Completion, tally: Tally) -> None:
-        """Keep the new places of an answer, and count what is dropped."""
+        """Keep the new places of an answer; count what is dropped."""
         self._error = completion.error
         for item in items_of(completion)[: self._config.places_per_answer]:
             place = _PREPOSITION.sub("", item)
@@ -200,12 +200,12 @@ class _Search:
                 reason = Count.DROP_REPEATED
             if reason is not None:
                 tally.count(reason)
-            elif self.goes_on:
+            elif self.is_open:
                 self._places[key] = place
 
     def result(self, tally: Tally) -> Backgrounds | Failure:
         places = tuple(self._places.values())
-        # Also after an error: what was found before it is as good as ever.
+        # Also after an error: the places found before it are valid.
         if len(places) >= self._config.min_places:
             return Backgrounds(self.concept.source, self.concept.name, places)
         reason = Count.DROP_TOO_FEW_PLACES if self._error is None else Count.ENGINE_ERROR
@@ -215,7 +215,7 @@ class _Search:
 
 
 def items_of(completion: Completion) -> list[str]:
-    """What an answer lists, without decoration; an item that was cut off at the end is left out."""
+    """Return the items of an answer without decoration; without a last item that was cut off."""
     items = _SEPARATORS.split(unicodedata.normalize("NFC", completion.text))
     if not completion.finished:
         items.pop()
@@ -224,9 +224,9 @@ def items_of(completion: Completion) -> list[str]:
 
 
 def drop_reason(place: str, concept: str, max_words: int) -> Count | None:
-    """Why something that a model named is not kept as a place of a concept, or None if it is."""
+    """Return why an item of an answer is not kept as a place of a concept, None if it is kept."""
     words = words_of(place)
-    # Marks are parts of letters in many scripts.
+    # In many scripts, marks are parts of letters.
     if not words or not all(
         c.isalnum() or c in " -'’.&" or unicodedata.category(c)[0] == "M" for c in place
     ):
@@ -243,7 +243,7 @@ def drop_reason(place: str, concept: str, max_words: int) -> Count | None:
 
 
 def record_id(concept: Concept) -> str:
-    """A concept's name in the records of the stage."""
+    """Return the id of a concept in the records of the stage."""
     return Backgrounds(concept.source, concept.name, ()).record_id
 
 

@@ -1,7 +1,7 @@
-"""In-context examples: captions of our own writing that show a language model what to do.
+"""In-context examples: captions, written by us, that show a language model what to do.
 
-Five groups (paper, section 3.1): each kind of concept is prompted with its own examples for the
-template `c`, and the templates with a background or a relation have one group each.
+There are five groups (paper, section 3.1): for the template `c`, each kind of concept has its own
+examples; the templates with a background or a relation have one group each.
 """
 
 import hashlib
@@ -22,49 +22,49 @@ _EXPECTED: dict[Group, str] = {
 }
 
 EXAMPLES_PER_PROMPT = 3
-"""As in the paper."""
+"""Same as in the paper."""
 
 
 class ExampleEntry(Config):
-    """One example as a file states it."""
+    """One example in a file."""
 
     concept: str
-    """What the caption is about."""
+    """Concept that the caption is about."""
     background: str | None = None
-    """Where it is, in the group `background`."""
+    """Background of the concept; in the group `background` only."""
     relation: str | None = None
-    """How it stands to something else, in the group `relation`."""
+    """Relation of the concept to something else; in the group `relation` only."""
     caption: str
-    """One line that a person would write below a picture."""
+    """Caption, one line."""
 
 
 class ExampleFile(Config):
     """The examples of one group."""
 
     examples: list[ExampleEntry]
-    """At least three."""
+    """Examples, at least three."""
 
 
 class RelationFile(Config):
     """The relations of the template `c, relation`."""
 
     relations: list[str]
-    """Prepositions, for instance `in front of`."""
+    """Relations, for instance `in front of`."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """All examples as the lines of a prompt, `query => caption`, by group."""
+    """All examples as lines of a prompt, `query => caption`, by group."""
 
     lines: dict[Group, tuple[str, ...]]
 
     def digest(self) -> str:
-        """Identity of the texts, 16 hex digits."""
+        """Return the identity of the texts, 16 hex digits."""
         return text_digest(f"{group}\t{line}" for group in GROUPS for line in self.lines[group])
 
 
 def query(concept: str, context: str | None) -> str:
-    """What stands before the arrow: the concept, and its background or relation if there is one."""
+    """Return the part before the arrow: the concept and, if given, its background or relation."""
     return f"{concept}, {context}" if context else concept
 
 
@@ -72,7 +72,7 @@ def load_examples(folder: str) -> Examples:
     """Read the five files `<group>.yaml` of a folder.
 
     Raises:
-        ConfigError: A file is missing, or an example is not what its group needs.
+        ConfigError: A file is missing, or an example does not fit its group.
     """
     return Examples({group: _load_group(folder, group) for group in GROUPS})
 
@@ -81,7 +81,7 @@ def load_relations(path: str) -> tuple[str, ...]:
     """Read the list of relations.
 
     Raises:
-        ConfigError: The file cannot be read, or lists nothing.
+        ConfigError: The file cannot be read, or its list is empty.
     """
     relations = load_config(RelationFile, path).relations
     if not relations or not all(relation.strip() for relation in relations):
@@ -90,7 +90,7 @@ def load_relations(path: str) -> tuple[str, ...]:
 
 
 def text_digest(lines: Iterable[str]) -> str:
-    """blake2b over lines of text, 16 hex digits."""
+    """Return a blake2b over lines of text, 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for line in lines:
         digest.update(line.encode("utf-8") + b"\n")

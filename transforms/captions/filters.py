@@ -1,7 +1,7 @@
-"""Cleaning a model's completion into a caption, and the reasons to drop one (each is counted).
+"""Cleaning of completions into captions, and the reasons to drop a caption (each is counted).
 
-The paper says nothing about filtering; these rules are ours. They work on any script: a word is a
-run of letters, digits and marks, or a single ideograph or kana.
+The paper does not mention filters; these rules are ours. They work for any script: a word is a run
+of letters, digits and marks, or a single ideograph or kana.
 """
 
 import itertools
@@ -32,7 +32,7 @@ _STOP_WORDS = frozenset(
 _QUALIFIER = re.compile(r"\(.*?\)")
 _MODEL_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _MODEL_NOUN = re.compile(r"(?<=\s)(?:aircraft|airplane|car)$")
-"""What a list appends to a maker's model (paper, appendix), and a caption of it need not say."""
+"""Words that a list appends to a model of a maker (paper, appendix); captions may omit them."""
 _IRREGULAR = {
     "children": "child",
     "dice": "die",
@@ -57,40 +57,40 @@ _PLURALS = (
     ("ices", "ex"),
     ("ices", "ix"),
 )
-"""Endings of plurals and what stands there in the singular."""
+"""Endings of plurals, with those of the singular."""
 
 _LEAK_WORDS = 8
-"""So many words in the same order as in the prompt are no coincidence."""
+"""A caption that shares a run of this many words with its prompt is copied from it."""
 
 _REPEATED_WORDS = 4
-"""A run of words that stands twice in one caption makes it a loop."""
+"""A caption that repeats a run of this many words is a loop."""
 
 
 class FilterConfig(Config):
     """Which captions are kept."""
 
     min_words: Annotated[int, Field(ge=1)] = 3
-    """Fewer is too short."""
+    """Minimum number of words."""
     max_words: Annotated[int, Field(ge=1)] = 60
-    """More is too long; CLIP's text encoder reads about 55 words."""
+    """Maximum number of words; CLIP's text encoder reads about 55."""
     min_mention: Annotated[float, Field(ge=0, le=1)] = 0.66
-    """Share of the words of a concept's name that its caption must hold; 0 turns this off."""
+    """Share of the words of a concept's name that its caption must contain; 0 turns this off."""
     min_letters: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Share of letters among the characters that are not spaces."""
+    """Minimum share of letters among the characters that are not spaces."""
     block_list: str | None = no_fingerprint(None)
-    """File of words and phrases, one per line in the singular, that no caption may hold, plurals
-    included. Empty lines and lines that start with `#` do not count."""
+    """File of words and phrases that no caption may contain, one per line in the singular; plurals
+    are found, too. Empty lines and lines that start with `#` do not count."""
 
 
 Phrases = Mapping[str, tuple[tuple[str, ...], ...]]
-"""Words and phrases, each as its words, by the first of them."""
+"""Words and phrases, each as a tuple of words, by their first word."""
 
 
 def load_block_list(path: str | None) -> Phrases:
-    """Read the phrases of `FilterConfig.block_list`; None is a list without any.
+    """Read the phrases of `FilterConfig.block_list`; None is an empty list.
 
     Raises:
-        ConfigError: The file cannot be read, or a line holds no word.
+        ConfigError: The file cannot be read, or a line contains no word.
     """
     if path is None:
         return {}
@@ -99,27 +99,27 @@ def load_block_list(path: str | None) -> Phrases:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
-            f"key 'filters.block_list' has value {path!r}: it cannot be read: {reason}"
+            f"key 'captions.filters.block_list' has value {path!r}: it cannot be read: {reason}"
         ) from error
     phrases = {
         line: tuple(words_of(line)) for line in lines if line.strip() and not line.startswith("#")
     }
     wordless = [line for line, words in phrases.items() if not words]
     if wordless:
-        raise ConfigError(f"block list {path!r}: line {wordless[0]!r} holds no word")
+        raise ConfigError(f"block list {path!r}: line {wordless[0]!r} contains no word")
     listed = sorted(set(phrases.values()))
     return {first: tuple(group) for first, group in itertools.groupby(listed, lambda p: p[0])}
 
 
 def clean(text: str, finished: bool) -> str:
-    """A caption out of what the model wrote: one line without list marks, quotes and cut ends.
+    """Return a completion as a caption: one line without list marks, quotes and cut-off ends.
 
-    Sentences that repeat an earlier one are left out: small models fall into loops.
+    Sentences that repeat an earlier one are removed: small models fall into loops.
 
     Args:
         text: The completion.
-        finished: Whether the model ended it; otherwise its last sentence is cut off, unless it is
-            the only one.
+        finished: True if the model ended it. Otherwise its last sentence is incomplete, and is
+            removed unless it is the only one.
     """
     lines = unicodedata.normalize("NFC", text).strip().splitlines()
     caption = " ".join(lines[0].split()) if lines else ""
@@ -128,8 +128,7 @@ def clean(text: str, finished: bool) -> str:
         ends = [match.end() for match in _SENTENCE_END.finditer(caption)]
         caption = caption[: ends[-1]] if ends else caption
     caption = _without_repeats(caption)
-    # A single sentence stands without its full stop, so that two captions that differ by it only
-    # count as the same.
+    # A single sentence loses its full stop, so that captions that differ only by it are equal.
     if caption.endswith(".") and not caption.endswith("..") and ". " not in caption:
         caption = caption[:-1]
     return caption.strip()
@@ -138,14 +137,14 @@ def clean(text: str, finished: bool) -> str:
 def drop_reason(
     caption: str, finished: bool, prompt: Prompt, config: FilterConfig, blocked: Phrases
 ) -> Count | None:
-    """Why a cleaned caption is not good enough, or None if it is.
+    """Return why a cleaned caption is dropped, None if it is kept.
 
     Args:
-        caption: From `clean`.
-        finished: As for `clean`: a cut sentence without an end is too long.
-        prompt: What it answers.
+        caption: The caption, from `clean`.
+        finished: True if the model ended the completion; an incomplete sentence is too long.
+        prompt: The prompt of the completion.
         config: Limits.
-        blocked: Phrases that it may not hold.
+        blocked: Phrases that the caption may not contain.
     """
     words = words_of(caption)
     if not words:
@@ -168,14 +167,14 @@ def drop_reason(
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, lower-case."""
+    """Return the words of a text, lower-case."""
     return _WORD.findall(text.casefold())
 
 
 def base_forms(word: str) -> set[str]:
-    """A word and everything it may be the plural or the possessive of.
+    """Return a word with all words of which it may be the plural or the possessive.
 
-    Guesses are harmless: two forms are compared with each other, never shown.
+    Wrong guesses are harmless: forms are only compared with each other, never shown.
     """
     word = word.replace("’", "'").removesuffix("'s").rstrip("'")
     forms = {word, _IRREGULAR.get(word, word)}
@@ -186,12 +185,12 @@ def base_forms(word: str) -> set[str]:
 
 
 def mentions(caption: str, name: str, share: float) -> bool:
-    """Whether a caption is about the concept: enough of the name's words stand in it.
+    """Return whether a caption contains enough words of a concept's name to be about it.
 
-    Number, case, accents, hyphens and the order of words do not count, neither do articles and
-    what stands in parentheses: "T-shirt" is in "two t shirts", "café" in "a cafe", and
-    "crane (bird)" in "a crane". A maker's model needs neither its year nor what kind of thing it
-    is: "Audi TT 2012 car" is in "a red Audi TT".
+    Number, case, accents, hyphens, the order of words, articles and text in parentheses do not
+    count: "T-shirt" is in "two t shirts", "café" in "a cafe", and "crane (bird)" in "a crane". For
+    a model of a maker, year and kind of thing do not count either: "Audi TT 2012 car" is in "a red
+    Audi TT".
     """
     said, wanted = _plain(caption), _plain(_essence(name))
     wanted_words = [word for word in words_of(wanted) if word not in _STOP_WORDS]
@@ -209,7 +208,7 @@ def mentions(caption: str, name: str, share: float) -> bool:
 
 
 def _essence(name: str) -> str:
-    """A concept's name without what only tells it apart from others, unless that is all of it."""
+    """Return a concept's name without parts that only distinguish it, unless nothing is left."""
     essence = _QUALIFIER.sub(" ", name).strip()
     if essence[:1].isupper():
         essence = _MODEL_YEAR.sub(" ", _MODEL_NOUN.sub("", essence)).strip()
@@ -217,7 +216,7 @@ def _essence(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Lower-case and without accents."""
+    """Return a text in lower case and without accents."""
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
@@ -237,7 +236,7 @@ def _without_repeats(caption: str) -> str:
 def _strip_quotes(text: str) -> str:
     if len(text) > 1 and text[0] + text[-1] in _QUOTE_PAIRS:
         text = text[1:-1]
-    # A quote without its partner, at either end; a single one may be an apostrophe.
+    # An unpaired double quote at either end; an unpaired single quote may be an apostrophe.
     if sum(c in _DOUBLE_QUOTES for c in text) == 1:
         text = text.strip(_DOUBLE_QUOTES)
     return text.strip()
@@ -245,7 +244,7 @@ def _strip_quotes(text: str) -> str:
 
 def _is_non_text(caption: str, min_letters: float) -> bool:
     visible = [c for c in caption if not c.isspace()]
-    # Marks are parts of letters in many scripts.
+    # In many scripts, marks are parts of letters.
     letters = sum(unicodedata.category(c)[0] in "LM" for c in visible)
     broken = any(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Co") for c in visible)
     return broken or letters < min_letters * len(visible) or bool(_MARKUP.search(caption))
@@ -261,7 +260,7 @@ def _example_runs(head: str) -> frozenset[tuple[str, ...]]:
 
 
 def _prompt_runs(text: str) -> frozenset[tuple[str, ...]]:
-    """Runs of words in the instruction and the examples, which prompts of a shard share."""
+    """Return the runs of words in the instruction and the examples of a prompt."""
     return _example_runs(text.rpartition("\n")[0])
 
 
@@ -281,7 +280,7 @@ def _holds_any(words: list[str], phrases: Phrases) -> bool:
 
 
 def _is_repetitive(words: list[str]) -> bool:
-    """Whether a run of words stands twice, or one word three times in a row."""
+    """Return whether a run of words occurs twice, or one word three times in a row."""
     runs = list(_runs(words, _REPEATED_WORDS))
     stutter = any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False))
     return stutter or len(set(runs)) < len(runs)

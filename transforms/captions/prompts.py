@@ -1,13 +1,13 @@
-"""Prompts: what the language model is asked, a pure function of (seed, ordinal) (paper, 3.1).
+"""Prompts for the language model, a pure function of (seed, ordinal) (paper, section 3.1).
 
-Three templates: the concept alone (`c`), with a background, or with a relation to something that
-the model chooses. Places and textures use `c` only. A prompt is a one-line instruction, three
-examples as `query => caption`, and the query to complete.
+There are three templates: the concept alone (`c`), with a background, or with a relation to
+something that the model chooses. Places and textures use `c` only. A prompt consists of a one-line
+instruction, three examples as `query => caption`, and the query to complete.
 
 Different from the paper on purpose: the prompts of a shard share a pool of example triples, so that
-the engine computes each shared beginning once. The triples of a pool are drawn like any others:
-each prompt alone is distributed as with independent draws, only prompts of one shard are alike.
-`shared_examples: false` draws for each prompt on its own.
+the engine computes each shared beginning only once. The triples of a pool are drawn at random:
+each single prompt has the same distribution as with independent draws, but the prompts of a shard
+are not independent. `shared_examples: false` draws the examples of each prompt independently.
 """
 
 import bisect
@@ -34,17 +34,17 @@ _KIND_GROUPS: dict[str, Group] = {"object": "objects", "place": "places", "textu
 
 
 class TemplateMix(Config):
-    """Shares of the templates among objects; they need not sum to one."""
+    """Shares of the templates among objects; they need not add up to one."""
 
     c: NonNegativeFloat = 0.44
     """The concept alone; reference: 0.44."""
     background: NonNegativeFloat = 0.45
-    """With a background; reference: 0.45. Concepts without backgrounds use the other two."""
+    """With a background; reference: 0.45. Concepts without backgrounds use the other templates."""
     relation: NonNegativeFloat = 0.11
     """With a relation; reference: 0.11."""
 
     @model_validator(mode="after")
-    def _some(self) -> "TemplateMix":
+    def _check(self) -> "TemplateMix":
         if self.c + self.background + self.relation <= 0:
             raise ValueError("at least one template must have a share above 0")
         return self
@@ -56,29 +56,29 @@ class PromptConfig(Config):
     mix: TemplateMix = TemplateMix()
     """Shares of the templates among objects."""
     shared_examples: bool = True
-    """Prompts of a shard share a pool of example triples, which saves computing them again."""
+    """Let the prompts of a shard share a pool of example triples, which saves computation."""
     num_pool_triples: PositiveInt = 16
-    """Example triples in a shard's pool, for each group of examples; needs shared_examples."""
+    """Example triples in the pool of a shard, for each group of examples; needs shared_examples."""
 
 
 class PromptSource(Protocol):
-    """Anything that has a prompt for every ordinal. It is pickled."""
+    """Source of a prompt for every ordinal. It is pickled."""
 
     def build(self, ordinal: int) -> Prompt:
-        """The prompt of an ordinal, the same in every process."""
+        """Return the prompt of an ordinal, the same in every process."""
 
     def digests(self) -> dict[str, str]:
-        """Identities of what prompts are drawn from, for the fingerprint."""
+        """Return the identities of the lists that prompts are drawn from, for the fingerprint."""
 
     def plan(self) -> dict[tuple[str, str, str], float]:
-        """Expected share of each (source, concept, template); empty where nothing is planned."""
+        """Return the expected share of each (source, concept, template); empty if unknown."""
 
 
 class ConceptSampler:
     """Draws concepts by their weights.
 
     Args:
-        concepts: At least one; their weights need not sum to one.
+        concepts: At least one concept; the weights need not add up to one.
     """
 
     def __init__(self, concepts: tuple[Concept, ...]) -> None:
@@ -88,29 +88,29 @@ class ConceptSampler:
         self._cumulative = list(itertools.accumulate(concept.weight for concept in concepts))
 
     def at(self, share: float) -> Concept:
-        """The concept at a place in [0, 1) of the line on which each is as long as its weight."""
+        """Return the concept at a point of [0, 1), of which each concept covers its share."""
         place = bisect.bisect_right(self._cumulative, share * self._cumulative[-1])
         return self._concepts[min(place, len(self._concepts) - 1)]
 
     def shares(self) -> Iterator[tuple[Concept, float]]:
-        """Each concept and the probability that it is drawn."""
+        """Yield each concept with the probability that it is drawn."""
         return ((concept, concept.weight / self._cumulative[-1]) for concept in self._concepts)
 
     def digest(self) -> str:
-        """Identity of the list, 16 hex digits."""
+        """Return the identity of the list, 16 hex digits."""
         return text_digest(map(repr, self._concepts))
 
 
 class PromptBuilder:
-    """Makes the prompt of any ordinal. Pickles; holds lists, no model.
+    """Builds the prompt of any ordinal. It pickles: it holds lists, and no model.
 
     Args:
-        concepts: What to write about.
+        concepts: Concepts to write about.
         examples: The in-context examples.
-        relations: Choices for the template `c, relation`.
-        config: Template shares and pools.
-        seed: The run's seed.
-        pool_span: Ordinals that share a pool of examples: the captions of a shard.
+        relations: Relations for the template `c, relation`.
+        config: Shares of the templates, and pools.
+        seed: Seed of the run.
+        pool_span: Number of ordinals that share a pool of examples: the captions of a shard.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class PromptBuilder:
         self._pools: dict[tuple[int, Group], list[str]] = {}
 
     def build(self, ordinal: int) -> Prompt:
-        """The prompt of an ordinal, the same in every process."""
-        # Only `random()` is drawn: its sequence is the same in every version of Python.
+        """Return the prompt of an ordinal, the same in every process."""
+        # Only `random()`, whose sequence is the same in every version of Python.
         draw = random.Random(derive(self._seed, "prompt", ordinal)).random
         concept = self._concepts.at(draw())
         template = self._template(concept, draw())
@@ -156,7 +156,7 @@ class PromptBuilder:
         return Prompt(ordinal, concept, template, background, relation, text, seed)
 
     def digests(self) -> dict[str, str]:
-        """Identities of the lists that prompts are drawn from, for the fingerprint."""
+        """Return the identities of the lists that prompts are drawn from, for the fingerprint."""
         instructions = (f"{name}\t{text}" for name, text in INSTRUCTIONS.items())
         return {
             "concepts_hash": self._concepts.digest(),
@@ -166,7 +166,7 @@ class PromptBuilder:
         }
 
     def plan(self) -> dict[tuple[str, str, str], float]:
-        """Expected share of each (source, concept, template)."""
+        """Return the expected share of each (source, concept, template)."""
         return {
             (concept.source, concept.name, template): share * part / sum(mix.values())
             for concept, share in self._concepts.shares()
@@ -184,16 +184,16 @@ class PromptBuilder:
         return "c"
 
     def _mix(self, concept: Concept) -> dict[Template, float]:
-        """Parts of the templates of a concept; they need not sum to one."""
+        """Return the weights of the templates for a concept; they need not add up to one."""
         mix = self._config.mix
         background = mix.background if concept.backgrounds else 0.0
-        # Nothing but backgrounds may be wanted, while the concept has none.
+        # The mix may ask for backgrounds only, while the concept has none.
         if concept.kind != "object" or not mix.c + background + mix.relation:
             return {"c": 1.0}
         return {"c": mix.c, "c-background": background, "c-relation": mix.relation}
 
     def _pool(self, shard: int, group: Group) -> list[str]:
-        """The example triples of a shard; the last few pools are kept."""
+        """Return the example triples of a shard; recent pools are kept."""
         key = (shard, group)
         if key not in self._pools:
             if len(self._pools) >= 64:
@@ -207,7 +207,7 @@ class PromptBuilder:
 
 
 def _triple(lines: tuple[str, ...], *at: float) -> str:
-    """Different lines, in random order, each choice uniform among those left."""
+    """Return different lines in random order; each draw is uniform among the remaining lines."""
     assert len(at) == EXAMPLES_PER_PROMPT
     left = list(range(len(lines)))
     return "\n".join(lines[left.pop(int(a * len(left)))] for a in at)

@@ -1,15 +1,15 @@
-"""The kinds of captions that the paper compares (Table 2), and captions from elsewhere.
+"""Caption variants that the paper compares (Table 2), and captions from a file.
 
 - `full`: all templates and all kinds of concepts;
 - `IN+OurBG+LLM`: objects with their own backgrounds, written by the language model;
-- `IN+Places+LLM`: the same with places drawn at random instead of those backgrounds;
-- `IN+h+Places`: no language model; class, hypernym and a random place are joined as words, in the
-  form of Sariyildiz et al. (2023), "c, h inside b";
-- `file`: captions that someone else wrote.
+- `IN+Places+LLM`: the same with random places instead of those backgrounds;
+- `IN+h+Places`: no language model; class, hypernym and a random place are joined in the form of
+  Sariyildiz et al. (2023), "c, h inside b";
+- `file`: captions from a file.
 
-The names are the paper's; here the objects and the places are those of the run's concept list, so a
-list of ImageNet and Places-365 gives the paper's variants. The captions of the last two come as
-prompts whose text is the caption: everything behind them, filters included, is one and the same.
+The names are the paper's. Objects and places are those of the run's concept list, so a list of
+ImageNet and Places-365 gives the paper's variants. In the last two variants, the text of a prompt
+is already the caption: everything after that, filters included, is the same for all variants.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ _TEXT_COLUMNS = ("text", "caption")
 
 
 def variant_concepts(variant: Variant, concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-    """The concepts that a variant is about, each with the backgrounds that it uses.
+    """Return the concepts of a variant, each with the backgrounds that the variant uses.
 
     Raises:
-        ConfigError: The list lacks what the variant needs.
+        ConfigError: The list has no concepts of a kind that the variant needs.
     """
     if variant == "full":
         return concepts
@@ -59,16 +59,17 @@ def variant_concepts(variant: Variant, concepts: tuple[Concept, ...]) -> tuple[C
 def _expect(variant: Variant, what: str, is_there: bool) -> None:
     if not is_there:
         raise ConfigError(
-            f"key 'variant' has value {variant!r}: expected a concept list with at least one {what}"
+            f"key 'captions.variant' has value {variant!r}: expected a concept list with at least "
+            f"one {what}"
         )
 
 
 class WordPrompts:
-    """Captions made of words alone: "fox, canine inside forest".
+    """Captions that are joined from words: "fox, canine inside forest".
 
     Args:
-        concepts: From `variant_concepts`.
-        seed: The run's seed.
+        concepts: Concepts from `variant_concepts`.
+        seed: Seed of the run.
     """
 
     def __init__(self, concepts: tuple[Concept, ...], seed: int) -> None:
@@ -76,7 +77,7 @@ class WordPrompts:
         self._seed = seed
 
     def build(self, ordinal: int) -> Prompt:
-        """The caption of an ordinal, the same in every process."""
+        """Return the caption of an ordinal, the same in every process."""
         draw = random.Random(derive(self._seed, "words", ordinal)).random
         concept = self._concepts.at(draw())
         place = concept.backgrounds[int(draw() * len(concept.backgrounds))]
@@ -85,23 +86,23 @@ class WordPrompts:
         return Prompt(ordinal, concept, "c-background", place, None, text, 0)
 
     def digests(self) -> dict[str, str]:
-        """Identity of the concept list, for the fingerprint."""
+        """Return the identity of the concept list, for the fingerprint."""
         return {"concepts_hash": self._concepts.digest()}
 
     def plan(self) -> dict[tuple[str, str, str], float]:
-        """Expected share of each (source, concept, template)."""
+        """Return the expected share of each (source, concept, template)."""
         return {(c.source, c.name, "c-background"): share for c, share in self._concepts.shares()}
 
 
 @dataclasses.dataclass(frozen=True)
 class FilePrompts:
-    """Captions out of a file, in its order. Pickles: workers read the file.
+    """Captions of a file, in its order. It pickles: workers read the file.
 
     Attributes:
         path: Text with one caption per line (empty lines do not count), or `.csv` or `.parquet`
-            with a column `text` or `caption`, and `concept` where captions are known to have one.
-            Each worker holds it in memory.
-        sha256: Of the file.
+            with a column `text` or `caption` and, optionally, a column `concept`. Each worker holds
+            the file in memory.
+        sha256: Checksum of the file.
     """
 
     path: str
@@ -109,40 +110,42 @@ class FilePrompts:
 
     @classmethod
     def open(cls, path: str) -> "FilePrompts":
-        """Look at a file of captions.
+        """Open a file of captions.
 
         Raises:
-            ConfigError: It cannot be read.
+            ConfigError: The file does not exist.
         """
         try:
             return cls(path, hashlib.sha256(storage.read_bytes(path)).hexdigest())
         except MissingFileError as error:
-            raise ConfigError(f"key 'captions_file' has value {path!r}: no such file") from error
+            raise ConfigError(
+                f"key 'captions.captions_file' has value {path!r}: no such file"
+            ) from error
 
     def __len__(self) -> int:
         return len(_rows(self.path, self.sha256))
 
     def build(self, ordinal: int) -> Prompt:
-        """The caption of an ordinal: a row of the file."""
+        """Return the caption of an ordinal: a row of the file."""
         row = _rows(self.path, self.sha256).slice(ordinal, 1).to_pylist()[0]
         source = PurePosixPath(self.path).stem
         concept = Concept(row["concept"] or "", source, "object", 1.0, ())
-        # On one line: what stands above the last line of a prompt counts as its examples.
+        # On one line, since all lines of a prompt before the last one count as examples.
         text = " ".join((row["text"] or "").split())
         return Prompt(ordinal, concept, "c", None, None, text, 0)
 
     def digests(self) -> dict[str, str]:
-        """Identity of the file, for the fingerprint."""
+        """Return the identity of the file, for the fingerprint."""
         return {"captions_file_sha256": self.sha256}
 
     def plan(self) -> dict[tuple[str, str, str], float]:
-        """None: nobody says what the captions are about."""
+        """Return nothing: it is unknown what the captions are about."""
         return {}
 
 
 @lru_cache(maxsize=1)
 def _rows(path: str, sha256: str) -> pa.Table:
-    """The columns `text` and `concept` of a file of captions."""
+    """Return the columns `text` and `concept` of a file of captions."""
     content = storage.read_bytes(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ConfigError(f"file of captions {path!r} changed while it was read")

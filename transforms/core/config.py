@@ -1,8 +1,8 @@
 """Job configuration: one YAML file per job, `key=value` overrides, checked before anything runs.
 
-OmegaConf reads and merges, pydantic validates. Configs are frozen: values that follow from others
-are computed by functions and never written back. Every error is one sentence that names the key,
-the value and what was expected.
+OmegaConf reads and merges, pydantic validates. Configs are frozen: derived values are computed by
+functions and never written back. Every error is one sentence that names the key, the value and what
+was expected.
 """
 
 import io
@@ -47,26 +47,26 @@ class Config(BaseModel):
         protected_namespaces=(),
     )
     moved: ClassVar[Mapping[str, str]] = {}
-    """Old dotted key or section -> the key or section that took its place. Files and overrides
-    that still use an old key get a sentence with the new one; see also `stored_config`."""
+    """Old dotted key or section -> new key or section. Files and overrides with an old key are
+    refused with a sentence that names the new one; see also `stored_config`."""
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-"""A share or a probability, 0 to 1."""
+"""A share or a probability, from 0 to 1."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def chosen_by(key: str, default: str) -> BeforeValidator:
-    """Let a union of sections be chosen by one of their keys, which may be left out.
+    """Let a key choose one of several sections, with a default if the key is left out.
 
-    Use it behind pydantic's discriminator, on sections that each give `key` its own `Literal`:
+    Use it after pydantic's discriminator, on sections that each give `key` its own `Literal`:
 
         Annotated[VllmConfig | OpenAIConfig, Field(discriminator="name"), chosen_by("name", "vllm")]
 
     Args:
-        key: The discriminator, a key of each of the sections.
-        default: Its value where the section does not have it.
+        key: The discriminator, a key of every section.
+        default: Its value if a section does not contain it.
     """
 
     def with_choice(value: Any) -> Any:
@@ -92,7 +92,7 @@ def one_of(options: Sequence[type[Config]], key: str = "name") -> Any:
 
 
 def no_fingerprint(default: Any = ...) -> Any:
-    """Declare a field that changes where or how fast a stage runs, but never its bytes."""
+    """Declare a field that may change where or how fast a stage runs, but never its bytes."""
     return Field(default, json_schema_extra={"fingerprint": False})
 
 
@@ -100,7 +100,7 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
     """Read `path`, apply `overrides` and validate.
 
     Args:
-        cls: The job's config class.
+        cls: Config class of the job.
         path: A local YAML file.
         overrides: `key=value` strings; dots reach into sections, values are YAML.
 
@@ -130,7 +130,7 @@ def parse_config(
         values: Any = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
-    except OSError as error:  # OmegaConf's way to say that it is neither a mapping nor a list.
+    except OSError as error:  # From OmegaConf: the file holds neither a mapping nor a list.
         raise ConfigError(f"config file {path!r} must hold `key: value` lines") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path!r} cannot be resolved: {_one_line(error)}") from error
@@ -145,15 +145,15 @@ def parse_config(
 
 
 def stored_config(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
-    """Read the resolved config that a run or a checkpoint holds, also one of an earlier version.
+    """Read the resolved config that a run or a checkpoint contains, also of an earlier version.
 
-    Keys that moved are renamed, and keys of a choice that was not taken are left out: earlier
+    Keys that moved are renamed. Keys of choices that were not taken are left out, since earlier
     versions wrote the sections of all choices.
 
     Args:
-        cls: The job's config class.
-        values: What was stored, nested.
-        where: Name of the file, for errors.
+        cls: Config class of the job.
+        values: The stored config, nested.
+        where: Name of the file, for error messages.
 
     Raises:
         ConfigError: The values are not a config of this job.
@@ -177,7 +177,7 @@ def stored_config(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> 
 
 
 def fields_of_other_choices(config: Config) -> set[str]:
-    """Return the keys of sections that were not chosen; old versions fingerprinted them, too."""
+    """Return the keys of sections that were not chosen; old fingerprints contain them, too."""
     values = config.model_dump(mode="json")
     return {key for key, _ in leaves(type(config))} - {
         key for key, _ in leaves(type(config), values=values)
@@ -185,9 +185,9 @@ def fields_of_other_choices(config: Config) -> set[str]:
 
 
 def _new_name(cls: type[Config], key: str) -> str | None:
-    """Return the key that took the place of one that moved, None for all other keys."""
+    """Return the new key of one that moved, None for all other keys."""
     for old, new in cls.moved.items():
-        # A key may also have become a section of the same name: engine -> engine.name.
+        # A key may have become a section of the same name: engine -> engine.name.
         if key == old or (key.startswith(f"{old}.") and not new.startswith(f"{old}.")):
             return new + key.removeprefix(old)
     return None
@@ -215,7 +215,7 @@ def _overridden(config: DictConfig, override: str) -> DictConfig:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
     except (yaml.YAMLError, OmegaConfBaseException, IndexError, TypeError) as error:
         raise ConfigError(f"override {override!r} cannot be read: {_one_line(error)}") from error
-    assert isinstance(merged, DictConfig), "as both of its parts"
+    assert isinstance(merged, DictConfig), "since both of its parts are"
     return merged
 
 

@@ -1,4 +1,4 @@
-"""One sentence for everything that is wrong with the values of a config."""
+"""Error messages for wrong values of a config: one sentence for all mistakes."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ from transforms.core.config_keys import (
 )
 
 OF_ANOTHER_JOB = 3
-"""Unknown keys at the top of a file from which on it is taken for another job's."""
+"""A file with at least this many unknown top-level keys is taken for another job's config."""
 
 FEW = 2
-"""Unknown keys without a hint up to which the known keys are listed."""
+"""The known keys are listed if at most this many unknown keys have no hint."""
 
 CLOSE = 0.75
-"""How like a known key (`difflib`'s ratio) a misspelt one is; `sede` and `seed` are 0.75."""
+"""Least similarity of a misspelt key and a hint (`difflib`'s ratio); `sede`, `seed`: 0.75."""
 
 SHOWN = 200
-"""Characters of a wrong value that a sentence repeats."""
+"""Characters of a wrong value that a message shows."""
 
 A_LIST = "a list"
 
@@ -42,7 +42,7 @@ EXPECTED = {
     **{"greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}"},
     **{"less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}"},
 }
-"""What a wrong value should have been, by pydantic's name of the mistake; with its details."""
+"""pydantic's type of an error -> the expected value; braces hold details of the error."""
 
 
 def sentence(
@@ -52,7 +52,7 @@ def sentence(
     loaded: DictConfig,
     values: Any,
 ) -> str:
-    """What is wrong with `values`, some of which were `loaded` from `path`."""
+    """Return a message about `values`, some of which were `loaded` from `path`."""
     unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
     strange = [detail["loc"][0] for detail in unknown if len(detail["loc"]) == 1]
     if sum(key in loaded for key in strange) >= OF_ANOTHER_JOB:
@@ -64,7 +64,7 @@ def sentence(
 
 
 def _about_unknown(cls: type[BaseModel], unknown: Sequence[ErrorDetails], values: Any) -> str:
-    """One sentence about all unknown keys; keys that are in `values` are no corrections."""
+    """Return one message about all unknown keys; keys in `values` are not suggested."""
     known, given = [name for name, _ in leaves(cls, values=values)], set(given_keys(values))
     candidates = [name for name in (*known, *cls.model_fields) if name not in given]
     named, without_hint = [], []
@@ -79,13 +79,13 @@ def _about_unknown(cls: type[BaseModel], unknown: Sequence[ErrorDetails], values
         without_hint += [] if close else [detail]
     text = f"unknown key{'s' if len(named) > 1 else ''} {', '.join(named)}"
     if len(without_hint) <= FEW:
-        beside = dict.fromkeys(n for d in without_hint for n in _beside(known, _key(cls, d)))
-        text += f": known keys are {', '.join(beside)}" if beside else ""
+        others = dict.fromkeys(n for d in without_hint for n in _neighbours(known, _key(cls, d)))
+        text += f": known keys are {', '.join(others)}" if others else ""
     return text
 
 
 def _closest(key: str, candidates: Sequence[str]) -> str | None:
-    """The key that is meant, if one is close; a common section alone makes none so."""
+    """Return the known key that is most similar; a common section alone is not enough."""
     for close in difflib.get_close_matches(key, candidates, n=5, cutoff=CLOSE):
         if difflib.get_close_matches(_last(key), [_last(close)], cutoff=CLOSE):
             return close
@@ -96,8 +96,8 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _beside(known: Sequence[str], key: str) -> Iterator[str]:
-    """The known keys and sections of the section that a key is in."""
+def _neighbours(known: Sequence[str], key: str) -> Iterator[str]:
+    """Yield the known keys and sections of the section that a key is in."""
     section = "".join(f"{part}." for part in key.split(".")[:-1] if not part.isdigit())
     for name in known:
         if name.startswith(section):
@@ -133,7 +133,7 @@ def _about_value(cls: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _size(annotation: Any) -> int | None:
-    """Numbers in a list of fixed length; None where it has any length or is no list."""
+    """Return the length of a list type; None for lists of any length and for other types."""
     kind, parts = get_origin(annotation), get_args(annotation)
     if kind in (Annotated, Union, UnionType):
         return next(filter(None, map(_size, parts)), None)
@@ -141,7 +141,7 @@ def _size(annotation: Any) -> int | None:
 
 
 def _key(cls: type[BaseModel], detail: ErrorDetails) -> str:
-    """The dotted key of an error; pydantic puts the choice of a section into its place, too."""
+    """Return the dotted key of an error; pydantic's location also names the chosen sections."""
     parts: list[str] = []
     section: Any = cls
     location = iter(detail["loc"])

@@ -1,1 +1,1 @@
-"""The models behind an interface: text engines complete prompts, image engines paint captions."""
+"""Models behind an interface: text engines complete prompts, image engines paint captions."""

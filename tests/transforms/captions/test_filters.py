@@ -209,7 +209,7 @@ def test_wrong_block_lists(tmp_path: Path) -> None:
         load_block_list(str(tmp_path / "absent"))
     path = tmp_path / "blocked.txt"
     path.write_text("gun\n?!\n")
-    with pytest.raises(ConfigError, match=r"line '\?!' holds no word"):
+    with pytest.raises(ConfigError, match=r"line '\?!' contains no word"):
         load_block_list(str(path))
 
 

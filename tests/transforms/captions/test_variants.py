@@ -45,7 +45,7 @@ def test_places_stand_in_for_backgrounds() -> None:
 def test_lists_that_lack_what_a_variant_needs(
     variant: str, concepts: tuple[Concept, ...], missing: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"'variant'.*at least one {missing}"):
+    with pytest.raises(ConfigError, match=f"'captions.variant'.*at least one {missing}"):
         variant_concepts(variant, concepts)  # type: ignore[arg-type]
 
 

@@ -17,8 +17,8 @@ MODEL = Model("owner/name", "0" * 40, f"hub:owner/name@{'0' * 40}")
 
 
 class Job(Config):
-    text: texts.TextEngineChoice = texts.DEFAULT_ENGINE
-    image: images.ImageEngineChoice = images.DEFAULT_ENGINE
+    text: texts.AnyTextEngineConfig = texts.DEFAULT_ENGINE
+    image: images.AnyImageEngineConfig = images.DEFAULT_ENGINE
 
 
 @pytest.mark.parametrize("engines", [texts.ENGINES, images.ENGINES])

@@ -10,9 +10,9 @@ ENGINES: tuple[type[ImageEngineConfig], ...] = (diffusers.DiffusersConfig,)
 """Config classes of all image engines; the first one is the default."""
 
 if TYPE_CHECKING:
-    ImageEngineChoice = ImageEngineConfig
+    AnyImageEngineConfig = ImageEngineConfig
 else:
-    ImageEngineChoice = one_of(ENGINES)
+    AnyImageEngineConfig = one_of(ENGINES)
 """Type of a config field `engine`: one of `ENGINES`, chosen by its `name`."""
 
 DEFAULT_ENGINE: ImageEngineConfig = ENGINES[0].model_validate({})

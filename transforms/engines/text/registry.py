@@ -13,9 +13,9 @@ ENGINES: tuple[type[TextEngineConfig], ...] = (
 """Config classes of all text engines; the first one is the default."""
 
 if TYPE_CHECKING:
-    TextEngineChoice = TextEngineConfig
+    AnyTextEngineConfig = TextEngineConfig
 else:
-    TextEngineChoice = one_of(ENGINES)
+    AnyTextEngineConfig = one_of(ENGINES)
 """Type of a config field `engine`: one of `ENGINES`, chosen by its `name`."""
 
 DEFAULT_ENGINE: TextEngineConfig = ENGINES[0].model_validate({})
