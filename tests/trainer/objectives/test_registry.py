@@ -1,5 +1,6 @@
 """The registry: adding an objective, keys of each objective, runs of earlier versions."""
 
+import ast
 import json
 import os
 import shutil
@@ -205,3 +206,15 @@ def test_a_note_of_an_earlier_version_still_stops_the_same_step(
     assert command(run, *overrides) == NOT_FINITE, "at once"
     assert not losses(run)
     assert command(run, *overrides, "optim.clip_norm=1") == 0
+
+
+def test_no_module_asks_which_objective_a_config_has() -> None:
+    asking = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "trainer").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare | ast.Match)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Attribute) and part.attr == "kind"
+    ]
+    assert not asking
