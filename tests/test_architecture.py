@@ -34,6 +34,33 @@ FORBIDDEN = {
 """Folder -> what nothing in it may import, not even inside a function; `transforms!core` is all of
 transforms but transforms.core."""
 
+ROOMS = {
+    "trainer": (
+        {"distributed", "signals"},
+        {"losses"},
+        {"models", "data"},
+        {"execution", "optim"},
+        {"objectives", "checkpoints"},
+        {"evaluate"},
+        {"monitor"},
+        {"config"},
+        {"training"},
+        {"cli"},
+        {"train", "launch", "replay", "export"},
+    ),
+    "transforms": (
+        {"core"},
+        {"engines", "concepts"},
+        {"captions", "curation", "images"},
+        {"produce", "verify"},
+    ),
+}
+"""Package -> its rooms and modules from the bottom up. Each may import those of the levels below,
+and a room also itself. What is imported for type checkers alone does not count."""
+
+MOST_NAMES = {"trainer": 20, "transforms": 8}
+"""Package -> how many names its listing may show."""
+
 HEAVY = {"apache_beam", "diffusers", "torch", "transformers", "vllm", "sklearn", "timm"}
 
 
@@ -46,6 +73,23 @@ def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def run_time_imports(path: Path) -> Iterator[str]:
+    """The imports of a module without those under `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        statement
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for body in node.body
+        for statement in ast.walk(body)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in for_types:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import) and node not in for_types:
+            yield from (alias.name for alias in node.names)
 
 
 def breaks(name: str, rule: str) -> bool:
@@ -61,6 +105,46 @@ def test_imports_flow_one_way(folder: str) -> None:
         for path in sorted((ROOT / folder).rglob("*.py"))
         for name in imports(path)
         if any(breaks(name, rule) for rule in FORBIDDEN[folder])
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_only_from_rooms_below(package: str) -> None:
+    level = {name: number for number, names in enumerate(ROOMS[package]) for name in names}
+    assert listing(package) - {"__init__", "configs"} == set(level)
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        # A command: it may use all that the other commands use.
+        own = len(ROOMS[package]) if path.name == "__main__.py" else level.get(room, -1)
+        for name in run_time_imports(path):
+            top, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if top == package and other in level and other != room and level[other] >= own:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def listing(package: str) -> set[str]:
+    """The names that the listing of a package's folder shows, without suffix."""
+    entries = (ROOT / package).iterdir()
+    return {path.stem for path in entries if path.suffix == ".py" or any(path.glob("*.*"))}
+
+
+@pytest.mark.parametrize("package", MOST_NAMES)
+def test_a_listing_explains_the_house(package: str) -> None:
+    assert len(listing(package) - {"__init__"}) <= MOST_NAMES[package]
+
+
+def test_no_layer_names_one_above_it_in_a_string() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {node.value!r}"
+        for path in sorted((ROOT / "transforms").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.partition(".")[0] in ("pipelines", "trainer")
     ]
     assert not wrong
 

@@ -102,7 +102,7 @@ def test_make_targets_exist(document: Path) -> None:
     assert named <= targets
 
 
-@pytest.mark.parametrize("document", MANUALS, ids=name)
+@pytest.mark.parametrize("document", [m for m in MANUALS if m.name != "extend.md"], ids=name)
 def test_commands_exist_and_their_configs_load(document: Path) -> None:
     for module, arguments in commands(document):
         assert importlib.util.find_spec(module), module

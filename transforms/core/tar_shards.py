@@ -13,13 +13,13 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from transforms.core.errors import DAMAGE
-from transforms.core.records import ImageSet
+from transforms.core.records import Caption, ImageSet
 from transforms.core.seeding import caption_id, derive
 from transforms.core.shards import Contents
 
@@ -90,6 +90,24 @@ def read_samples(content: bytes) -> dict[str, dict[str, bytes]]:
             file = archive.extractfile(member)
             samples.setdefault(key, {})[name] = file.read() if file else b""
     return samples
+
+
+def read_image_sets(content: bytes) -> list[ImageSet]:
+    """Return the image sets of a tar, in the order of the file.
+
+    Raises:
+        tarfile.TarError: The content is damaged or cut off.
+        LookupError, TypeError, ValueError: A sample is not one that `ImageTars` writes.
+    """
+    return [_image_set(sample) for sample in read_samples(content).values()]
+
+
+def _image_set(sample: Mapping[str, bytes]) -> ImageSet:
+    described = json.loads(sample["json"])
+    caption = Caption(**{field.name: described[field.name] for field in fields(Caption)})
+    names = sorted((n for n in sample if n[0].isdigit()), key=lambda n: int(n.partition(".")[0]))
+    images = tuple(sample[name] for name in names)
+    return ImageSet(caption, images, tuple(described["seeds"]), described["generator"])
 
 
 def _sample_faults(

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from tests.support.image_sets import image_set
-from transforms.core.tar_shards import ImageTars, image_set_sample, list_members
+from transforms.core.tar_shards import ImageTars, image_set_sample, list_members, read_image_sets
 
 
 def test_plain_webdataset_reads_a_shard(tmp_path: Path) -> None:
@@ -34,6 +34,13 @@ def test_same_samples_same_bytes(tmp_path: Path) -> None:
         ImageTars().write(str(path), [image_set(number) for number in range(3)])
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+def test_image_sets_are_read_as_they_were_written(tmp_path: Path) -> None:
+    sets = [image_set(number) for number in range(3)]
+    path = tmp_path / "a.tar"
+    ImageTars().write(str(path), sets)
+    assert read_image_sets(path.read_bytes()) == sets
 
 
 def test_ids_in_order_and_damage_is_seen(tmp_path: Path) -> None:
