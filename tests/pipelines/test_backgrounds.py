@@ -72,7 +72,7 @@ def test_places_are_found_committed_and_used_by_captions(
     assert drawn == {place for listed in places.values() for place in listed}
     num_requests = len(endpoint.requests)
     run(given, [])
-    assert len(endpoint.requests) == num_requests, "a complete stage asks nobody"
+    assert len(endpoint.requests) == num_requests, "a complete stage sends no requests"
     write_captions(f"{given.run}/captions", [make_captions(3)])
     verify.run(verify.VerifyConfig(run=given.run), [])
     assert "none" in capsys.readouterr().out

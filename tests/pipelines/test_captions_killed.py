@@ -1,4 +1,4 @@
-"""The captions stage, killed with SIGKILL and started again, as real processes."""
+"""The captions stage as real processes, killed with SIGKILL and started again."""
 
 import hashlib
 import itertools
@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnop"
 
 
 def answer(body: dict[str, Any]) -> Answer:
-    """A caption that depends on prompt and seed alone; some are bad, and poison is refused."""
+    """Answer by prompt and seed only: some captions are bad, and poison is refused."""
     concept = body["prompt"].splitlines()[-1].removesuffix(" =>").split(",")[0]
     if concept == "poison":
         return Answer(status=400)
@@ -58,7 +58,7 @@ def content(run: Path) -> dict[str, str]:
 
 
 def check_whole(run: Path) -> None:
-    """Everything under a final name is whole: readable, and as its commit record says."""
+    """Check that all files with final names are readable and match their commit records."""
     folder = stage_folder(str(run), "captions-raw")
     for path in Path(folder.url).rglob("*.parquet"):
         pq.read_table(path)
@@ -70,7 +70,7 @@ def check_whole(run: Path) -> None:
 
 
 def ordinals(run: Path) -> list[int]:
-    """Those of all captions and dead letters, sorted."""
+    """Return the ordinals of all captions and dead letters, sorted."""
     folder = Path(stage_folder(str(run), "captions-raw").url)
     captions = [pq.read_table(p)["ordinal"].to_pylist() for p in folder.glob("shards/*/*")]
     failures = [pq.read_table(p)["record_id"].to_pylist() for p in folder.glob("failures/*/*")]
@@ -85,7 +85,7 @@ def test_killed_anywhere_and_run_again_it_equals_an_undisturbed_run(tmp_path: Pa
 
     def deadly(body: dict[str, Any]) -> Answer:
         if victim is not None and next(requests) == SIZE + 3:
-            victim.kill()  # While it asks for its second shard, or again for the first.
+            victim.kill()  # During its second shard, or a second try of the first.
         return answer(body)
 
     with serving(deadly) as endpoint:
@@ -150,7 +150,7 @@ def test_killed_while_the_built_in_model_writes(tmp_path: Path) -> None:
     first = content(run)
     subprocess.run(command(run, *settings), check=True, stderr=subprocess.DEVNULL)
     check_whole(run)
-    assert first.items() <= content(run).items(), "what was published stays"
+    assert first.items() <= content(run).items(), "published files do not change"
     assert ordinals(run) == list(range(3 * size))
     prompts = prompt_source(load_config(CaptionsConfig, DEMO, settings))
     for path in Path(stage_folder(str(run), "captions-raw").url).glob("shards/*/*"):

@@ -59,7 +59,7 @@ def test_the_same_list_changes_nothing_and_another_is_refused(tmp_path: Path) ->
 
 
 def test_the_paper_s_config_stands() -> None:
-    # Behind an endpoint, nobody looks its model up at the hub.
+    # With an endpoint, the model is not looked up at the hub.
     path = str(CONFIGS / "syncaps-150m.yaml")
     overrides = ["engine.name=openai", "captions.use_backgrounds=list"]
     assert load_config(CaptionsConfig, path).model == "meta-llama/Llama-2-7b-hf"

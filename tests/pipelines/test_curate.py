@@ -34,7 +34,7 @@ def test_curation_ends_with_equal_shards_an_index_and_success(any_storage: str) 
     assert index.metadata["num_raw"] == "80"
     assert index.metadata["num_exact_duplicates"] == "15"
     assert storage.exists(storage.join(url, "captions", "_SUCCESS"))
-    assert not storage.exists(storage.join(url, "captions", "parts")), "no scratch is left"
+    assert not storage.exists(storage.join(url, "captions", "parts")), "scratch files are deleted"
 
 
 def test_the_report_says_what_was_removed_and_what_is_left(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def shard_checksums(url: str) -> dict[str, str]:
 
 
 def images_by_caption(url: str) -> dict[str, tuple[bytes, ...]]:
-    """Read as a stranger would: plain webdataset on the paths of the index."""
+    """Read images with plain webdataset, from the paths in the index."""
     index = read_index(storage.join(url, "images", "index.parquet"))
     paths = [f"{index.folder}/{path}" for path in index.table["path"].to_pylist()]
     samples = webdataset.WebDataset(paths, shardshuffle=False)
@@ -61,7 +61,7 @@ def images_by_caption(url: str) -> dict[str, tuple[bytes, ...]]:
 
 @pytest.fixture(scope="module")
 def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run whose images are painted."""
+    """Return the folder of a run with complete images."""
     url = str(tmp_path_factory.mktemp("finished") / "run")
     write_captions(f"{url}/captions", SHARDS)
     run(settings(url, model), [])
@@ -154,7 +154,7 @@ def test_seeds_follow_the_generator_and_nothing_else(model: str, tmp_path: Path)
 
 
 def start(config: Path) -> "subprocess.Popen[bytes]":
-    """The stage as a process of its own; one thread each, so that two of them fit a machine."""
+    """Start the stage as a process with one thread, so that two of them fit on a machine."""
     command = [sys.executable, "-m", "pipelines", "images", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
@@ -162,7 +162,7 @@ def start(config: Path) -> "subprocess.Popen[bytes]":
 
 @pytest.fixture
 def big_run(model: str, tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A config, its run, and the same run undisturbed: forty shards of one caption."""
+    """Return a config, its run, and the same run undisturbed: 40 shards of one caption."""
     runs = tmp_path / "run", tmp_path / "undisturbed"
     config = tmp_path / "images.yaml"
     for url in runs:
@@ -186,7 +186,7 @@ def test_killed_and_started_again_ends_as_undisturbed(big_run: tuple[Path, Path,
                 process.send_signal(signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
             time.sleep(0.01)
-    assert kills == 2, "both kills must hit a run at work"
+    assert kills == 2, "both kills must hit a working process"
     assert not (url / "images" / "_SUCCESS").exists()
     assert start(config).wait() == 0
     assert shard_checksums(str(url)) == shard_checksums(str(undisturbed))

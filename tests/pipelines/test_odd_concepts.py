@@ -1,4 +1,4 @@
-"""Names of any script and shape go through the whole captions stage with the real vLLM."""
+"""Concept names of many scripts and shapes in the whole captions stage, with the real vLLM."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ assert len(NAMES) == 200
 
 
 def names(caption: str, name: str) -> bool:
-    """Whether the name, or its plural, stands in the caption; not the filters' rule."""
+    """Return whether a caption contains the name or its plural; not the rule of the filters."""
     return (name[:-1] if len(name) > 4 else name) in caption.casefold()
 
 

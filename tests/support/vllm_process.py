@@ -1,7 +1,7 @@
-"""A process that asks the real vLLM on the built-in model, and prints what it saw as JSON.
+"""A process that runs the real vLLM with the built-in model, and prints the results as JSON.
 
-In a process of its own, since vLLM changes the threads and the environment of the one it is in; and
-from a thread, as Beam calls it.
+It is a separate process because vLLM changes threads and environment of its process. vLLM runs in a
+thread, as in Beam.
 """
 
 import json
@@ -31,7 +31,7 @@ def ask(seen: dict[str, Any]) -> None:
         dtype="float32",
         max_model_len=256,
         max_num_seqs=16,
-        # Less than two prompts: more prompts than fit one step, which is where seeds crashed.
+        # Less than two prompts: seeds crash vLLM if a prompt is split over two steps.
         max_num_batched_tokens=256,
         kv_cache_gib=0.5,
         enforce_eager=True,
@@ -56,7 +56,7 @@ def ask(seen: dict[str, Any]) -> None:
     seen["children"] = [Path(f"/proc/{pid}/comm").read_text() for pid in children.split()]
     engine._llm.llm_engine.step = broken
     completions = complete_each(engine, prompts, seeds)
-    seen["mended"] = [i for i, c in enumerate(completions) if c.error or not c.num_tokens]
+    seen["recovered"] = [i for i, c in enumerate(completions) if c.error or not c.num_tokens]
 
 
 def main() -> None:

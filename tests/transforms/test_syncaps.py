@@ -1,4 +1,4 @@
-"""The paper's concept list, as the repository ships it."""
+"""The paper's concept list, as it is in the repository."""
 
 import random
 from collections import Counter, defaultdict

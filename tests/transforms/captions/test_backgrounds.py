@@ -31,7 +31,7 @@ CONCEPTS = tuple(Concept(name, "animals", "object", 0.2, ("zoo",)) for name in (
 HARBOUR = Concept("harbour", "scenes", "place", 0.4, ())
 CONFIG = BackgroundsConfig(places_per_concept=4, min_places=2, max_tries=3, concepts_per_shard=2)
 Answer = Callable[[str, int], str]
-"""(concept asked about, number of the call) -> what the model writes."""
+"""(concept of the prompt, number of the call) -> text that the model writes."""
 
 
 class ScriptedEngine:
@@ -144,7 +144,7 @@ def test_a_concept_with_hardly_any_place_or_an_error_is_a_dead_letter() -> None:
     few, failed = made.produce(0, tally)
     assert few == Failure("animals/fox", "drop_too_few_places", "1 places: barn")
     assert failed == Failure("animals/owl", "engine_error", "too long")
-    assert [len(prompts) for prompts, _ in engine.calls] == [2, 1, 1], "what fails fails again"
+    assert [len(prompts) for prompts, _ in engine.calls] == [2, 1, 1], "failures are final"
     assert made.record_ids(0) == ["animals/fox", "animals/owl"]
 
 
@@ -175,7 +175,7 @@ def test_a_prompt_depends_on_seed_concept_and_try_alone() -> None:
         _, *shown, last = prompt.splitlines()
         assert len(set(shown)) == 3 and set(shown) <= set(THINGS)
         assert last.endswith(" =>") and not last.startswith("thing")
-    # All examples take part, and in every place.
+    # Every example is used, in every position.
     many = [made.prompt(CONCEPTS[0], attempt).splitlines()[1:4] for attempt in range(200)]
     assert all({lines[place] for lines in many} == set(THINGS) for place in range(3))
 

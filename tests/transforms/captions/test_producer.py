@@ -15,11 +15,11 @@ from transforms.engines.text.base import Completion
 
 SIZE = 20
 Answer = Callable[[str, int, int], Completion]
-"""(concept named last in the prompt, its place in the call, number of the call) -> completion."""
+"""(last concept in the prompt, position in the call, number of the call) -> completion."""
 
 
 class ScriptedEngine:
-    """Answers as a test says, and keeps what it was asked."""
+    """An engine with scripted answers, which records its calls."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer

@@ -31,7 +31,7 @@ def many(number: int, **arguments: object) -> list[Prompt]:
 
 
 def shown(prompt: Prompt) -> tuple[str, ...]:
-    """The example lines of a prompt."""
+    """Return the example lines of a prompt."""
     return tuple(prompt.text.splitlines()[1:-1])
 
 
@@ -92,7 +92,7 @@ def test_concepts_and_templates_are_drawn_by_their_shares() -> None:
 
 
 def test_shared_pools_leave_the_examples_of_a_prompt_as_independent_draws_have_them() -> None:
-    # One prompt of each of many shards: its triple is uniform over all ordered triples.
+    # With one prompt per shard, triples are uniform over all ordered triples.
     triples = list(itertools.permutations(SMALL.lines["objects"], 3))
     concepts = CONCEPTS[1:2]
     mix = TemplateMix(background=0, relation=0)

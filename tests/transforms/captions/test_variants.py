@@ -95,7 +95,7 @@ def test_captions_of_a_file_become_a_shard_without_an_engine(tmp_path: Path, suf
     assert (first.ordinal, first.source, first.template) == (0, "given", "c")
     assert first.concept == ("" if suffix == ".txt" else "fox")
     assert isinstance(short, Failure) and short.reason == "drop_too_short"
-    assert tally.as_dict() == {"drop_too_short": 1, "tokens": 0}, "it is not asked again"
+    assert tally.as_dict() == {"drop_too_short": 1, "tokens": 0}, "no second try"
 
 
 def test_a_caption_of_several_lines_is_one_caption(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Job(Config):
     share: float = no_fingerprint(0.5)
     """A share."""
     scale: tuple[float, float] | None = no_fingerprint(None)
-    """Low and high."""
+    """Lowest and highest scale."""
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -88,7 +88,7 @@ def test_every_mistake_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def said(tmp_path: Path, text: str, *overrides: str) -> str:
+def message(tmp_path: Path, text: str, *overrides: str) -> str:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_config(Job, path, overrides)
@@ -96,36 +96,36 @@ def said(tmp_path: Path, text: str, *overrides: str) -> str:
 
 
 def test_the_config_of_another_job_is_taken_for_one(tmp_path: Path) -> None:
-    assert said(tmp_path, "a: 1\nb: {c: 1}\nsede: 2\nsampler: {size: 1}\n") == (
+    assert message(tmp_path, "a: 1\nb: {c: 1}\nsede: 2\nsampler: {size: 1}\n") == (
         "CONFIG looks like the config of another job: unknown keys 'sampler.size', 'a', 'b', 'sede'"
     )
-    assert "another job" not in said(tmp_path, "run: out\n", "a=1", "b=2", "c=3")
+    assert "another job" not in message(tmp_path, "run: out\n", "a=1", "b=2", "c=3")
 
 
 def test_unknown_keys_are_one_sentence_with_the_known_keys_once(tmp_path: Path) -> None:
-    assert said(tmp_path, "run: out\nzoom: 1\nsede: 2\n") == (
+    assert message(tmp_path, "run: out\nzoom: 1\nsede: 2\n") == (
         "CONFIG: unknown keys 'zoom' (value 1), 'sede' (value 2, did you mean 'seed'?): "
         "known keys are run, seed, sampler, datasets, share, scale"
     )
-    assert said(tmp_path, "run: out\nsampler: {zoom: 1}\n") == (
+    assert message(tmp_path, "run: out\nsampler: {zoom: 1}\n") == (
         "CONFIG: unknown key 'sampler.zoom' (value 1): known keys are sampler.steps, sampler.name"
     )
-    assert "known keys are" not in said(tmp_path, "run: out\nsampler: {a: 1, b: 2, c: 3}\n")
+    assert "known keys are" not in message(tmp_path, "run: out\nsampler: {a: 1, b: 2, c: 3}\n")
 
 
 @pytest.mark.parametrize("short", ["[]", "[1]"])
 def test_a_list_that_is_too_short_is_said_once(tmp_path: Path, short: str) -> None:
-    assert said(tmp_path, "run: out\n", f"scale={short}") == (
+    assert message(tmp_path, "run: out\n", f"scale={short}") == (
         f"CONFIG: key 'scale' has value {short}: expected a list of 2 numbers"
     )
 
 
 def test_no_hint_names_a_key_that_is_given(tmp_path: Path) -> None:
-    assert "did you mean" not in said(tmp_path, "run: out\nseed: 1\nsede: 2\n")
+    assert "did you mean" not in message(tmp_path, "run: out\nseed: 1\nsede: 2\n")
 
 
 def test_a_long_value_is_cut(tmp_path: Path) -> None:
-    assert len(said(tmp_path, f"run: out\nzoom: {'x' * 5000}\n")) < 400
+    assert len(message(tmp_path, f"run: out\nzoom: {'x' * 5000}\n")) < 400
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
@@ -169,15 +169,15 @@ def test_help_describes_every_key() -> None:
 class Wood(Config):
     kind: Literal["wood"] = "wood"
     grain: int = 3
-    """Lines."""
+    """Lines of grain."""
 
 
 class Steel(Config):
     kind: Literal["steel"] = "steel"
     grade: int = 304
-    """Alloy."""
+    """Number of the alloy."""
     coating: str | None = None
-    """Paint."""
+    """Colour of the paint."""
 
 
 Material = Annotated[Wood | Steel, Field(discriminator="kind"), chosen_by("kind", "wood")]
@@ -186,9 +186,9 @@ Material = Annotated[Wood | Steel, Field(discriminator="kind"), chosen_by("kind"
 class Chair(Config):
     moved: ClassVar[dict[str, str]] = {"paint": "material.coating", "old": "material"}
     legs: int = 4
-    """Number."""
+    """Number of legs."""
     material: Material = Wood()
-    """What it is made of."""
+    """Material of the chair."""
 
 
 def chair(*overrides: str, text: str = "legs: 3\n") -> Chair:

@@ -1,4 +1,4 @@
-"""Engines with random weights, for the tests of several modules."""
+"""Engines with random weights, for tests of several modules."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Torch with one thread: these networks are too small for more."""
+    """Set torch to one thread: these networks are too small for more."""
     import torch
 
     threads = torch.get_num_threads()
@@ -27,17 +27,17 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in the shape of Stable Diffusion 1.5."""
+    """Return the folder of a random model with the architecture of Stable Diffusion 1.5."""
     return write_random_sd(tmp_path_factory.mktemp("models") / "random-sd")
 
 
 @pytest.fixture(scope="module")
 def load(folder: Path, one_thread: None) -> "Callable[..., DiffusersEngine]":
-    """Loads that model, with whatever settings."""
+    """Return a function that loads that model with the settings that it gets."""
     return partial(load_from, folder)
 
 
 @pytest.fixture(scope="module")
 def engine(load: "Callable[..., DiffusersEngine]") -> "DiffusersEngine":
-    """That model with DDIM and guidance in float32."""
+    """Return that model with DDIM and guidance in float32."""
     return load()

@@ -1,4 +1,4 @@
-"""What every registered engine promises."""
+"""Rules that every registered engine must follow."""
 
 import pickle
 from typing import get_args

@@ -21,7 +21,7 @@ from transforms.images.producer import ImageEngineError, ImagesProducer
 
 
 def producer(captions: list[Caption], batch_size: int = 8, **changes: object) -> ImagesProducer:
-    """A producer over one caption shard, its model loaded."""
+    """Return a producer for one caption shard, with a loaded model."""
     made = ImagesProducer(_rows(captions), block_spec(batch_size), paint_plan(**changes))
     made.setup()
     return made
@@ -34,7 +34,7 @@ def _rows(captions: list[Caption]) -> CaptionRows:
 
 
 def shows(image: bytes, text: str, seed: int) -> bool:
-    """Whether a stored image is the picture of this caption and seed."""
+    """Return whether a stored image is the picture of this caption and seed."""
     pixels = np.asarray(Image.open(io.BytesIO(image)))
     return bool(np.array_equal(pixels > 127, blocks(text, seed) > 127))
 

@@ -55,7 +55,7 @@ def test_it_paints_what_the_plain_pipeline_paints(folder: Path, engine: Diffuser
         output_type="np",
     ).images
     difference = engine.paint(TEXTS, SEEDS).pixels - expected * 255
-    assert np.abs(difference).max() <= 0.51, "rounding apart, the same pixels"
+    assert np.abs(difference).max() <= 0.51, "the same pixels up to rounding"
 
 
 def test_captions_are_encoded_once(
@@ -65,7 +65,7 @@ def test_captions_are_encoded_once(
     original = engine._pipeline.encode_prompt
 
     def count(prompt: Any, *arguments: Any, **named: Any) -> Any:
-        # The pipeline passes None beside embeddings that are made already.
+        # The pipeline passes None if it has got embeddings.
         encoded.extend(text for text in prompt or [] if text)
         return original(prompt, *arguments, **named)
 
@@ -155,7 +155,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     for again in painted:
         assert again.rejects == expected.rejects
         difference = again.pixels.astype(int) - expected.pixels
-        assert np.abs(difference).max() <= 1, "rounding apart, the same images"
+        assert np.abs(difference).max() <= 1, "the same images up to rounding"
 
 
 def test_not_even_one_image_fits(load: Callable[..., DiffusersEngine]) -> None:
@@ -169,7 +169,7 @@ def test_not_even_one_image_fits(load: Callable[..., DiffusersEngine]) -> None:
 def other_family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> DiffusersEngine:
-    """A pipeline with two text encoders; one that is a transformer."""
+    """Return a pipeline with two text encoders, or one whose denoiser is a transformer."""
     folder = request.param(tmp_path_factory.mktemp("models") / "random")
     return load_from(folder, scheduler="model", negative_prompt="dogs")
 
@@ -180,7 +180,7 @@ def test_other_families_too(other_family: DiffusersEngine, monkeypatch: pytest.M
     for i in (1, 5):
         alone = other_family.paint(TEXTS[i : i + 1], SEEDS[i : i + 1]).pixels
         np.testing.assert_array_equal(alone[0], together[i])
-    # As a pipeline that is not known: with captions, and noise from the same generators.
+    # Like an unknown pipeline: with captions as text, and noise from the same generators.
     monkeypatch.setattr(other_family, "_encoder", None)
     np.testing.assert_array_equal(other_family.paint(TEXTS, SEEDS).pixels, together)
 

@@ -72,4 +72,4 @@ def test_compiled_it_paints_the_same(
     difference = compiled.paint(TEXTS, SEEDS).pixels.astype(int)
     difference -= engine.paint(TEXTS, SEEDS).pixels
     assert np.abs(difference).max() <= 1
-    assert any((tmp_path / "cache").rglob("*.so")), "what was compiled is kept"
+    assert any((tmp_path / "cache").rglob("*.so")), "compiled kernels are kept"

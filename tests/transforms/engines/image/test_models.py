@@ -1,8 +1,10 @@
+import pickle
 from pathlib import Path
 
 import pytest
 
 from pipelines.images import builtin_model
+from tests.support.paths import ROOT
 from transforms.core.errors import ConfigError
 from transforms.engines.image.models import find_image_model, image_model_source
 from transforms.engines.model_refs import Model
@@ -51,7 +53,7 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache out of reach of the hub."""
+    """Return the folder of a hub cache; the hub cannot be reached."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -74,3 +76,12 @@ def test_a_hub_id_is_pinned_to_its_commit(hub_cache: Path) -> None:
 def test_a_hub_id_that_nobody_knows(hub_cache: Path) -> None:
     with pytest.raises(ConfigError, match="'owner/name': no such folder"):
         find_model("owner/name")
+
+
+def test_each_worker_finds_a_built_in_model_in_its_own_installation() -> None:
+    found = find_model("builtin:tiny-sd")
+    pickled = pickle.dumps(found)
+    assert str(ROOT).encode() not in pickled, "a path of this machine"
+    folder = Path(image_model_source(pickle.loads(pickled)))
+    assert (folder / "model_index.json").is_file()
+    assert found.identity == find_model(str(folder)).identity

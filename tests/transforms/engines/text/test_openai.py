@@ -14,7 +14,7 @@ SAMPLING = SamplingConfig(temperature=0.5, top_p=0.8, max_new_tokens=30)
 
 
 def answer(body: dict[str, Any]) -> Answer:
-    """A prompt that is a number is answered with that status."""
+    """Answer a prompt that is a number with that HTTP status."""
     prompt = body["prompt"]
     if prompt == "nothing":
         return Answer()
@@ -23,7 +23,7 @@ def answer(body: dict[str, Any]) -> Answer:
 
 
 def first(trouble: Answer, times: int) -> Callable[[dict[str, Any]], Answer]:
-    """Trouble for the first so many requests, then answers."""
+    """Answer the first `times` requests with `trouble`, and later ones normally."""
     numbers = itertools.count()
     return lambda body: trouble if next(numbers) < times else answer(body)
 

@@ -13,12 +13,12 @@ from transforms.engines.text.vllm import VllmConfig, VllmEngine
 
 
 class FakeLLM:
-    """Stands in for `vllm.LLM`: takes one token per word, breaks when a test says so."""
+    """Fake of `vllm.LLM` with one token per word, which fails when a test tells it to."""
 
     loaded: list["FakeLLM"]
     is_shut_down = False
     failures: list[int]
-    """Unfinished requests that each coming failure leaves behind."""
+    """Numbers of unfinished requests that the next failures leave behind, last one first."""
 
     def __init__(self, model: str, **settings: Any) -> None:
         assert all(llm.is_shut_down for llm in self.loaded), "two models in memory"
@@ -100,9 +100,9 @@ def test_the_real_vllm_on_the_built_in_model() -> None:
     assert all(1 <= tokens <= 24 for i, tokens in enumerate(seen["tokens"]) if i != 7)
     assert any(seen["finished"])
     cats = [first[i] for i in (0, 4, 8, 12, 16)]
-    assert len(set(cats)) > 1, "each seed samples for itself"
-    # Not always all: with the cache filled, sums are rounded differently.
+    assert len(set(cats)) > 1, "each seed has its own sample"
+    # Not always all of them: with a filled cache, sums are rounded differently.
     same = sum(a == b for a, b in zip(first, seen["again"], strict=True))
-    assert same >= 15, "the same seeds sample the same again"
-    assert seen["mended"] == [7], "a batch that breaks vLLM is asked again after a restart"
+    assert same >= 15, "the same seeds give the same samples"
+    assert seen["recovered"] == [7], "a batch that breaks vLLM is repeated after a restart"
     assert seen["children"] == [], "no engine process that a killed worker would leave behind"
