@@ -1,4 +1,4 @@
-"""What every test of the trainer needs."""
+"""Fixtures of all tests of the trainer."""
 
 import signal
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from trainer.signals import STOP_SIGNALS
 
 @pytest.fixture(autouse=True)
 def _stops_as_before() -> Iterator[None]:
-    """A training that failed ignores stop signals, and processes that are started inherit that."""
+    """Restore signal handlers: a failed training ignores stop signals, and so do its children."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():

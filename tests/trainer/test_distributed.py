@@ -1,4 +1,4 @@
-"""Real processes over gloo compute what one computes: loss and gradients, in float64."""
+"""Several gloo processes compute the same loss and gradients as one process, in float64."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from trainer.training.session import open_samples
 from transforms.core.seeding import derive
 
 Case = tuple[TrainConfig, int]
-"""A training and a step of it."""
+"""Config of a training, and one of its steps."""
 
 
 def masked_per_rank(config: TrainConfig, step: int) -> list[int]:
-    """Masked crops of two ranks."""
+    """Return the number of masked crops on each of two ranks."""
     captions = config.captions_per_batch
     chosen = choose_masked_images(
         captions * config.images_per_caption, 0.5, derive(config.seed, "masked images", step)
@@ -36,7 +36,7 @@ def first_step(config: TrainConfig, wanted: list[int]) -> int:
 
 
 def cases(run: Path) -> tuple[list[Case], list[Case]]:
-    """Steps for one process, and the same ones for several ranks."""
+    """Return steps for one process, and the same steps for several ranks."""
     write_images(run / "images")
     exact = {"model": {"drop_path": 0.0}}
     layer_norm = {"contrastive_head": {"norm": "ln", "hidden": 16, "out": 8}}
@@ -51,13 +51,13 @@ def cases(run: Path) -> tuple[list[Case], list[Case]]:
     unequal = first_step(plain, [3, 1])
     none_masked = first_step(plain, [4, 0])
     shared = [(plain, unequal), (chunked, none_masked), (simclr, 0)]
-    # The data have 12 captions, so four are twice in the batch.
+    # The data have 12 captions, so four of them are twice in the batch.
     return [*shared, (whole, 0), (whole, 0)], [*shared, (pieces, 0), (sharded, 0)]
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_are_one_process(tmp_path: Path, ranks: int) -> None:
-    """Over two ranks the masked crops are 3 and 1, and 4 and none."""
+    """With two ranks the numbers of masked crops are 3 and 1, and 4 and 0."""
     alone, spread = cases(tmp_path)
     expected = [step_gradients(*case) for case in alone]
     for rank in gradients_of_ranks(spread, ranks, tmp_path):

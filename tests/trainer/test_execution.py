@@ -1,4 +1,4 @@
-"""How networks are run changes nothing: recomputed, compiled, sharded, saved from any of them."""
+"""Recomputation, compilation and sharding do not change the training or its checkpoints."""
 
 import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ from trainer.training.session import open_samples, rank_batches
 from trainer.training.step import Training
 
 NO_COLOURS = {"jitter": 0.0, "grey": 0.0, "global_solarise": 0.0}
-"""They are in float32 always, and are compiled, too."""
+"""Without colour augmentation, which is always in float32 and is compiled, too."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("recompute", ["elementwise", "blocks"])
 def test_recomputed_blocks_have_the_same_gradient(run: Path, recompute: str) -> None:
-    """With drop path: what was dropped is dropped again."""
+    """With drop path: recomputation drops the same blocks again."""
     plain = tiny_config(run)
     assert plain.model.drop_path > 0
     recomputed = tiny_config(run, execution={"recompute": recompute})
@@ -43,7 +43,7 @@ def test_recomputed_blocks_have_the_same_gradient(run: Path, recompute: str) -> 
 
 
 def test_recomputing_in_bfloat16_changes_no_bit(run: Path) -> None:
-    """Global and local crops share weights, and so would share their copies in bfloat16."""
+    """Global and local crops share weights, and could share cached bfloat16 copies of them."""
     states = []
     for recompute in ("nothing", "elementwise", "blocks"):
         config = tiny_config(run, precision="bf16", execution={"recompute": recompute})
@@ -82,7 +82,7 @@ def test_compiled_blocks_drop_again_what_they_dropped(run: Path) -> None:
 def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(
     run: Path, recompute: str
 ) -> None:
-    """However deep the encoder, large the last chunk and warm the teacher."""
+    """For any depth of the encoder, size of the last chunk and temperature of the teacher."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
@@ -97,7 +97,7 @@ def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(
     for batch in rank_batches(config, open_samples(config), range(3)):
         training.update(batch)
         # Blocks: student on global and on local crops, teacher. Losses: two sums of Sinkhorn-Knopp,
-        # iBOT's and the contrastive one.
+        # iBOT and the contrastive loss.
         assert counters["unique_graphs"] == 3 + 4
     assert training.values()["loss"] > 0
 
@@ -129,10 +129,11 @@ def test_several_ranks_compile_blocks_whole(
 
 
 def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The state after some steps in float64, from the beginning or from a state.
+    """Return the state after some steps in float64, from the beginning or from a state.
 
-    AdamW's first updates have the learning rate's size whatever the gradient's: float32's rounding
-    noise would count as much as a gradient. That of float64 is far below the optimiser's epsilon.
+    The size of AdamW's first updates is the learning rate, whatever the size of the gradient, so
+    rounding noise of float32 would count like a gradient. That of float64 is far below the
+    optimiser's epsilon.
     """
     torch.set_default_dtype(torch.float64)
     training = Training(config, torch.device("cpu"))
@@ -153,7 +154,7 @@ def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None
     elsewhere = config.execution.sharding == "shard" and distributed.rank() > 0
     moments = state["optimizer"]["state"].get(0, {"exp_avg": state["student"]["mask_token"]})
     for value in (state["student"]["mask_token"], moments["exp_avg"]):
-        assert (value is None) == elsewhere, "what was spread is whole on rank 0 alone"
+        assert (value is None) == elsewhere, "only rank 0 has sharded tensors whole"
     first: dict[str, Any] = distributed.gather_objects(state)[0]
     return first
 
@@ -206,7 +207,7 @@ def test_sharded_and_replicated_trainings_are_one_and_continue_each_other(
     assert all((expected[4][key] - start[key]).abs().max() > 1e-4 for key in moved)
 
 
-def _probing_rank(rank: int, ranks: int, folder: str, run: str) -> None:
+def _knn_rank(rank: int, ranks: int, folder: str, run: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
     )
@@ -214,7 +215,7 @@ def _probing_rank(rank: int, ranks: int, folder: str, run: str) -> None:
     results = []
     for sharding in ("replicate", "shard"):
         config = tiny_config(run, execution={"sharding": sharding})
-        probe = OnlineKNN(f"folder:{run}/colours", 40, config.model, torch.device("cpu"))
+        knn = OnlineKNN(f"folder:{run}/colours", 40, config.model, torch.device("cpu"))
         training = Training(config, torch.device("cpu"))
         stream = batches(
             open_samples(config),
@@ -225,11 +226,11 @@ def _probing_rank(rank: int, ranks: int, folder: str, run: str) -> None:
             rank=rank,
             ranks=ranks,
         )
-        # Before a network ran, and between steps.
-        results += [probe.accuracy(network) for network in (training.network, training.student)]
+        # Before the first step, and between steps.
+        results += [knn.accuracy(network) for network in (training.network, training.student)]
         for batch in stream:
             training.update(batch)
-            results.append(probe.accuracy(training.network))
+            results.append(knn.accuracy(training.network))
         assert training.values()["loss"] > 0
     half = len(results) // 2
     assert results[:half] == results[half:]
@@ -237,11 +238,11 @@ def _probing_rank(rank: int, ranks: int, folder: str, run: str) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_networks_are_probed_between_steps_as_others(run: Path, tmp_path: Path) -> None:
+def test_online_knn_works_between_steps_on_sharded_networks(run: Path, tmp_path: Path) -> None:
     save_pictures(run / "colours", {"train": 10, "test": 8})
     folder = tmp_path / "ranks"
     folder.mkdir()
-    start_processes(_probing_rank, (2, str(folder), str(run)), nprocs=2, start_method="spawn")
+    start_processes(_knn_rank, (2, str(folder), str(run)), nprocs=2, start_method="spawn")
 
 
 @pytest.mark.gpu
@@ -255,7 +256,7 @@ def test_a_step_waits_for_no_device(run: Path) -> None:
         last_step=4,
         captions_per_batch=config.captions_per_batch,
     )
-    training.update(next(stream))  # The first step may set things up.
+    training.update(next(stream))  # The first step may initialise buffers.
     try:
         torch.cuda.set_sync_debug_mode("error")
         for batch in stream:
@@ -266,7 +267,7 @@ def test_a_step_waits_for_no_device(run: Path) -> None:
 
 
 def test_a_step_reads_nothing_back_from_the_device_and_recomputing_saves_memory(run: Path) -> None:
-    """On fake tensors, which have no content, as `test_a_step_waits_for_no_device` on a GPU."""
+    """With fake tensors, which have no content; see `test_a_step_waits_for_no_device` for a GPU."""
     nothing, elementwise, blocks = (
         peak_gib(tiny_config(run, execution={"recompute": recompute}))
         for recompute in ("nothing", "elementwise", "blocks")

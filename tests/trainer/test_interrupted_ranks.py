@@ -1,4 +1,4 @@
-"""Several ranks stop together and continue exactly, with as many or others, killed or not."""
+"""Several ranks, stopped or killed, continue exactly, with as many ranks or other numbers."""
 
 import os
 import re
@@ -28,7 +28,7 @@ EXACT = (
     "optim.warmup=5",
     "model.drop_path=0",
     "num_threads=1",
-    # With so few images a batch norm makes a difference in rounding a hundred times larger.
+    # With so few images a batch norm multiplies differences in rounding by a hundred.
     "objective.contrastive_head.norm=ln",
 )
 
@@ -36,7 +36,7 @@ EXACT = (
 def record(
     run: Path, folder: str, ranks: int, stop: Sequence[str] = ("-", "0")
 ) -> tuple[int, dict[int, list[str]]]:
-    """Train, recorded; returns the exit code, and the captions of each step over all ranks."""
+    """Train; return the exit code, and the captions of each step over all ranks."""
     module = ["tests.support.recorded_training", str(run / folder), *stop]
     process = start(run, *EXACT, ranks=ranks, module=module)
     errors = process.communicate(timeout=200)[1]
@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Trainings that nobody stopped: number of ranks -> run."""
+    """Return trainings that were not stopped: number of ranks -> run."""
     runs = {ranks: make_run(tmp_path_factory.mktemp("undisturbed") / "run") for ranks in (1, 2)}
     for ranks, run in runs.items():
         code, captions = record(run, "captions", ranks)
@@ -88,13 +88,13 @@ def test_stopped_it_continues_exactly_with_as_many_ranks_or_others(
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process started and that are still there."""
+    """Return the running children of a process."""
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(number) for number in listed.split()]
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
-    """The ranks that `torchrun` started: rank -> process."""
+    """Return the ranks that `torchrun` started: rank -> process."""
     ranks: dict[int, int] = {}
     for pid in children(launcher):
         names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -103,7 +103,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
 
 
 def assert_gone(pids: list[int]) -> None:
-    """Processes leave within seconds, also those of a dead rank."""
+    """Check that processes end within seconds, also those of a dead rank."""
     deadline = time.monotonic() + 20
     while pids and time.monotonic() < deadline:
         pids = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -121,7 +121,7 @@ in_proc = pytest.mark.skipif(
 def test_a_signal_to_every_process_at_once_loses_nothing_and_leaves_nobody(
     run: Path, undisturbed: dict[int, Path]
 ) -> None:
-    """As a machine that shuts down sends it; the launcher signals its ranks once more."""
+    """As on a machine that shuts down; the launcher signals its ranks again."""
     write_config(run, checkpoint={"every_steps": 2}, loader={"num_workers": 1, "shuffle_shards": 2})
     process = start(run, *EXACT, ranks=2)
     wait_for_checkpoint(process, run, 6)
@@ -150,9 +150,9 @@ def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
     os.kill(ranks[1], signal.SIGKILL)
     errors = process.communicate(timeout=90)[1]
     assert process.returncode != 0
-    assert re.search(r"rank\s*: 1 ", errors), "the launcher names it"
+    assert re.search(r"rank\s*: 1 ", errors), "the launcher names the rank"
     assert "SIGKILL" in errors
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "nobody is left"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "no rank is left"
     assert_gone(loaders)
     with newest_checkpoint(checkpoints(run)) as newest:
         assert newest is not None

@@ -83,10 +83,10 @@ def test_a_signal_in_the_last_step_changes_nothing(
     assert list(list_checkpoints(checkpoints(run))) == [4]
 
 
-def test_who_is_stopped_does_not_look_at_real_pictures_first(
+def test_a_stop_skips_online_knn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look takes a while, and time is short."""
+    """Online kNN takes a while, and time is short after a signal."""
     pictures = save_pictures(tmp_path / "colours", {"train": 4, "test": 4})
     looks, update = [], Training.update
 
@@ -103,7 +103,7 @@ def test_who_is_stopped_does_not_look_at_real_pictures_first(
     monkeypatch.setattr(OnlineKNN, "accuracy", look)
     watch = ["steps=5", "monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}"]
     assert command(run, *watch) == RESTART
-    assert len(looks) == 1, "one after the second step, none after the fourth"
+    assert len(looks) == 1, "only after the second step, not after the fourth"
     assert list(list_checkpoints(checkpoints(run))) == [4]
 
 
@@ -122,10 +122,10 @@ def test_a_continued_training_takes_over_nothing_of_the_mapped_file(run: Path) -
             assert torch.equal(value, flat(expected)[name]), name
 
 
-def test_who_is_stopped_while_a_checkpoint_is_written_finishes_that_one(
+def test_a_stop_while_a_checkpoint_is_written_finishes_that_one(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Time is short then: to begin another would take twice as long."""
+    """Time is short after a signal: another checkpoint would take twice as long."""
     update, replace_bytes, waits = Training.update, storage.replace_bytes, threading.Event()
     wait = CheckpointWriter.wait
 
@@ -141,7 +141,7 @@ def test_who_is_stopped_while_a_checkpoint_is_written_finishes_that_one(
 
     def slow(data: bytes, url: str) -> None:
         if url.endswith("step-000000002.pt"):
-            assert waits.wait(30), "the stop is seen while this is written"
+            assert waits.wait(30), "the signal is noticed while this is written"
         replace_bytes(data, url)
 
     monkeypatch.setattr(Training, "update", interrupted)
@@ -161,7 +161,7 @@ def test_who_is_stopped_while_a_checkpoint_is_written_finishes_that_one(
 def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_config(other, data=str(run / "images"))
-    # Sums in another order end in other bits: both sides count with one thread.
+    # Sums in another order have other bits, so both trainings use one thread.
     settings = ["steps=40", "optim.warmup=5", "checkpoint.every_s=0", "num_threads=1"]
     assert command(other, *settings, "checkpoint.every_s=600") == 0
     for target in (5, 20):

@@ -1,4 +1,4 @@
-"""The launcher says what the ranks said; real `torchrun` underneath, two ranks."""
+"""The launcher exits with the code of its ranks; run with the real `torchrun` and two ranks."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
-    """Wherever it finds them, in torch's own collectives, too."""
+    """Wherever the other rank is at that moment, also in a collective inside torch."""
     process = launch(run, "steps=100000", "checkpoint.every_s=0")
     folder = str(run / "train" / "checkpoints")
     while max(list_checkpoints(folder), default=0) < 2:
@@ -88,8 +88,8 @@ def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
     ("codes", "expected"),
     [
         ({RESTART}, RESTART),
-        ({RESTART, -signal.SIGTERM}, RESTART),  # A rank that had not begun to listen.
-        ({RESTART, -signal.SIGKILL}, UNFINISHED),  # The others lost one that was killed.
+        ({RESTART, -signal.SIGTERM}, RESTART),  # A rank without signal handlers yet.
+        ({RESTART, -signal.SIGKILL}, UNFINISHED),  # A rank was killed, and the others lost it.
         ({RESTART, UNFINISHED}, UNFINISHED),
         ({RESTART, WRONG_CONFIG}, WRONG_CONFIG),
         ({NOT_FINITE, -signal.SIGTERM}, NOT_FINITE),

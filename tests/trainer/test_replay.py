@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def before(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Makes the images of a step NaN; afterwards holds the state as it was before that step."""
+    """Make the images of a step NaN; return the state before that step, once it was reached."""
     update = Training.update
     state: dict[str, Any] = {}
     broken = [False]
@@ -98,7 +98,7 @@ def test_the_same_again_is_refused_at_once_until_something_is_changed(
     assert command(run, *settings) == NOT_FINITE
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert command(run, *settings, "log_every=1", "checkpoint.keep=9") == NOT_FINITE
-    assert not before, "it did not come to the step"
+    assert not before, "the step is not reached"
     assert command(run, *settings, "accumulation=2") == NOT_FINITE
     assert before.pop("step") == BAD_STEP, "other rounding is worth a try"
     before.clear()
@@ -171,7 +171,7 @@ def test_weights_that_were_ruined_before_are_named_first(
 def test_after_weights_were_ruined_the_way_on_is_back(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To skip the step would lead from one to the next."""
+    """Skipping the step would only lead to the next one that is not finite."""
     assert command(run, "optim.learning_rate=1e38") == NOT_FINITE
     said = capsys.readouterr().err.splitlines()[-1]
     assert "because weights were ruined in an earlier step (student mask_token, " in said

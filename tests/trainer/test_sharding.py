@@ -1,4 +1,4 @@
-"""Weights that are shared out: in which precision they travel, and when gradients do."""
+"""Sharded weights: in which precision they are gathered, and when gradients are averaged."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
-    """A run, in a process that is a group of one."""
+    """Yield a run, in a process group of one process."""
     write_images(tmp_path / "images")
     rendezvous = f"file://{tmp_path}/rendezvous"
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
@@ -57,7 +57,7 @@ def test_blocks_travel_in_bfloat16_and_talk_in_float32(
 
     monkeypatch.setattr(fsdp, "fully_shard", record)
     training = training_of(run, "shard", precision="bf16")
-    assert sums == {torch.float32}, "gradients are added up over the ranks in it"
+    assert sums == {torch.float32}, "gradients are summed over the ranks in float32"
     seen: set[tuple[torch.dtype, torch.dtype]] = set()
 
     def look(block: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
@@ -77,7 +77,7 @@ def test_blocks_travel_in_bfloat16_and_talk_in_float32(
         assert (sharded[name] - gradient).norm() < 0.03 * gradient.norm() + 1e-6, name
 
 
-def test_bfloat16_weights_can_be_probed(run: Path) -> None:
+def test_features_of_bfloat16_weights_need_no_autocast(run: Path) -> None:
     images = torch.randn(2, 3, 16, 16)
     network = training_of(run, "shard", precision="bf16").network
     exact = training_of(run, "replicate", precision="fp32").network

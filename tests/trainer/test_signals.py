@@ -1,4 +1,4 @@
-"""Stop signals: heard once, however often they come; only a second Ctrl-C insists."""
+"""Stop signals act once, however often they come; only a second Ctrl-C interrupts at once."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from transforms.core.exit_codes import UNFINISHED
 
 @pytest.fixture
 def unheard() -> list[int]:
-    """Numbers of signals that nobody listened to or ignored."""
+    """Return a list that collects the numbers of signals neither handled nor ignored."""
     numbers: list[int] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: numbers.append(number))
@@ -27,7 +27,7 @@ def unheard() -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_one_that_comes_again_cuts_off_nothing(unheard: list[int], number: signal.Signals) -> None:
-    """As when a control group is signalled, and then the launcher signals its ranks."""
+    """For instance a control group is signalled, and then the launcher signals its ranks."""
     with stop_signals() as received:
         for _ in range(3):
             os.kill(os.getpid(), number)
@@ -55,7 +55,7 @@ def test_after_an_error_only_ctrl_c_is_heard(unheard: list[int]) -> None:
 def test_a_training_that_failed_leaves_with_its_own_code(
     unheard: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other ranks may have left because of it, so that the launcher ends all."""
+    """Other ranks may have left because of the error, and then the launcher ends all ranks."""
 
     def fail(*_: object) -> str:
         raise StorageError(None, "the disk is full")

@@ -1,4 +1,4 @@
-"""The command: it finishes, refuses what does not fit, and says so in one sentence."""
+"""The train command finishes, refuses what does not fit, and reports it in one sentence."""
 
 import itertools
 import json
@@ -101,7 +101,7 @@ def test_wrong_settings_are_one_sentence_and_exit_2(
 ) -> None:
     assert command(run, override) == 2
     assert sentence in last_line(capsys)
-    assert not (run / "train").exists(), "other settings may be tried there"
+    assert not (run / "train").exists(), "the folder is still free for other settings"
 
 
 def test_a_batch_is_shared_out_over_ranks_and_their_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_collectives_inside_torch_that_fail_are_a_sentence(
     capsys: pytest.CaptureFixture[str],
     error: Exception,
 ) -> None:
-    """As in the backward pass."""
+    """For instance in the backward pass."""
 
     def fail(*_: object) -> None:
         raise error
@@ -225,7 +225,7 @@ def test_a_run_on_a_gcs_bucket_is_trained_where_it_stands(gcs_bucket: str, tmp_p
     assert command(tmp_path, *overrides) == 0
 
 
-def test_knn_on_real_pictures_stands_in_the_log(run: Path, tmp_path: Path) -> None:
+def test_online_knn_is_in_the_log(run: Path, tmp_path: Path) -> None:
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
     watch = ["monitor.knn_every=2", f"monitor.knn_dataset=folder:{pictures}", "log_every=3"]
     assert command(run, "steps=5", *watch) == 0
@@ -237,7 +237,7 @@ def test_knn_on_real_pictures_stands_in_the_log(run: Path, tmp_path: Path) -> No
     ours, theirs = (final_state(folder, 5)["student"] for folder in (run, other))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), "to watch changes nothing"
+        assert torch.equal(value, theirs[name]), "online kNN does not change the training"
 
 
 def test_data_are_read_as_the_config_says(run: Path) -> None:
@@ -245,7 +245,7 @@ def test_data_are_read_as_the_config_says(run: Path) -> None:
     one, other = (open_samples(tiny_config(run, seed=seed, **changes)) for seed in (3, 4))
     assert one.reader.cache_bytes == 2 << 30
     crops = one.batch(RankSampler(one.sampler, captions_per_batch=4)(0)).crops
-    assert crops.patch_masks.sum(dim=1).tolist() == [1] * 8, "of four patches"
+    assert crops.patch_masks.sum(dim=1).tolist() == [1] * 8, "one of four patches"
     assert one.sampler(range(12)).tolist() != other.sampler(range(12)).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Settings that do not do what they seem to are warned about."""
+"""Warnings about settings that have no effect, or another one than they seem to have."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, the newest whole one is found, encoders come out of them."""
+"""Checkpoints are whole or absent; the newest whole one is found; encoders are loaded from them."""
 
 import errno
 import zipfile
@@ -70,7 +70,9 @@ def test_one_is_due_by_time_or_by_step() -> None:
     assert [step for step in range(1, 10) if config.is_due(step, 1.0)] == [4, 8]
     assert config.is_due(3, 60.0)
     assert not CheckpointConfig(every_s=60).is_due(4, 59.0)
-    assert CheckpointConfig(every_s=60, keep_every_steps=7).is_due(7, 0.0), "else none would stay"
+    assert CheckpointConfig(every_s=60, keep_every_steps=7).is_due(7, 0.0), (
+        "otherwise there would be none to keep"
+    )
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> N
 def test_the_one_before_is_not_taken_when_the_newest_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be whole: to go on from an older one would throw work away."""
+    """It may be whole: continuing from an older one would lose work."""
     open_zip = zipfile.ZipFile
 
     def fail(path: str) -> zipfile.ZipFile:
@@ -132,10 +134,10 @@ def test_a_flipped_bit_anywhere_is_damage_or_changes_nothing(tmp_path: Path) -> 
     assert refused >= set(in_weights)
 
 
-def test_whoever_asks_for_the_newest_gets_a_whole_one(
+def test_the_newest_checkpoint_of_a_run_is_a_whole_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As an export or an evaluation asks for it."""
+    """As export and evaluation do."""
     folder = checkpoints_folder(str(tmp_path / "train"))
     old, new = (save_checkpoint(tiny_state(step), folder) for step in (1, 2))
     content = bytearray(Path(new).read_bytes())
@@ -175,7 +177,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(
 
 
 class Evil:
-    """Unpickling this would run code."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("run by a checkpoint",))
@@ -223,7 +225,7 @@ def test_encoders_of_teacher_and_student(tmp_path: Path) -> None:
         assert torch.equal(teacher.state_dict()[name], value + 1.0)
 
 
-def test_without_a_teacher_the_student_stands_in(tmp_path: Path) -> None:
+def test_without_a_teacher_the_student_is_loaded(tmp_path: Path) -> None:
     state = tiny_state(objective={"teacher": False, "ibot_weight": 0.0})
     save_checkpoint(state, str(tmp_path))
     encoder, _ = encoder_of(str(tmp_path), "teacher")

@@ -1,4 +1,4 @@
-"""Ranks find out together where the training stands, and who of them is gone."""
+"""All ranks continue from the same checkpoint, and notice when another rank is gone."""
 
 import time
 from datetime import timedelta
@@ -28,7 +28,7 @@ SLOW_S = 9.0
 
 
 def ranks(work: Any, folder: Path, *arguments: str) -> list[Any]:
-    """What `work(rank, *arguments)` gives on each of two ranks of one machine."""
+    """Return the result of `work(rank, *arguments)` on each of two ranks of one machine."""
     start_processes(_rank, (work, str(folder), *arguments), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
@@ -56,14 +56,14 @@ def _newest(rank: int, patch: pytest.MonkeyPatch, folder: str) -> tuple[Any, ...
         check(path, url)
 
     def late(path: str, url: str) -> State:
-        time.sleep(0.5)  # The machine's copy must still be there.
+        time.sleep(0.5)  # The local copy must still be there.
         return map_checkpoint(path, url)
 
     patch.setattr(checkpoint_files, "_check_sums", watched)
     patch.setattr(resume, "map_checkpoint", late)
     with resume.newest_on_all_ranks(folder) as found:
         assert found is not None
-    # The machine's copy is gone, and what is mapped is still there.
+    # The local copy is removed, but its mapped content can still be read.
     return found.url, found.state["step"], found.state["weights"] * 1, reads
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training, and what killed writers left behind goes."""
+"""Checkpoints are written in the background; files of killed writers are removed."""
 
 import threading
 from pathlib import Path
@@ -19,7 +19,7 @@ from transforms.core import storage
 from transforms.core.errors import StorageError
 
 
-def test_the_writer_copies_at_once_and_writes_beside_the_training(
+def test_the_writer_copies_at_once_and_writes_in_the_background(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_write, save = threading.Event(), save_checkpoint
@@ -34,7 +34,7 @@ def test_the_writer_copies_at_once_and_writes_beside_the_training(
         assert writer.wait() == ""
         writer.save({"step": 1, "parts": [{"weights": weights}]})
         weights.fill_(7.0)
-        assert list_checkpoints(str(tmp_path)) == {}, "the training goes on meanwhile"
+        assert list_checkpoints(str(tmp_path)) == {}, "the training continues meanwhile"
         assert writer.is_writing()
         may_write.set()
         url = writer.wait()
@@ -42,7 +42,9 @@ def test_the_writer_copies_at_once_and_writes_beside_the_training(
         may_write.clear()
         writer.save({"step": 2})
         threading.Timer(0.1, may_write.set).start()
-    assert list(list_checkpoints(str(tmp_path))) == [1, 2], "who leaves waits for the last"
+    assert list(list_checkpoints(str(tmp_path))) == [1, 2], (
+        "leaving the context waits for the last one"
+    )
     assert load_checkpoint(url)["parts"][0]["weights"].tolist() == [1.0, 1.0, 1.0]
 
 

@@ -38,7 +38,7 @@ def test_the_bar_shows_terms_speed_and_waiting(
     for part in ("100/100", "loss=7.123", "ibot=5.500", "lr=1.2e-03", "img/s/device=250"):
         assert part in shown
     assert "mfu=42%, wait=3%, GiB=61.5" in shown
-    assert "target_entropy" not in shown, "for the file, not for the eye"
+    assert "target_entropy" not in shown, "only in the file"
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row == {"step": 2, **values}
 
@@ -52,7 +52,9 @@ def test_the_bar_shows_images_per_second_and_the_time_left(
         now += 20.0
         watched.advance(40)
         shown = capsys.readouterr().err.split("\r")[-1]
-    assert "80/100 [00:20<00:10,  2.00 images/s" in shown, "without the 40 of an earlier start"
+    assert "80/100 [00:20<00:10,  2.00 images/s" in shown, (
+        "without the 40 images of an earlier start"
+    )
 
 
 def test_the_bar_of_a_training_counts_its_images(
@@ -66,11 +68,11 @@ def test_the_bar_of_a_training_counts_its_images(
     every_two = ("checkpoint.every_steps=2", "checkpoint.keep=2")
     assert "32/32 [" in last_shown(*every_two)
     (run / "train" / "checkpoints" / "step-000000004.pt").unlink()
-    assert "32/32 [" in last_shown(*every_two), "also where it goes on from the middle"
+    assert "32/32 [" in last_shown(*every_two), "also for a training that continues"
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_tensorboard_is_told_unless_it_is_off(tmp_path: Path, wanted: bool) -> None:
+def test_tensorboard_gets_metrics_unless_it_is_off(tmp_path: Path, wanted: bool) -> None:
     with monitor(tmp_path, tensorboard=wanted) as watched:
         watched.write(2, {"loss": 1.0})
     assert len(list(tmp_path.glob("tensorboard/events*"))) == wanted
@@ -111,7 +113,7 @@ def init(**settings):
 """
 
 
-def test_weights_and_biases_is_told_when_a_project_is_named(
+def test_weights_and_biases_gets_metrics_if_a_project_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"wandb_project' has value 'p', .* not installed"):
@@ -131,4 +133,4 @@ def test_weights_and_biases_is_told_when_a_project_is_named(
     again = monitor(tmp_path / "train", wandb_project="p")
     assert again is not None
     calls = [json.loads(line) for line in (package / "calls.jsonl").read_text().splitlines()]
-    assert calls[-1][1]["id"] == started[1]["id"], "the same run goes on"
+    assert calls[-1][1]["id"] == started[1]["id"], "the same run is continued"

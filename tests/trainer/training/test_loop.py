@@ -1,4 +1,4 @@
-"""Several ranks: none leaves while another writes, and each says what went wrong on it alone."""
+"""The loop: what is due after a step; no rank leaves while another writes."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ from transforms.core.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CO
 
 WRITING_S = 1.0
 Break = Callable[[pytest.MonkeyPatch, int], None]
-"""Spoils something on a rank."""
+"""Breaks something on a rank."""
 
 
 def not_finite(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -195,7 +195,7 @@ def test_patience_with_other_ranks_ends_when_all_have_compiled(
 def test_a_rank_reads_its_share_and_leaves_others_their_part_of_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of four on two machines."""
+    """The second of four ranks on two machines."""
     asked: list[dict[str, Any]] = []
     for name, number in (("rank", 1), ("world_size", 4), ("ranks_on_machine", 2)):
         monkeypatch.setattr(distributed, name, lambda number=number: number)
@@ -213,7 +213,7 @@ NOTHING = Due(log=False, knn=False, save=False, stop=False)
 
 
 def due(step: int, **changes: Any) -> Due:
-    """What is due after a step of ten, by a config with logs every 4 and kNN every 3 steps."""
+    """Return what is due after one of ten steps, with a line every 4 and kNN every 3 steps."""
     states = {"stopped": False, "checkpoint_due": False, "writing": False, **changes}
     monitor = {"knn_every": states.pop("knn_every", 3)}
     config = tiny_config("unused", steps=10, log_every=4, monitor=monitor)

@@ -1,4 +1,4 @@
-"""Settings that may be changed on a run are written down from the step on where they changed."""
+"""Changes of settings on a run are recorded with the step from which on they apply."""
 
 import os
 import signal
@@ -29,13 +29,13 @@ def stop_at(step: int, run: Path, *overrides: str) -> None:
 
 
 def noted(run: Path) -> list[tuple[int, float | None]]:
-    """(from step, clip_norm) of each entry."""
+    """Return (from step, clip_norm) of each entry."""
     entries = yaml.safe_load((run / "train" / "settings.yaml").read_text())
     assert all(set(entry["settings"]) == set(CHANGEABLE) for entry in entries)
     return [(entry["from_step"], entry["settings"]["optim.clip_norm"]) for entry in entries]
 
 
-def test_a_change_is_noted_where_it_came_to_be(
+def test_a_change_is_recorded_with_its_step(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(tmp_path)
@@ -50,7 +50,7 @@ def test_a_change_is_noted_where_it_came_to_be(
     assert noted(run) == [(0, None), (2, 0.1), (5, None)]
 
 
-def test_a_change_that_came_to_no_checkpoint_is_forgotten(tmp_path: Path) -> None:
+def test_a_change_without_a_later_checkpoint_is_forgotten(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     stop_at(2, run)
     stop_at(4, run, "optim.clip_norm=0.1")

@@ -1,6 +1,6 @@
-"""A whole step against its definition: every setting arrives where it belongs.
+"""A whole step against its definition: every setting has its effect.
 
-The terms are computed once more in float64 from the same networks, with loops and dense matrices.
+The loss terms are computed again in float64 from the same networks, with loops and dense matrices.
 """
 
 import copy
@@ -43,7 +43,7 @@ UNUSUAL: dict[str, Any] = {
     },
 }
 TEACHER_TEMPERATURE = 0.08
-"""Three quarters of the way."""
+"""A step at three quarters of the training."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def tokens_of(network: Any, images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[N, 1 + P, D], patches hidden where the mask says so."""
+    """Return tokens [N, 1 + P, D] of images whose masked patches are hidden."""
     encoder = network.encoder
     patches = encoder.patch_embed(images)  # [N, H / patch, W / patch, D]
     if mask is not None:
@@ -64,7 +64,7 @@ def tokens_of(network: Any, images: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def masks_of(config: TrainConfig, batch: Batch, step: int) -> Tensor:
-    """bool [N * M * G, P]: one patch of four is hidden in 12 of 16 crops."""
+    """Return masks, bool [N * M * G, P]: one patch of four in 12 of 16 crops."""
     captions = config.captions_per_batch
     masks = step_masks(
         batch,
@@ -81,7 +81,7 @@ def masks_of(config: TrainConfig, batch: Batch, step: int) -> Tensor:
 def terms_by_definition(
     config: TrainConfig, student: Any, teacher: Any, batch: Batch, step: int
 ) -> dict[str, float]:
-    """SynCLR's terms, unweighted."""
+    """Return the unweighted loss terms of SynCLR."""
     settings = SynCLR.settings_of(config)
     views = [
         augment(
@@ -98,7 +98,7 @@ def terms_by_definition(
     anchors = student.predictor(student.projector(seen[:, 0]))
     local_anchors = student.predictor(student.projector(tokens_of(student, views[1])[:, 0]))
 
-    ids = batch.caption_ids.repeat_interleave(2 * 2)  # Images of a caption, crops of an image.
+    ids = batch.caption_ids.repeat_interleave(2 * 2)  # 2 images of a caption, 2 crops of an image.
     local_ids = batch.caption_ids.repeat_interleave(2 * 3)
     own_key, none = torch.arange(len(ids)), torch.full((len(local_ids),), -1)
 
@@ -126,7 +126,7 @@ def test_a_step_is_its_definition(run: Path) -> None:
 
 
 def other_objective(kind: str) -> dict[str, Any]:
-    """Settings of an objective with as little as there can be beside it."""
+    """Return the settings of an objective without anything optional."""
     settings: dict[str, dict[str, Any]] = {
         "contrastive": {"ibot_weight": 0.0},
         "clip": {"text": {"width": 8, "depth": 1, "num_heads": 2, "out": 6}},
@@ -205,13 +205,13 @@ def test_the_log_has_the_mean_of_all_ranks_and_the_samples_that_any_replaced(
     training._record({"loss": torch.tensor(2.0)}, batch)
     values = training.values()
     assert (values["loss"], values["replaced"]) == (3.5, 4 + 2 + 5)
-    assert not training._recent, "ids of good batches are not kept"
+    assert not training._recent, "ids of finite batches are not kept"
 
 
 def test_the_first_gradient_that_is_not_finite_is_named_and_nothing_moves_after_it(
     run: Path,
 ) -> None:
-    """Of finite losses, and when a later one is not finite either."""
+    """Also with finite losses, and if a later gradient is not finite either."""
     training = Training(tiny_config(run), torch.device("cpu"))
     token = training.student.get_parameter("mask_token")
     token.register_hook(lambda gradient: gradient * (torch.inf if training.step in (1, 3) else 1))
@@ -233,13 +233,13 @@ UNDECAYED = ("bias", "gain", "cls_token", "pos_embed", "mask_token")
 
 
 def test_updates_are_adamw_and_then_the_teachers_average(run: Path) -> None:
-    """By their formulas, from the gradient of each step's batch alone."""
+    """Compared with the formulas, from the gradient of each step's batch."""
     optim: dict[str, Any] = {"learning_rate": 0.04, "warmup": 4, "betas": [0.8, 0.9]}
     constant = {"weight_decay": [0.3, 0.3], "ema_momentum": [0.6, 0.6]}
     config = tiny_config(run, optim={**optim, **constant})
     training, fresh = (Training(config, torch.device("cpu")) for _ in range(2))
     assert training.teacher is not None and fresh.teacher is not None
-    assert training.network is training.teacher, "it is what probes look at"
+    assert training.network is training.teacher, "the teacher is the result"
     first = {name: torch.zeros_like(p) for name, p in training.student.named_parameters()}
     second = {name: torch.zeros_like(p) for name, p in training.student.named_parameters()}
     for step in range(4):

@@ -1,4 +1,4 @@
-"""Rates are those of the interval, waiting is a share of it; the log hears of the worst rank."""
+"""Throughput: rates of the interval, waiting as its share, the worst rank in the log."""
 
 import json
 import time
@@ -40,10 +40,10 @@ def test_a_lap_measures_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     now += 2.0
     with meter.paused():
         now += 60.0
-    assert meter.measure(step=17).images_per_s == pytest.approx(4.0), "without what is not training"
+    assert meter.measure(step=17).images_per_s == pytest.approx(4.0), "pauses do not count"
 
 
-def test_a_look_at_real_pictures_counts_as_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_knn_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
@@ -59,7 +59,7 @@ def test_a_look_at_real_pictures_counts_as_no_training(monkeypatch: pytest.Monke
 
 
 def test_utilisation_is_work_over_time_and_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each device, where there are several."""
+    """With several devices it is the utilisation of each one."""
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -77,7 +77,7 @@ def logged(run: Path, name: str) -> list[float]:
 
 
 def _rank(rank: int, port: int, run: str) -> None:
-    """Rank 1 starves, and needs more memory."""
+    """Train as one of two ranks; rank 1 waits for data and needs more memory."""
     stream = session.rank_batches
 
     def slow(*arguments: Any) -> Iterator[Any]:
