@@ -7,22 +7,22 @@ from `curation.json`, which exists once curation is complete.
 import io
 import json
 import random
-import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.report.stages import spread
 from transforms.concepts.balance import GROUP_COLUMNS, balance
 from transforms.core import storage
 from transforms.core.config import stored_config
 from transforms.core.errors import ConfigError, MissingFileError, StorageError, reading
+from transforms.core.shard_reader import CommittedShard
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import stage_folder
+from transforms.core.tar_shards import read_samples
 
 SHARDS_READ = 8
 IMAGES_MEASURED = 512
@@ -100,7 +100,8 @@ def caption_facts(
     stage = next((s for s in ("captions", "captions-raw") if records.get(s)), None)
     if stage is None:
         return None
-    rows = pa.concat_tables(_captions(run, stage, r) for r in spread(records[stage], SHARDS_READ))
+    shards = [_shard(run, stage, record) for record in spread(records[stage], SHARDS_READ)]
+    rows = pa.concat_tables(shard.read_table(["text", *GROUP_COLUMNS]) for shard in shards)
     lengths = Counter(min(len(text.split()), MAX_WORDS) for text in rows["text"].to_pylist())
     chosen = sorted(random.Random(0).sample(range(len(rows)), min(number, len(rows))))
     curation = _curation(run)
@@ -134,22 +135,20 @@ def image_facts(
     examples: list[Example] = []
     images: list[bytes] = []
     for place, record in enumerate(chosen):
-        url = storage.join(run, "images", record.path)
-        content = storage.read_bytes(url)
+        shard = _shard(run, "images", record)
+        content = shard.read()
         wanted = number * (place + 1) // len(chosen) - number * place // len(chosen)
-        with reading(url):
-            samples = _tar_samples(content)
+        with reading(f"shard {shard.url}"):
+            samples = list(read_samples(content).values())
             examples += [_example(sample) for sample in spread(samples, wanted)]
         every = [image for sample in samples for image in _images(sample)]
         images += spread(every, IMAGES_MEASURED // len(chosen))
     return examples, _measured(images) if images else None
 
 
-def _captions(run: str, stage: str, record: CommitRecord) -> pa.Table:
+def _shard(run: str, stage: str, record: CommitRecord) -> CommittedShard:
     url = storage.join(stage_folder(run, stage).url, record.path)
-    content = io.BytesIO(storage.read_bytes(url))
-    with reading(url):
-        return pq.read_table(content, columns=["text", *GROUP_COLUMNS])
+    return CommittedShard(url, record.sha256, record.num_samples)
 
 
 def _curation(run: str) -> Mapping[str, Any] | None:
@@ -175,20 +174,9 @@ def _planned_shares(settings: Mapping[str, Any]) -> dict[tuple[str, str, str], f
         return {}
 
 
-def _tar_samples(content: bytes) -> list[dict[str, bytes]]:
-    """Return the samples of a shard, each as extension -> content."""
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        for member in archive:
-            key, _, extension = member.name.partition(".")
-            file = archive.extractfile(member)
-            if file is not None:
-                samples.setdefault(key, {})[extension] = file.read()
-    return list(samples.values())
-
-
 def _images(sample: Mapping[str, bytes]) -> list[bytes]:
-    return [sample[name] for name in sorted(sample) if name[0].isdigit()]
+    names = [name for name in sample if name[0].isdigit()]
+    return [sample[name] for name in sorted(names, key=lambda n: int(n.partition(".")[0]))]
 
 
 def _example(sample: Mapping[str, bytes]) -> Example:

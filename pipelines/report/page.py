@@ -19,7 +19,7 @@ from pipelines.report.chart import Chart, column_chart, line_chart
 from pipelines.report.corpus import MAX_WORDS
 from pipelines.report.data import RunReport, TrainingSummary
 from pipelines.report.stages import StageSummary
-from pipelines.report.tables import STAGE_HEADERS, STAGE_TITLES, score_table, stage_rows
+from pipelines.report.tables import STAGE_HEADERS, score_table, stage_rows
 
 CURVES = {
     "loss": "Loss",
@@ -58,7 +58,6 @@ def render(report: RunReport) -> str:
             summary=_summary(report),
             stage_headers=STAGE_HEADERS,
             stage_rows=stage_rows(report),
-            stage_titles=STAGE_TITLES,
             completions=_completions(report.stages["captions-raw"]),
             concepts=captions and _concepts(captions.balance["concept"]),
             lengths=captions and _lengths(captions.lengths),
@@ -215,20 +214,18 @@ def _curves(training: TrainingSummary | None) -> list[_Curve]:
 def _counters(report: RunReport) -> list[tuple[str, str, str, int]]:
     """Return (stage, "counted" or "failed", reason, number) for each counter and dead letter."""
     rows = []
-    for name, stage in report.stages.items():
+    for stage in report.stages.values():
         if stage is not None:
             found = {"counted": stage.counts, "failed": stage.failures}
             for kind, numbers in found.items():
-                rows += [(STAGE_TITLES[name], kind, *item) for item in numbers.items()]
+                rows += [(stage.title, kind, *item) for item in numbers.items()]
     return rows
 
 
 def _settings(report: RunReport) -> dict[str, str]:
     """Return the settings of each stage and of the training, as YAML by title."""
     found: dict[str, Mapping[str, Any]] = {
-        STAGE_TITLES[name]: stage.settings
-        for name, stage in report.stages.items()
-        if stage is not None
+        stage.title: stage.settings for stage in report.stages.values() if stage is not None
     }
     if report.training is not None:
         found["Training"] = report.training.settings

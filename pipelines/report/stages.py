@@ -73,6 +73,11 @@ class StageSummary:
     """Content of `run.yaml`: config, fingerprint, versions."""
 
     @property
+    def title(self) -> str:
+        """Title of the stage, for people."""
+        return STAGES[self.name].title
+
+    @property
     def estimated(self) -> bool:
         """True if times, counts and failures by reason are estimates."""
         return self.num_records_read < self.num_shards

@@ -7,13 +7,7 @@ from pipelines.report.data import RunReport, TrainingSummary
 from pipelines.report.formats import byte_size, count, decimal, duration
 from pipelines.report.stages import StageSummary
 from transforms.core.scores import Score
-
-STAGE_TITLES = {
-    "backgrounds": "Backgrounds",
-    "captions-raw": "Captions, as written",
-    "captions": "Captions, curated",
-    "images": "Images",
-}
+from transforms.core.stages import STAGES
 
 STAGE_HEADERS = (
     "stage", "state", "made", "failures", "shards", "stored", "work",
@@ -21,7 +15,6 @@ STAGE_HEADERS = (
 )  # fmt: skip
 """Headers of `stage_rows`."""
 
-_OPTIONAL = "backgrounds"
 _NOT_RUN = "has not run yet"
 
 
@@ -34,8 +27,8 @@ def stage_rows(report: RunReport) -> list[list[str]]:
     for name, stage in report.stages.items():
         if stage is not None:
             rows.append(_stage_row(stage))
-        elif name != _OPTIONAL:
-            rows.append(_padded([STAGE_TITLES[name], _NOT_RUN]))
+        elif not STAGES[name].optional:
+            rows.append(_padded([STAGES[name].title, _NOT_RUN]))
     rows.append(_training_row(report.training))
     return rows
 
@@ -59,7 +52,7 @@ def _stage_row(stage: StageSummary) -> list[str]:
     planned = stage.planned_shards
     of_planned = f" of {count(planned)}" if planned and not stage.complete else ""
     row = [
-        STAGE_TITLES[stage.name],
+        stage.title,
         "complete" if stage.complete else "unfinished",
         f"{count(stage.num_samples)} {stage.unit}",
         count(stage.num_failures),

@@ -25,7 +25,7 @@ AWKWARD = "a <b>cat</b> & \"dog\" </style><script>alert('x')</script>"
 
 
 def paint(url: str, captions: list[Caption]) -> None:
-    """Image shards of three captions each, without a model."""
+    """Write image shards of three captions each, without a model."""
     write_captions(f"{url}/captions", [captions])
     rows = CaptionRows.open(f"{url}/captions")
     made = ImagesProducer(rows, block_spec(), paint_plan(captions_per_shard=3, max_repaints=1))
@@ -68,7 +68,7 @@ def whole_run(tmp_path: Path) -> str:
 
 
 class Page(html.parser.HTMLParser):
-    """Collects what a browser would see."""
+    """Parser that collects the elements and texts of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_the_page_stands_alone_and_escapes_what_captions_say(whole_run: str) -> 
 
 
 def test_every_text_of_a_run_is_escaped(whole_run: str) -> None:
-    """Concepts, counters, settings, scores and logged names are as free as captions."""
+    """Concepts, settings, scores and names of logged values can hold any text, as captions can."""
     share = {"name": AWKWARD, "source": AWKWARD, "captions": 8, "share": 1.0, "planned": 1.0}
     curation = {
         "num_raw": 8,
@@ -160,7 +160,7 @@ def test_every_number_of_the_run_is_on_the_page(
 
 
 def test_retries_are_part_of_a_stage(tmp_path: Path) -> None:
-    """Each of two shards loses a record; a retry makes one of them."""
+    """Two shards have one failure each; a retry makes one of the two records."""
     run, folder = str(tmp_path), stage_folder(str(tmp_path), "captions-raw")
     counting = stage(folder.url, 2)
     run_stage(counting, [])

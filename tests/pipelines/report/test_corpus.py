@@ -6,23 +6,25 @@ import yaml
 
 from pipelines.captions import CaptionsConfig
 from pipelines.report.command import ReportConfig, run
-from tests.support.captions import make_captions
+from pipelines.report.corpus import image_facts
+from tests.support.captions import caption, make_captions
+from tests.support.image_shards import picture
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import StorageError
-from transforms.core.records import Failure
+from transforms.core.records import Failure, ImageSet
 from transforms.core.stages import stage_folder
 
 
 def table_of(page: str, title: str) -> str:
-    """The first table below a heading."""
+    """Return the first table below a heading."""
     return page.partition(f">{title}<")[2].partition("</table>")[0]
 
 
 @pytest.fixture
 def captions_run(tmp_path: Path) -> str:
-    """Two shards of raw captions, as written with a plan, and not curated yet."""
+    """Write two shards of raw captions with a plan, without curation; return the run."""
     url = str(tmp_path / "run")
     concepts = tmp_path / "concepts.yaml"
     concepts.write_text("sources: [{source: pets, concepts: [cat, dog]}]")
@@ -116,3 +118,15 @@ def test_curation_is_on_the_page(captions_run: str) -> None:
     least = table_of(page, "Fewest captions")
     assert least.index("concept 24") < least.index("concept 23"), "the fewest first"
     assert "concept 9<" not in least
+
+
+def test_the_images_of_an_example_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    images = tuple(picture(number) for number in range(12))
+    painted = ImageSet(caption(), images, seeds=tuple(range(12)), settings={})
+    with ShardBuild(stage_folder(str(tmp_path), "images"), 0) as build:
+        build.write([painted])
+        record = build.commit([painted.caption.caption_id], "print", Tally())
+    (example,), facts = image_facts(str(tmp_path), [record], 1)
+    assert (example.text, example.concept) == (painted.caption.text, painted.caption.concept)
+    assert example.images == images
+    assert facts is not None and facts.num_measured == 12
