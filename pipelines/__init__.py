@@ -1,1 +1,1 @@
-"""One module per job; `python -m pipelines STAGE CONFIG` runs one."""
+"""Batch jobs, one module each; `python -m pipelines JOB CONFIG` runs one."""

@@ -1,8 +1,11 @@
+import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
 
 from pipelines.__main__ import jobs, main
+from pipelines.options import beam_options, runs_here, split_flags
 
 
 def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +23,7 @@ def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture
     takes = "RUN [key=" if job in ("report", "status", "verify", "index") else "CONFIG [key="
     assert said.startswith(f"python -m pipelines {job} {takes}")
     lines = said.partition("keys:\n")[2].splitlines()
-    keys = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+    keys = [n for n, line in enumerate(lines) if re.match(r"  \S+  \(", line)]
     assert keys
     for number in keys:
         assert lines[number + 1].startswith("      "), f"{lines[number]} has no description"
@@ -66,3 +69,61 @@ def test_a_run_may_have_any_name(
     monkeypatch.chdir(tmp_path)
     assert main(["status", name]) == 2
     assert f"{name} holds no stage" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"synclr {importlib.metadata.version('synclr')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "flags"),
+    [
+        (["a.yaml", "--runner=Flink"], ["a.yaml"], ["--runner=Flink"]),
+        (["--runner", "Flink", "a.yaml", "k=1"], ["a.yaml", "k=1"], ["--runner=Flink"]),
+        (["a.yaml", "--streaming", "k=1"], ["a.yaml", "k=1"], ["--streaming"]),
+        (["--no_use_public_ips", "a.yaml"], ["a.yaml"], ["--no_use_public_ips"]),
+        (
+            ["a.yaml", "--experiments", "a=b", "k=1", "--experiments", "c"],
+            ["a.yaml", "k=1"],
+            ["--experiments=a=b", "--experiments=c"],
+        ),
+        (["a.yaml", "--num_workers", "-1"], ["a.yaml"], ["--num_workers=-1"]),
+        (
+            ["--update_compatibility_version", "--streaming", "a.yaml"],
+            ["a.yaml"],
+            ["--update_compatibility_version", "--streaming"],
+        ),
+        (["a.yaml", "--absent=1"], ["a.yaml"], ["--absent=1"]),
+    ],
+)
+def test_the_value_of_a_flag_is_not_taken_for_a_word(
+    arguments: list[str], words: list[str], flags: list[str]
+) -> None:
+    assert split_flags(arguments) == (words, flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--absent", "job.yaml"], "unknown flag '--absent': expected a flag of Beam"),
+        (["job.yaml", "--runner"], "flag '--runner' needs a value: --runner=VALUE"),
+        (["job.yaml", "--runner", "--streaming"], "flag '--runner' needs a value"),
+        (["--runner", "job.yaml"], "captions needs a config file"),
+        (["--runner", "PrismRunner", "job.yaml"], "'job.yaml' cannot be read"),
+    ],
+)
+def test_wrong_flags_end_with_two_and_a_sentence(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["captions", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [["--runner", "NoSuchRunner"], ["--runner=NoSuchRunner"]])
+def test_both_forms_of_a_flag_reach_beam(flags: list[str]) -> None:
+    _, joined = split_flags(["job.yaml", *flags])
+    assert not runs_here(joined)
+    assert beam_options(joined).get_all_options()["runner"] == "NoSuchRunner"

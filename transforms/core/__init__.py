@@ -1,1 +1,1 @@
-"""The shared vocabulary: config, records, seeding, storage, shards. No Beam and no torch here."""
+"""Code that pipelines and trainer share: config, records, storage, shards. No Beam, no torch."""

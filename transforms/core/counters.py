@@ -1,7 +1,7 @@
-"""The names of everything that is counted: each drop, failure and retry has its name here.
+"""Names of all counters: every reason for a drop, a failure or a retry.
 
-A stage counts through a `Tally`; the tally of a shard is part of its commit record, so counts are
-summed over commit records and are right however often workers died.
+A stage counts with a `Tally`. The tally of a shard is part of its commit record, so sums over
+commit records are right however often workers died.
 """
 
 from collections import Counter
@@ -9,10 +9,10 @@ from enum import StrEnum
 
 
 class Count(StrEnum):
-    """Names of counters, as they stand in commit records and reports."""
+    """Names of counters in commit records and reports."""
 
     RETRIES = "retries"
-    """Records that were made again with a fresh seed."""
+    """Records that were made again with a new seed."""
 
     TOKENS = "tokens"
     """Tokens that the text engine generated."""
@@ -27,26 +27,26 @@ class Count(StrEnum):
     DROP_BLOCKED = "drop_blocked"
 
     DROP_NO_PLACE = "drop_no_place"
-    """Answers to where something is that do not start with in, on, at, by or the like."""
+    """Answers about a place that do not start with a preposition such as in, on, at or by."""
     DROP_NAMES_CONCEPT = "drop_names_concept"
-    """Places that say no more than the concept's name."""
+    """Places that only repeat the name of the concept."""
     DROP_TOO_FEW_PLACES = "drop_too_few_places"
-    """Concepts for which a model found hardly any place."""
+    """Concepts for which a model found too few places."""
 
     IMAGE_NOT_FINITE = "image_not_finite"
-    """Images with a value that is no number."""
+    """Images with a value that is not finite."""
     IMAGE_BLANK = "image_blank"
     """Images of one colour."""
     IMAGE_FLAGGED = "image_flagged"
-    """Images that the model's safety checker flags."""
+    """Images that the safety checker of the model rejects."""
     REPAINTED = "repainted"
     """Images that were painted again with the next seed."""
 
     ENGINE_ERROR = "engine_error"
-    """Records on which the model raised."""
+    """Records for which the model raised an error."""
 
     LOST_RECORD = "lost_record"
-    """Failures whose reason died with the worker that had published the shard."""
+    """Failures whose reason is lost: the worker that published the shard died before writing it."""
 
 
 class Tally:
@@ -60,5 +60,5 @@ class Tally:
         self._counts[str(name)] += number
 
     def as_dict(self) -> dict[str, int]:
-        """The counts in name order."""
+        """Return the counts, sorted by name."""
         return dict(sorted(self._counts.items()))

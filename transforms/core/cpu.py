@@ -1,22 +1,22 @@
-"""What this machine's processor is good at."""
+"""Properties of the processor of this machine."""
 
 import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512bw", "avx_ne_convert"})
-"""Of x86 processors that torch multiplies bfloat16 on without a detour."""
+"""Flags of x86 processors on which torch multiplies bfloat16 natively."""
 
 SLOW_BFLOAT16 = (
     "This processor has no AVX-512: bfloat16 takes it tens of times as long as float32. Set %s."
 )
-"""For a log; the setting that makes it fast goes in."""
+"""Warning for a log; %s is the setting that is fast."""
 
 
 def bfloat16_is_slow() -> bool:
-    """Whether torch's bfloat16 products are slower than float32 here, by 45 times (measured).
+    """Return whether torch's bfloat16 products are slower than float32 here, 45 times as measured.
 
-    Known of x86 on Linux; False elsewhere.
+    Only x86 on Linux is recognised; elsewhere the answer is False.
     """
     if platform.machine() != "x86_64":
         return False

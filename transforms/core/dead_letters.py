@@ -1,4 +1,4 @@
-"""Which records of a stage are dead letters, by the files in its `failures` folder."""
+"""Ids of the records of a stage that failed, from the files in its `failures` folder."""
 
 import io
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ _READERS = 16
 
 
 def failed_ids(url: str) -> set[str]:
-    """The ids of the records in a file of dead letters.
+    """Return the ids of the records in a dead-letter file.
 
     Raises:
-        DamagedFileError: The file does not hold dead letters.
-        MissingFileError: It is not there.
+        DamagedFileError: The file is damaged.
+        MissingFileError: The file does not exist.
     """
     content = storage.read_bytes(url)
     with reading(f"dead-letter file {url}"):
@@ -28,10 +28,10 @@ def failed_ids(url: str) -> set[str]:
 
 
 def dead_letters(folder: StageFolder) -> Iterator[tuple[int, set[str]]]:
-    """Each shard that has dead letters, in order, with their ids.
+    """Yield each shard that has dead letters, in order, with their ids.
 
     Raises:
-        DamagedFileError: A file does not hold dead letters.
+        DamagedFileError: A file is damaged.
     """
     names = storage.list_files(storage.join(folder.url, "failures"))
     numbers = (name.rpartition("-")[2].partition(".")[0] for name in names)

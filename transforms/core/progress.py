@@ -1,6 +1,6 @@
-"""The progress bar of every long step: done, total, rate and time left.
+"""Progress bars of long steps: done, total, rate and time left.
 
-On a terminal it is redrawn in place; in a log it prints a line every `LOG_INTERVAL_S` seconds.
+On a terminal a bar is redrawn in place; in a log it prints a line every `LOG_INTERVAL_S` seconds.
 """
 
 import logging
@@ -13,25 +13,25 @@ LOG_INTERVAL_S = 15.0
 
 
 class LogHandler(logging.Handler):
-    """Prints log lines on standard error, above any bar instead of into it."""
+    """Print log lines on standard error, above any bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
+        """Print one line."""
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def bar(
     total: int, unit: str, description: str, initial: int = 0, smoothing: float = 0.1
 ) -> "tqdm[Any]":
-    """A bar on standard error.
+    """Return a progress bar on standard error.
 
     Args:
-        total: How many units the step has in all.
-        unit: What is counted, for instance "images".
-        description: The step's name.
-        initial: Units that were done before this process started; the rate leaves them out.
-        smoothing: Weight of the newest update in the rate; 0 takes the mean since the start, for
-            progress that is seen in jumps.
+        total: Number of units of the whole step.
+        unit: Name of the units in the plural, for instance "images".
+        description: Name of the step.
+        initial: Units that were done before this process started; the rate does not count them.
+        smoothing: Weight of the newest update in the rate; 0 means the mean since the start, for
+            progress that moves in jumps.
     """
     interactive = sys.stderr.isatty()
     return tqdm(
@@ -42,7 +42,6 @@ def bar(
         dynamic_ncols=True,
         smoothing=smoothing,
         mininterval=0.2 if interactive else LOG_INTERVAL_S,
-        # Else a bar that has jumped is not drawn again, its clock stands still, until it has moved
-        # as far once more.
+        # Otherwise a bar that has jumped is not drawn again until it has moved as far once more.
         miniters=0,
     )

@@ -1,7 +1,7 @@
-"""Scratch folders on local disk: gone when their work ends, and when their process was killed.
+"""Scratch folders on local disk, deleted when their work ends, even if their process was killed.
 
-Each folder holds a locked file. The lock goes with its process, so a folder whose lock is free
-belongs to nobody, and the next process on the machine removes it.
+Each folder holds a locked file. The lock ends with its process, so a folder whose lock is free is
+abandoned, and the next process on the machine deletes it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[str]:
-    """A new empty folder below the system's temporary folder, removed at the end."""
+    """Create an empty folder in the system's temporary folder, and delete it at the end."""
     _remove_abandoned()
     folder, lock = _locked_folder()
     try:
@@ -36,7 +36,7 @@ def _locked_folder() -> tuple[str, IO[str]]:
         path = os.path.join(folder, _LOCK)
         lock = open(path, "w")  # noqa: SIM115
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Until it was locked, another process that tidies up could take the folder for abandoned.
+        # Before it was locked, another process could take the folder for abandoned and delete it.
         if os.path.exists(path):
             return folder, lock
         lock.close()
@@ -44,9 +44,9 @@ def _locked_folder() -> tuple[str, IO[str]]:
 
 @lru_cache(maxsize=1)
 def _remove_abandoned() -> None:
-    """Once per process: remove what killed processes left behind."""
+    """Delete the folders of killed processes, once per process."""
     for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
-        # A folder without a lock is being made at this moment; one of another user is theirs.
+        # A folder without a lock is just being made; folders of other users cannot be opened.
         with contextlib.suppress(OSError), open(folder / _LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

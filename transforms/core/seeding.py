@@ -1,14 +1,14 @@
-"""Every random choice of a run is derived here, from what it is for, never from a running state.
+"""Seeds, derived from what they are used for and never from a running state.
 
-A derived seed depends only on its parts, so a record is the same whichever worker, batch, shard or
-attempt makes it.
+A seed depends only on its parts, so a record is the same whichever worker, batch, shard or attempt
+makes it.
 """
 
 import hashlib
 
 
 def derive(*parts: str | int, bits: int = 63) -> int:
-    """A seed in [0, 2**bits) from the parts, by blake2b.
+    """Return a seed in [0, 2**bits), the blake2b hash of the parts.
 
     Args:
         *parts: What the seed is for, for instance (fingerprint, record id, image number). The
@@ -24,5 +24,5 @@ def derive(*parts: str | int, bits: int = 63) -> int:
 
 
 def caption_id(text: str) -> str:
-    """The identity of a caption: blake2b of its cleaned text as 16 hex digits."""
+    """Return the id of a caption: the blake2b hash of its cleaned text, 16 hex digits."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()

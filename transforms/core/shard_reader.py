@@ -13,7 +13,6 @@ from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -104,8 +103,7 @@ class CommittedShards:
                 f"-m pipelines {folder.command}` until it is{other}, then this command again",
             ) from error
         index = parse_index(content, folder.index_url)
-        paths = index.table["path"]
-        strange = paths.filter(pc.invert(pc.ends_with(paths, folder.kind.format.suffix)))
+        strange = _without_suffix(index.table["path"], folder.kind.format.suffix)
         if len(strange):
             raise ConfigError(f"{folder.url}{named} holds {strange[0]}: {expected}")
         checksum = hashlib.sha256(content).hexdigest()
@@ -210,6 +208,12 @@ def _opened(folder: StageFolder, checksum: str) -> tuple[CommittedShards, list[i
 @lru_cache(maxsize=_SHARDS_KEPT)
 def _kept(url: str, sha256: str) -> bytes:
     return _checked(url, sha256)
+
+
+def _without_suffix(paths: pa.ChunkedArray, suffix: str) -> pa.ChunkedArray:
+    import pyarrow.compute as pc  # A tenth of a second that `--help` does not need.
+
+    return paths.filter(pc.invert(pc.ends_with(paths, suffix)))
 
 
 def _checked(url: str, sha256: str) -> bytes:

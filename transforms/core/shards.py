@@ -27,7 +27,6 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.core import storage
@@ -98,6 +97,8 @@ class StageKind:
     """Command that makes its dead letters again."""
     optional: bool = False
     """Whether a run may do without it."""
+    shards_share_work: bool = False
+    """Whether a task makes many shards at once, so that the time of a shard has no meaning."""
     file_prefix: str
     """First part of the names of its files."""
     unit: str
@@ -343,7 +344,7 @@ def _retried(folder: StageFolder, num_shards: int) -> list[pa.Table]:
 
 
 def _sum(table: pa.Table, column: str) -> int:
-    return int(pc.sum(table[column], min_count=0).as_py())
+    return int(table[column].to_numpy().sum())
 
 
 def read_success(folder: StageFolder) -> dict[str, Any] | None:

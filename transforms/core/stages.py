@@ -133,6 +133,7 @@ STAGES: dict[str, StageKind] = {
             title="Captions, curated",
             command="curate",
             help="remove duplicate captions, shuffle the rest, write shards of equal size",
+            shards_share_work=True,
             file_prefix="captions",
             unit="captions",
             format=CAPTION_SHARDS,
