@@ -1,4 +1,4 @@
-"""Wrong settings and wrong input, from the command line: one clear sentence, the right code."""
+"""Wrong settings and wrong input on the command line: one clear sentence and the right code."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ def test_nothing_to_curate_or_paint_yet(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["curate", CONFIG, f"run={tmp_path}/run"]) == 1
     assert "captions-raw" in sentence(capsys)
     assert main(["images", "pipelines/configs/demo-images.yaml", f"run={tmp_path}/run"]) == 1
-    assert "run the curate stage" in sentence(capsys)
+    assert "run `python -m pipelines curate` until" in sentence(capsys)
 
 
 def test_stale_fingerprint(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_caption_that_makes_the_engine_raise(
     with monkeypatch.context() as patch:
         patch.setattr(Blocks, "paint", raises)
         assert matrix.again() == 0
-    assert matrix.again() == 0, "a dead letter is no reason to run again"
+    assert matrix.again() == 0, "dead letters do not start another run"
     assert matrix.verify() == 0
     letters = pq.read_table(f"{matrix.run}/images/failures/000/images-000003.parquet").to_pylist()
     assert [letter["record_id"] for letter in letters] == [caption_id(text)]

@@ -1,4 +1,4 @@
-"""The fault matrix: processes that die, hang, or work on one output together."""
+"""The fault matrix: processes that die, hang, or work on the same output."""
 
 import signal
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_killed(matrix: Matrix, fault: str) -> None:
 
 @pytest.fixture(scope="module")
 def painted_by_tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Checksums of the shards of a stage with the real model that nothing happened to.
+    """Checksums of the shards of an undisturbed stage with the real model.
 
     Made by a process like the others: with another number of threads, kernels round otherwise.
     """
@@ -90,7 +90,7 @@ def test_two_workers_publish_one_shard_at_the_same_moment_on_gcs(
 
 
 def _meet(matrix: Matrix, folder: Path, environment: dict[str, str]) -> None:
-    """Let two workers make the one shard that is left of a stage, and wait for each other."""
+    """Let two workers make the last shard of a stage at the same time."""
     assert matrix.again() == 0
     images = f"{matrix.run}/images"
     names = ("_SUCCESS", "index.parquet", "commits/000/images-000003.json")

@@ -1,4 +1,4 @@
-"""The fault matrix: disks and servers that fail, and files that were damaged."""
+"""The fault matrix: failing disks and servers, damaged files."""
 
 import os
 import subprocess
@@ -83,7 +83,7 @@ def halve(content: bytes) -> bytes:
 
 
 def leave_out_the_end(content: bytes) -> bytes:
-    """Cut between two members, where Python's tarfile sees nothing amiss."""
+    """Cut a tar between two members, where Python's tarfile notices nothing."""
     return content.rstrip(b"\0")[:-512].ljust(len(content) // 512 // 2 * 512, b"\0")
 
 

@@ -1,4 +1,4 @@
-"""The same stages on Beam's portable path: the same bytes as on the direct runner."""
+"""Stages on a portable runner of Beam: the same bytes as on the direct runner."""
 
 import subprocess
 from pathlib import Path

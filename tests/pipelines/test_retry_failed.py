@@ -22,7 +22,7 @@ TEXTS = [caption.text for caption in make_captions(NUM_CAPTIONS)]
 
 @pytest.fixture
 def unpaintable(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Numbers of captions on which the engine raises."""
+    """Numbers of captions for which the engine raises an error."""
     numbers = {3, 8, 9, 15}
     paint = Blocks.paint
 
@@ -76,7 +76,7 @@ def test_what_failed_is_painted_into_further_shards(
     assert storage.list_times(f"{matrix.run}/images/retry-2") == before
     assert not storage.exists(f"{matrix.run}/images/retry-3")
     digests = [output.metadata["generator_digest"] for output in find_outputs(matrix.run)]
-    assert len(set(digests)) == 3, "a blank image would be painted again as it was"
+    assert len(set(digests)) == 3, "with the same seeds, a blank image would stay blank"
 
 
 def test_a_retry_that_was_cut_short_goes_on(
@@ -91,7 +91,7 @@ def test_a_retry_that_was_cut_short_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(retry_failed, "run_stage", dies)
         assert retry(matrix) == 1
-    assert len(ids(matrix)) == NUM_CAPTIONS - 4, "an unfinished retry is no part of the index"
+    assert len(ids(matrix)) == NUM_CAPTIONS - 4, "an unfinished retry is not in the index"
     assert retry(matrix) == 0
     assert sorted(ids(matrix)) == sorted(IDS)
 
@@ -146,7 +146,7 @@ def test_a_damaged_shard_of_a_retry_is_painted_again(
     assert "then run images, then retry-failed again" in capsys.readouterr().err.splitlines()[-1]
     assert matrix.verify("repair=true") == 1
     assert "run images, then retry-failed again" in capsys.readouterr().err.splitlines()[-1]
-    assert not storage.exists(f"{matrix.run}/images/index.parquet"), "it lists what is deleted"
+    assert not storage.exists(f"{matrix.run}/images/index.parquet"), "it lists a deleted shard"
     assert matrix.again() == 0
     assert len(ids(matrix)) == NUM_CAPTIONS - 4
     assert retry(matrix) == matrix.verify() == 0
@@ -160,7 +160,7 @@ def test_a_caption_is_not_painted_by_a_shard_and_by_a_retry(
     assert matrix.again() == 0
     unpaintable.intersection_update(still)
     assert retry(matrix) == 0
-    damage(matrix, "shards/000/images-000001.tar")  # In which caption 3 had failed.
+    damage(matrix, "shards/000/images-000001.tar")  # Caption 3 failed in it.
     assert matrix.verify("repair=true") == 1
     assert matrix.again() == 1
     assert "images/retry-1 holds records that did not fail" in capsys.readouterr().err

@@ -105,8 +105,8 @@ def test_rate_and_time_left_are_those_since_this_start(
     def shown_at(moment: float, *shards: int) -> str:
         nonlocal now, committed
         committed = {0, *shards}
-        now = moment  # Last: what is seen before is not drawn, no time having passed.
-        enough = looks + 3  # The first may have begun before, and the last goes on.
+        now = moment  # Set last: before, no time has passed and nothing is drawn.
+        enough = looks + 3  # The first may have begun earlier, and the last may not be over.
         while looks < enough:
             time.sleep(0.001)
         return capsys.readouterr().err

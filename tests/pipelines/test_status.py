@@ -19,7 +19,7 @@ def test_a_stage_that_stopped_half_way(
     any_storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"{any_storage}/captions-raw"
-    run_stage(stage(url, 4), [])  # Shards are made in random order: the bad one may be the first.
+    run_stage(stage(url, 4), [])  # Shards come in random order: the broken one may be first.
     with pytest.raises(UnfinishedError):
         run_stage(stage(url, 8, raise_in=5), [])
     capsys.readouterr()
@@ -28,7 +28,7 @@ def test_a_stage_that_stopped_half_way(
     shown = columns(output, time.time() + 2 * WINDOW_S)
     assert shown[0] == f"{done}/8"
     assert shown[4] == str(done), "every shard of this stage has one dead letter"
-    assert shown[3] == "-", "nobody works on what is left"
+    assert shown[3] == "-", "no worker is running"
     assert shown[5].startswith("stopped: nothing was committed for 0:30")
     assert main(["status", any_storage]) == 0
     assert capsys.readouterr().out.count("\n") == 2

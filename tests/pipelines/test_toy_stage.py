@@ -1,5 +1,7 @@
 """A new stage needs a producer, a job module and one registry entry; nothing else is touched."""
 
+import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import pytest
 from pipelines.__main__ import jobs, main
 from pipelines.runner import run_stage
 from tests.support.captions import make_captions, write_captions
+from tests.support.paths import ROOT
 from transforms.core import storage
 from transforms.core.config import Config
 from transforms.core.counters import Count, Tally
@@ -153,6 +156,25 @@ def test_damage_is_found_and_the_command_repairs_it(
     assert main(["measure-lengths", str(tmp_path / "job.yaml")]) == 0
     assert storage.read_bytes(folder.shard_url(2)) == whole
     assert main(["verify", run_url, "stages=[lengths]"]) == 0
+
+
+def test_workers_need_no_registry(run_url: str) -> None:
+    """Elsewhere the stage is not in `STAGES`: what it is travels with its folder."""
+    code = (
+        "import pickle, sys; from transforms.core.stages import STAGES;"
+        "folder = pickle.loads(sys.stdin.buffer.read()); assert 'lengths' not in STAGES;"
+        "print(folder.shard_path(1), folder.kind.format.read_ids(folder.shard_url(1)))"
+    )
+    folder = stage_folder(run_url, "lengths")
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(folder),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    ids = LENGTHS.format.read_ids(folder.shard_url(1))
+    assert output == f"shards/000/lengths-000001.parquet {ids}\n"
 
 
 def test_an_incomplete_stage_names_its_command(run_url: str) -> None:

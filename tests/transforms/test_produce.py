@@ -1,4 +1,4 @@
-"""One shard is published while the next one is made, and nothing that was made is lost."""
+"""One shard is published while the next one is made, and no finished work is lost."""
 
 import threading
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from transforms.core.stages import Produced, Stage
 from transforms.produce import ProduceShards
 
 BEGUN = threading.Semaphore(0)
-"""Counts the shards whose making has begun; in the module, since a producer is pickled."""
+"""Counts the shards that were begun; a global of the module, since a producer is pickled."""
 
 
 @dataclass(frozen=True)
 class Overlapping(CountingProducer):
-    """Records come when the making of the next shard has begun."""
+    """A producer whose records are delivered once the next shard is begun."""
 
     num_shards: int = 0
     fail_at: int = -1
@@ -35,9 +35,9 @@ class Overlapping(CountingProducer):
         return self._records(shard, tally, last)
 
     def _records(self, shard: int, tally: Tally, last: bool) -> Iterator[Produced]:
-        BEGUN.acquire()  # The own beginning, so the next shard's is what is waited for.
+        BEGUN.acquire()  # Take the permit of this shard, to wait for that of the next one.
         if not last:
-            assert BEGUN.acquire(timeout=30), "publishing must not hold up the next shard"
+            assert BEGUN.acquire(timeout=30), "publishing must not delay the next shard"
             BEGUN.release()
         yield from super().produce(shard, tally)
 
@@ -52,7 +52,7 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def produce(made: Stage) -> None:
-    """Run the stage's shards on the default runner."""
+    """Run the shards of a stage on the default runner."""
     pipeline = beam.Pipeline(options=beam_options([]))
     pipeline | beam.Create(list(range(made.num_shards))) | ProduceShards(made)
     pipeline.run().wait_until_finish()
@@ -78,7 +78,7 @@ def test_a_shard_that_cannot_be_made_does_not_lose_the_one_before(tmp_path: Path
 
 @pytest.mark.parametrize("shard", range(3))
 def test_an_error_of_the_publisher_fails_the_run(tmp_path: Path, shard: int) -> None:
-    # The counting producer raises where its records are iterated over: in the publisher.
+    # The counting producer raises while its records are iterated over, in the publisher.
     made = stage(str(tmp_path), 3, raise_in=shard)
     with pytest.raises(Exception, match="this shard cannot be made"):
         produce(made)

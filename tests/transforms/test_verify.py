@@ -1,4 +1,4 @@
-"""Each kind of damage, put into a whole stage, is found and named; a whole one has none."""
+"""Each kind of damage to a stage is found and named; an undamaged stage has no problem."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ def expected_ids(shard: int) -> list[str]:
 
 
 def images(url: str, change: Callable[[ImageSet], ImageSet] = lambda made: made) -> Verification:
-    """Two shards of three image sets, the last of each a dead letter; `change` alters the first."""
+    """Two shards of three image sets; the last of each fails, and `change` alters a first one."""
     output = StageOutput(
         folder=StageFolder(url, STAGES["images"]),
         fingerprint=Fingerprint({"kind": "images"}),
@@ -176,6 +176,6 @@ def test_a_flipped_bit_anywhere_is_a_problem_of_its_file(of: str) -> None:
         changed = bytes([content[place] ^ 1 << random.randrange(8)])
         storage.replace_bytes(content[:place] + changed + content[place + 1 :], path)
         problems = found(dataclasses.replace(made, decode=False))
-        # A dead letter's reason and its like may change unnoticed.
+        # Damage to the reason of a dead letter may go unnoticed.
         assert problems or of == "failures"
         assert {problem.damaged_shard for problem in problems} <= {None if of == "index" else 0}

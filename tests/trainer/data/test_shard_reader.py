@@ -1,4 +1,4 @@
-"""Random access to shards: order, images, remote copies, and what can be wrong with them."""
+"""Random access to image shards: order, images, remote copies, damage."""
 
 import os
 import pickle
@@ -48,7 +48,7 @@ def test_images_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
 
 
 def test_equal_names_in_two_folders_of_a_shard_are_two_samples(tmp_path: Path) -> None:
-    """As in WebDataset, where shards were packed from folders of classes."""
+    """WebDataset shards that were packed from a folder per class have such names."""
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for key in ("cat/1", "dog/1"):
             writer.write({"__key__": key, "0.png": picture(0), "txt": key})

@@ -71,7 +71,7 @@ def test_orphan_of_a_dead_worker_is_adopted(any_storage: str, tmp_path: object) 
     first = build(any_storage, [0, 1, 2, 4])
     storage.delete(folder(any_storage).commit_url(0))
     storage.delete(folder(any_storage).failures_url(0))
-    # The second worker made other records: what counts is what the published file lacks.
+    # The second worker made other records; the records that the published file lacks count.
     second = build(any_storage, [0, 3])
     assert second.sha256 == first.sha256
     assert (second.num_samples, second.num_failures) == (4, 1)
@@ -149,7 +149,7 @@ def test_damaged_commit_record_names_the_file_and_the_way_out(tmp_path: object) 
 
 @pytest.mark.parametrize("in_footer", [True, False])
 def test_a_damaged_file_is_not_adopted(tmp_path: Path, in_footer: bool) -> None:
-    """For the first byte of the footer, Arrow raises an OSError that is none of the disk."""
+    """Damage to the first byte of the footer makes Arrow raise an OSError without an errno."""
     url = folder(str(tmp_path)).shard_url(0)
     build(str(tmp_path), range(5))
     storage.delete(folder(str(tmp_path)).commit_url(0))

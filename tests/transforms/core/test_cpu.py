@@ -1,4 +1,4 @@
-"""Processors on which bfloat16 is slow are known."""
+"""Recognition of processors on which bfloat16 is slow."""
 
 import platform
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_an_x86_without_avx_512_is_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, slow: bool
 ) -> None:
     monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
-    assert not cpu.bfloat16_is_slow(), "nothing is known without the file"
+    assert not cpu.bfloat16_is_slow(), "without the file the processor is unknown"
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}processor\t: 1\n")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert cpu.bfloat16_is_slow() == slow

@@ -1,4 +1,4 @@
-"""What job managers are told to do with the exit codes."""
+"""Reaction of job managers to the exit codes."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ FAKES = {
     "python": "kill -TERM $PPID; sleep 0.05; exit $CODE",
     "scontrol": "touch $1-$2",
 }
-"""Slurm, and a launcher that saves when its whole node is told to stop."""
+"""Commands of Slurm, and a launcher that saves when its whole node is stopped."""
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_slurm_starts_again_what_every_node_wants_to_be_started_again(
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     (job,) = re.findall(r"```sh\n(.*?)```", MANUAL.read_text(), re.DOTALL)
-    (tmp_path / "stop-7").touch()  # Of a start before.
+    (tmp_path / "stop-7").touch()  # From an earlier start.
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "CODES": codes}

@@ -17,7 +17,7 @@ def test_range(parts: list[str | int], bits: int) -> None:
 
 
 def test_pinned_values() -> None:
-    # Data sets in the world depend on these: a change here is a change of every run.
+    # Existing data sets depend on these values: changing them changes every run.
     assert derive("fingerprint", "record", 3) == 889295612682115024
     assert caption_id("a cat") == "67f5dfb40b23dda2"
 

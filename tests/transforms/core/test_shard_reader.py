@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_found_before_the_content_is_used(any_storage: str, pla
         list(shards.tables(["concept"]))
     with pytest.raises(DamagedFileError, match=named):
         rows.read(4, 5)
-    assert rows.read(0, 3).num_rows == 3, "other shards are as good as before"
+    assert rows.read(0, 3).num_rows == 3, "other shards can still be read"
 
 
 def test_a_missing_shard_is_named(any_storage: str) -> None:

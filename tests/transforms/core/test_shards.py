@@ -47,9 +47,9 @@ def test_complete_retries_are_part_of_the_index(tmp_path: object) -> None:
     folder = StageFolder(f"{tmp_path}/images", STAGES["images"])
     one = dataclasses.replace(record(0), num_samples=1)
     write_index(folder.retry(1), [one], {})
-    write_index(folder.retry(3), [one], {})  # of no account before there is a second
+    write_index(folder.retry(3), [one], {})  # ignored as long as there is no second
     summary = write_index(folder, map(record, (2, 0, 1, 3)), {})
-    # Shards 1 and 3 lack a record each; the retry made one of them.
+    # Shards 1 and 3 each lack a record; the retry made one of the two.
     assert (summary["num_shards"], summary["num_samples"], summary["num_failures"]) == (4, 21, 1)
     rows = read_index(folder.index_url).table.to_pylist()
     assert [row["shard"] for row in rows] == list(range(5))

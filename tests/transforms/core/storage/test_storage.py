@@ -22,7 +22,7 @@ def test_a_name_is_published_once(any_storage: str) -> None:
 
 
 def test_a_file_is_published_once(any_storage: str, tmp_path: Path) -> None:
-    large = os.urandom(6 * 2**20)  # beyond the size at which gcsfs uploads in parts
+    large = os.urandom(6 * 2**20)  # larger than what gcsfs uploads in one request
     source = tmp_path / "source.bin"
     source.write_bytes(large)
     url = storage.join(any_storage, "a.bin")
@@ -65,7 +65,7 @@ def test_replace_and_list(any_storage: str) -> None:
 def test_the_disk_has_a_files_content_before_its_name_and_then_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a power cut would leave empty files under final names."""
+    """Otherwise a power cut could leave empty files with final names."""
     done: list[str] = []
 
     def watch(name: str) -> None:
@@ -91,7 +91,7 @@ def test_the_disk_has_a_files_content_before_its_name_and_then_its_name(
 def test_a_large_file_goes_up_in_parts_and_appears_whole(
     gcs_bucket: str, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """6,500 bytes in parts of 100 would be more than the server puts together."""
+    """6,500 bytes in parts of 100 are more parts than the server composes."""
     from gcsfs.core import GCSFileSystem
 
     monkeypatch.setattr(object_store, "_PART_BYTES", 100)
