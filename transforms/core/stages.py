@@ -1,6 +1,7 @@
 """Stages of a run: the registry, and what a job hands to the code that runs its stage.
 
-A new stage needs a producer, a job module `pipelines/<command>.py` and one entry in `STAGES`.
+A new stage needs a producer, a job module `pipelines/<command>.py` and one entry in `STAGES`. A new
+class of records is a dataclass in `records`.
 """
 
 import json
