@@ -248,7 +248,7 @@ def record_id(concept: Concept) -> str:
 
 
 def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Concept, ...]:
-    """The concepts with the places that the backgrounds stage of `run` found for them.
+    """Return the concepts with the places that the backgrounds stage of `run` found for them.
 
     A concept for which it found none keeps the places of its list.
 
