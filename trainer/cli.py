@@ -57,9 +57,14 @@ def command_parser(
         epilog=f"Keys:\n{describe(config)}" if config else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
+    return parser
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which prints the version of the package."""
     version = f"synclr {importlib.metadata.version('synclr')}"
     parser.add_argument("--version", action="version", version=version)
-    return parser
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, name: str, description: str) -> None:

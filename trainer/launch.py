@@ -23,6 +23,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from trainer import cli
 from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 
 LOCALHOST = "127.0.0.1"
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     options.description = __doc__
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.set_defaults(**DEFAULTS)
+    cli.add_version(options)
     return options
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from tests.support.paths import ROOT
-from trainer import cli, export, replay, train
+from trainer import cli, export, launch, replay, train
 from trainer.cli import Ending
 from trainer.config import TrainConfig
 from trainer.evaluate import __main__ as evaluate
@@ -25,7 +25,7 @@ from transforms.core.errors import (
 )
 from transforms.core.exit_codes import INTERRUPTED, OK, RESTART, UNFINISHED, WRONG_CONFIG
 
-COMMANDS = (train, replay, export, evaluate)
+COMMANDS = (train, launch, replay, export, evaluate)
 
 
 def failing(error: BaseException) -> Callable[[], str]:
