@@ -2,9 +2,9 @@
 
     python -m benchmarks.captions_prompts [--prompts 100000] [--repeats 3] [CONFIG] [key=value ...]
 
-Planning is all that happens before the first shard is handed out: lists are read and digested, the
-stage is described, the output folder is claimed and listed. The first plan of a process also
-imports what reads the lists. Seconds are the processor's, so that other work does not count.
+Planning is everything before the first shard is produced: reading and hashing lists, resolving the
+stage, claiming and listing the output folder. The first plan of a process also imports the readers
+of the lists. Seconds are processor time, so that other work on the machine does not count.
 """
 
 import argparse

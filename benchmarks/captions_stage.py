@@ -1,12 +1,12 @@
-"""Captions per second of the whole captions stage, over a bare `LLM.generate` on the same prompts.
+"""Captions per second of the whole captions stage, compared with a bare `LLM.generate`.
 
     python -m benchmarks.captions_stage [--captions 320] [--repeats 3] [CONFIG] [key=value ...]
 
-Both ask the same loaded vLLM for the same prompts with the same seeds, a shard per call, in turns,
-in one process, starting with an empty prefix cache. The bare loop throws away what it gets; the
-stage runs on Beam, builds its prompts, cleans, filters, publishes and commits. Each ordinal is
-asked once: how often captions are dropped says nothing about the machinery. A third turn is the
-stage with `captions.prompts.shared_examples=false`, where each prompt draws its own examples.
+Both use the same loaded vLLM, prompts and seeds, one call per shard, and take turns in one process,
+each starting with an empty prefix cache. The bare loop discards its output; the stage runs on Beam,
+builds prompts, cleans, filters, publishes and commits. Each ordinal is tried once, since the rate
+of dropped captions depends on the model. A third measurement is the stage with
+`captions.prompts.shared_examples=false`, where each prompt draws its own examples.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
         "stage": lambda: _stage(engine, shared),
         "independent": lambda: _stage(engine, alone),
     }
-    # Once each unmeasured and small: first calls are not what a long run is made of.
+    # Warm up with a small run of each: first calls are not typical of a long run.
     few = shared.model_copy(update={"num_captions": 4, "captions_per_shard": 4})
     _bare(engine, few)
     _stage(engine, few)
@@ -68,7 +68,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def _bare(engine: VllmEngine, config: CaptionsConfig) -> float:
-    """Seconds of `LLM.generate` on every prompt, without keeping anything."""
+    """Return the seconds of `LLM.generate` on every prompt; the output is discarded."""
     source = prompt_source(config)
     prompts = [source.build(ordinal) for ordinal in range(config.num_captions)]
     sampling = [engine._sampling_params(prompt.seed) for prompt in prompts]
@@ -83,7 +83,7 @@ def _bare(engine: VllmEngine, config: CaptionsConfig) -> float:
 
 
 def _stage(engine: VllmEngine, config: CaptionsConfig) -> float:
-    """Seconds of the stage on a new run."""
+    """Return the seconds of the stage on a new run."""
     engine._llm.reset_prefix_cache()
     with (
         tempfile.TemporaryDirectory() as folder,

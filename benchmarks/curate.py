@@ -1,10 +1,10 @@
-"""How curation grows with the corpus: time and peak memory on synthetic captions.
+"""Time and peak memory of curation as the corpus grows, on synthetic captions.
 
     python -m benchmarks.curate [--captions 500000 5000000] [--folder FOLDER]
 
-Each size is a run of its own: captions of 8 to 20 words out of 20,000, of which a tenth are equal
-to others and a twentieth differ from another one in their last word. `python -m pipelines curate`
-then keeps four fifths of them, in a process of its own, with the default settings.
+Each size is a separate run: captions of 8 to 20 words from a vocabulary of 20,000. A tenth are
+equal to other captions and a twentieth differ from another one in the last word. `python -m
+pipelines curate` then keeps four fifths of them, in a new process, with the default settings.
 """
 
 import argparse
@@ -35,9 +35,9 @@ WORDS = np.array([f"w{number:x}" for number in range(20_000)])
 
 
 def texts(draw: np.random.Generator, others: list[str]) -> list[str]:
-    """The captions of a shard; some repeat or alter those of another one."""
+    """Return the captions of a shard; some repeat or alter captions of another shard."""
     lengths = draw.integers(8, 21, PER_SHARD)
-    # Few words are frequent and most are rare, as in a language.
+    # A few words are frequent and most are rare, as in natural language.
     words = WORDS[(len(WORDS) * draw.random(lengths.sum()) ** 3).astype(int)].tolist()
     ends = np.cumsum(lengths).tolist()
     new = [" ".join(words[e - n : e]) for e, n in zip(ends, lengths.tolist(), strict=True)]
@@ -77,7 +77,7 @@ def make_run(run: str, number: int) -> None:
 
 
 def curate(run: str, number: int) -> tuple[float, float]:
-    """Seconds, and GB of peak memory."""
+    """Run curation; return the seconds and the peak memory in GB."""
     Path(run, "concepts.txt").write_text("something\n")
     config = {
         "run": run,
@@ -102,7 +102,7 @@ def curate(run: str, number: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--captions", type=int, nargs="+", default=[500_000, 5_000_000])
-    parser.add_argument("--folder", help="where the runs are made; default: a temporary folder")
+    parser.add_argument("--folder", help="folder for the runs; default: a temporary folder")
     arguments = parser.parse_args()
     measured = []
     for number in arguments.captions:

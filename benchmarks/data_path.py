@@ -1,12 +1,12 @@
-"""Images per second and core of the data path: decode, one global and four local crops.
+"""Images per second and core of the data path: decoding, one global crop and four local crops.
 
     python -m benchmarks.data_path
 
-The alternative does what the reference does: PIL decodes, and each crop is cropped, jittered,
-blurred and normalised by itself on the CPU. Between the two stands what is left of ours when the
-colours are done on the CPU, too. Last, all that a worker process does in a training of the paper's
-size: one of 6 workers of one of 32 ranks takes its share of every sixth step out of 600,000 shards
-of 250 captions (all of them name one file, so the disk is not measured).
+The alternative works like the reference: PIL decodes, and every crop is cropped, jittered, blurred
+and normalised separately on the CPU. The second line is our path with the colours computed on the
+CPU as well. The last line is everything that a worker process does in a training of the paper's
+size: one of 6 workers of one of 32 ranks reads its captions of every sixth step from 600,000 shards
+of 250 captions (all are links to one file, so the disk is not measured).
 """
 
 import argparse
@@ -37,7 +37,7 @@ GLOBAL_SIZE = 224
 
 
 def jpeg(side: int, generator: np.random.Generator) -> bytes:
-    """A picture with coarse shapes and fine noise, as large a file as a photograph's."""
+    """Return a JPEG with coarse shapes and fine noise, about as large as that of a photograph."""
     coarse = generator.normal(128, 60, (side // 16, side // 16, 3)).clip(0, 255).astype(np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
     pixels = (smooth + generator.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
@@ -47,7 +47,7 @@ def jpeg(side: int, generator: np.random.Generator) -> bytes:
 
 
 def per_image(size: int, scale: tuple[float, float]) -> v2.Compose:
-    """One crop of a PIL picture with all of the augmentation, as torchvision's users write it."""
+    """Return the whole augmentation of one crop, as users of torchvision write it."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC),
@@ -97,7 +97,7 @@ def ours(*, colours: bool) -> Callable[[bytes], object]:
 
 
 def samples_of_paper(folder: Path, images: list[bytes]) -> CroppedSamples:
-    """The paper's 150 million captions, in shards of such images."""
+    """Return the paper's 150 million captions, in shards of these images."""
     write_shard(folder / "one.tar", itertools.cycle(images))
     write_run(folder / "run", folder / "one.tar", num_shards=600_000)
     reader = ShardReader(str(folder / "run" / "images" / "index.parquet"))
@@ -114,7 +114,7 @@ def samples_of_paper(folder: Path, images: list[bytes]) -> CroppedSamples:
 
 
 def worker_rate(samples: CroppedSamples, steps: range) -> float:
-    """Images per second of CPU time of a worker that takes these steps of rank 5 of 32."""
+    """Return images per second of CPU time of a worker that reads these steps of rank 5 of 32."""
     rank_sampler = RankSampler(samples.sampler, 8192, rank=5, ranks=32)
     started = time.process_time()
     for step in steps:
@@ -123,7 +123,7 @@ def worker_rate(samples: CroppedSamples, steps: range) -> float:
 
 
 def rate(load: Callable[[bytes], object], images: list[bytes]) -> float:
-    """Images per second of CPU time, so that other work on the machine does not count."""
+    """Return images per second of CPU time, so that other work on the machine does not count."""
     started = time.process_time()
     for image in images:
         load(image)

@@ -1,32 +1,35 @@
-"""Does training teach the encoder anything? Several seeds, beside the untrained encoder.
+"""Scores of trained encoders over several seeds, compared with untrained encoders.
 
     python benchmarks/encoder_beats_untrained.py --data runs/demo/images [--seeds 0 1 2]
 
-Trains the demo's encoder once per seed on the same image shards, scores each on the built-in
-test sets, and prints mean and standard deviation over the seeds beside those of untrained encoders
-of the same shape. Trainings and scores are kept under --out and not made again.
+Trains the demo's encoder once per seed on the same image shards, scores each on the built-in test
+sets, and prints mean and standard deviation over the seeds, next to those of untrained encoders of
+the same shape. Finished trainings and scores are kept in --out and not repeated.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transforms.core.scores import FILE_NAME, Score, decode_scores
+
 HEADER = ("data set", "protocol", "pixels", "untrained", "trained", "gain", "gain / spread")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, score, print."""
+    """Run the benchmark; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", required=True, help="folder or URL of a complete images stage")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train-config", default="trainer/configs/demo.yaml")
     parser.add_argument("--evaluate-config", default="trainer/configs/demo-evaluate.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/encoder-beats-untrained"))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the training")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change settings of the training"
+    )
     options = parser.parse_args(arguments)
     runs = []
     for seed in options.seeds:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         training = [options.train_config, *own, f"data={options.data}", *options.overrides]
         call("trainer.train", *training)
         call("trainer.evaluate", "all", options.evaluate_config, *own)
-        runs.append(json.loads((run / "scores" / "scores.json").read_text()))
+        runs.append(decode_scores((run / "scores" / FILE_NAME).read_bytes()))
     print()
     print(" | ".join(HEADER))
     for line in summary(runs):
@@ -44,19 +47,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def call(module: str, *arguments: str) -> None:
-    """Run one of the project's commands; its failure ends the benchmark."""
+    """Run one of the project's commands; an error ends the benchmark."""
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
-def summary(runs: Sequence[list[dict[str, object]]]) -> list[list[str]]:
-    """One line per data set and protocol: mean ± standard deviation over all seeds."""
+def summary(runs: Sequence[list[Score]]) -> list[list[str]]:
+    """Return a line per data set and protocol: mean ± standard deviation over all seeds."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for rows in runs:
-        for row in rows:
-            by_encoder = values.setdefault((str(row["dataset"]), str(row["protocol"])), {})
-            found = row["values"]
-            assert isinstance(found, list)
-            by_encoder.setdefault(str(row["encoder"]), []).extend(found)
+    for scores in runs:
+        for score in scores:
+            by_encoder = values.setdefault((score.dataset, score.protocol), {})
+            by_encoder.setdefault(score.encoder, []).extend(score.values)
     lines = []
     for (dataset, protocol), by_encoder in sorted(values.items()):
         trained, untrained = by_encoder["trained"], by_encoder["untrained"]
@@ -70,7 +71,7 @@ def summary(runs: Sequence[list[dict[str, object]]]) -> list[list[str]]:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; 0 for a single value."""
+    """Return the standard deviation of a sample; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

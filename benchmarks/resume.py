@@ -1,11 +1,11 @@
-"""CPU seconds from the start of a process to its first step done, deep in the data.
+"""CPU seconds from the start of a process to the end of its first step, in the middle of the data.
 
     python -m benchmarks.resume
 
-Indices of 10 million samples (40,000 shards of 250; all of them name one shard file) and of the
-paper's 150 million beside one of 250: read the index, restore a checkpoint of the middle of the
-second epoch, crop a batch there, and step. The encoder is the demo's, so what is measured is the
-data's part and the imports.
+Compares indices of 10 million samples (40,000 shards of 250, all links to one file) and of the
+paper's 150 million with one of 250 samples. Each process reads the index, restores a checkpoint
+from the middle of the second epoch, crops a batch there and makes a step. The encoder is the
+demo's, so most of the time is for data and imports.
 """
 
 import argparse
@@ -51,7 +51,7 @@ print(training.values()["loss"])
 
 
 def write_run(run: Path, shard: Path, num_shards: int) -> None:
-    """An images stage whose index names the same shard file many times."""
+    """Write an images stage whose index lists the same shard file many times."""
     folder = run / "images"
     (folder / "shards").mkdir(parents=True)
     (folder / "shards" / "one.tar").symlink_to(shard.resolve())
@@ -67,7 +67,7 @@ def write_run(run: Path, shard: Path, num_shards: int) -> None:
 
 
 def write_shard(path: Path, images: Iterator[bytes]) -> None:
-    """A shard of 250 samples of the next four of some images."""
+    """Write a shard of 250 samples, each with the next four of the images."""
     import webdataset
 
     with webdataset.TarWriter(str(path), mtime=0) as writer:
@@ -77,7 +77,7 @@ def write_shard(path: Path, images: Iterator[bytes]) -> None:
 
 
 def noise() -> Iterator[bytes]:
-    """Small pictures."""
+    """Yield small JPEGs."""
     import io
 
     import numpy as np

@@ -1,9 +1,9 @@
-"""What the machinery costs per shard: a thousand shards of a stage without a model.
+"""Overhead of Beam and commits per shard: a thousand shards of a stage without a model.
 
     python -m benchmarks.shard_overhead [--shards 1000] [--records 250] [--repeats 3]
 
-Beside it, in turns, a plain loop that writes the same Parquet files and nothing else: no Beam, no
-commit record, no checksum, no sync to disk. The difference is what safety costs.
+The alternative is a plain loop that only writes the same Parquet files: no Beam, no commit record,
+no checksum, no sync to disk. Both take turns; the difference is the cost of safety.
 """
 
 import argparse
@@ -30,19 +30,19 @@ def caption(number: int) -> Caption:
 
 @dataclass(frozen=True)
 class Trivial:
-    """Captions that cost nothing."""
+    """A producer of captions that cost no time."""
 
     records: int
 
     def setup(self) -> None:
-        """No model."""
+        """Load no model."""
 
     def record_ids(self, shard: int) -> list[str]:
-        """The numbers of a shard."""
+        """Return the numbers of a shard's captions."""
         return [str(shard * self.records + i) for i in range(self.records)]
 
     def produce(self, shard: int, tally: Tally) -> Iterator[Produced]:
-        """Its captions."""
+        """Yield the captions of a shard."""
         return (caption(int(number)) for number in self.record_ids(shard))
 
 
@@ -58,7 +58,7 @@ def stage(url: str, shards: int, records: int) -> Stage:
 
 
 def timed_stage(shards: int, records: int) -> tuple[float, float]:
-    """Seconds of the whole stage, and of planning it again when it is complete."""
+    """Return the seconds of the whole stage, and of planning it again when it is complete."""
     with tempfile.TemporaryDirectory() as folder:
         made = stage(folder, shards, records)
         started = time.perf_counter()
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=250)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    timed_stage(10, arguments.records)  # Beam's import.
+    timed_stage(10, arguments.records)  # Imports Beam.
     loops, stages, plans = [], [], []
     for _ in range(arguments.repeats):
         loops.append(timed_loop(arguments.shards, arguments.records))

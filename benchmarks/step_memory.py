@@ -1,14 +1,15 @@
-"""Peak memory of one rank's whole step at a run's full size: counted, without a GPU.
+"""Peak memory of one rank's whole step at full size, counted without a GPU.
 
     python -m benchmarks.step_memory [trainer/configs/synclr_vitb16.yaml --ranks 128 key=value ...]
 
-Without a config: a step of ours beside the straightforward one of `trainer_step`, ViT-B/16 with 64
-captions. Networks, losses, optimiser and step are the real ones, on torch's fake tensors, which
-have a shape and no content; each storage counts from the moment it is made to its end. Reading a
-value back from the device is an error there, so a step that can be counted waits for no device.
+Without a config, the script compares our step with the straightforward one of `trainer_step`, for
+ViT-B/16 with 64 captions. Networks, losses, optimiser and step are the real ones, on torch's fake
+tensors, which have a shape but no content. Each storage counts from its allocation to its release.
+Fake tensors raise an error when a value is read back from the device, so a step that can be counted
+never waits for the device.
 
-Not counted: colour work on the crops (the activations are not there yet), compilation,
-what the allocator wastes, and the libraries' own memory (a CUDA context and NCCL take some 2 GiB).
+Not counted: colour augmentation (before the activations exist), compilation, fragmentation of the
+allocator, and the memory of libraries (a CUDA context and NCCL take some 2 GiB).
 """
 
 import argparse
@@ -42,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 class StorageCount(TorchDispatchMode):
-    """Bytes of all storages that operations make while it is active: those alive, and the peak."""
+    """Counts the bytes of all storages that operations allocate: current and peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class StorageCount(TorchDispatchMode):
 
 
 class Unwrapped:
-    """In place of DDP, which keeps buckets for all gradients; these are views into them."""
+    """Replaces DDP and allocates what it would: buckets for all gradients."""
 
     def __new__(cls, network: nn.Module, **_: Any) -> nn.Module:  # type: ignore[misc]  # noqa: D102
         for parameter in network.parameters():
@@ -82,7 +83,7 @@ class Unwrapped:
 
 @contextlib.contextmanager
 def counted_step() -> Iterator[StorageCount]:
-    """All tensors are fake in here, and networks as on a GPU."""
+    """Make all tensors fake, and networks as on a GPU; count their storages."""
 
     def faked(config: TrainConfig) -> tuple[nn.Module | None, ...]:
         with _disable_current_modes():
@@ -119,9 +120,9 @@ def _fake_parameters(network: nn.Module) -> None:
 def fake_micro_batches(
     config: TrainConfig, ranks: int
 ) -> tuple[Batch, Callable[[], list[MicroBatch]]]:
-    """A rank's batch, and what makes its micro-batches in `counted_step`."""
+    """Return a rank's batch, and a function that makes its micro-batches in `counted_step`."""
     of_rank = config.model_copy(update={"captions_per_batch": config.captions_per_batch // ranks})
-    batch = trainer_step.made_up_batch(of_rank)
+    batch = trainer_step.random_batch(of_rank)
     settings = SynCLR.settings_of(config)
     masks = None
     if settings.ibot_weight:
@@ -151,7 +152,7 @@ def _fake(value: Any) -> Any:
 
 
 def peak_gib(config: TrainConfig, ranks: int = 1) -> float:
-    """Of the second step, when the optimiser's moments are there."""
+    """Return the peak of the second step, when the optimiser's moments exist."""
     if ranks > 1:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -174,8 +175,8 @@ def peak_gib(config: TrainConfig, ranks: int = 1) -> float:
 
 
 def straightforward_peak_gib(config: TrainConfig) -> float:
-    """Of the second step of `trainer_step`'s straightforward implementation."""
-    batch = trainer_step.made_up_batch(config)
+    """Return the peak of the second step of `trainer_step`'s straightforward implementation."""
+    batch = trainer_step.random_batch(config)
     prepared = trainer_step.Straightforward(config, CPU).prepare(batch)
     with counted_step() as count:
         step = trainer_step.Straightforward(config, CPU)
@@ -187,7 +188,7 @@ def straightforward_peak_gib(config: TrainConfig) -> float:
 
 
 def compare(captions: int = 64) -> None:
-    """Ours beside the straightforward step, on one GPU."""
+    """Print the peaks of our step and of the straightforward one, on one GPU."""
 
     def config(**execution: Any) -> TrainConfig:
         return trainer_step.config_of("vitb16", captions, "cpu", ExecutionConfig(**execution))

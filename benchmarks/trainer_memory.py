@@ -1,11 +1,11 @@
-"""Peak memory of one rank's losses at the size of the paper's run on 8 ranks: chunked and dense.
+"""Peak memory of one rank's losses at the paper's size on 8 ranks, chunked and dense.
 
     python -m benchmarks.trainer_memory
 
 8,192 captions of 4 images on 8 ranks are 4,096 images a rank: 4,096 global and 16,384 local
-anchors against 32,768 keys, and 200,704 masked tokens against 65,536 prototypes. Each case runs in
-a process of its own, with value and gradient, on a part of the rows, as all do not fit here. Dense
-matrices have a row for each, so their peak grows with the rows; that of chunks does not.
+anchors against 32,768 keys, and 200,704 masked tokens against 65,536 prototypes. Each case computes
+value and gradient in a new process, on a part of the rows, since all of them do not fit into the
+memory of a small machine. The peak of dense matrices grows with the rows; that of chunks does not.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def contrastive(rows: int, chunk_size: int | None) -> Tensor:
 
 
 def dense_contrastive(rows: int, _: int | None) -> Tensor:
-    """Masks and logits whole, by plain autograd."""
+    """Compute the loss from whole masks and logits, with plain autograd."""
     anchors, keys = vectors(rows, 0), vectors(NUM_KEYS, 1)
     positives = (torch.arange(rows)[:, None] // 16 == torch.arange(NUM_KEYS) // 4).float()
     shares = positives / positives.sum(dim=1, keepdim=True)
@@ -64,7 +64,7 @@ def ibot(rows: int, chunk_size: int | None) -> Tensor:
 
 
 def dense_ibot(rows: int, _: int | None) -> Tensor:
-    """Targets and logits whole, by plain autograd."""
+    """Compute the loss from whole targets and logits, with plain autograd."""
     targets = sinkhorn_knopp(vectors(rows, 1) @ vectors(NUM_PROTOTYPES, 2).T, temperature=0.07)
     logits = vectors(rows, 0) @ vectors(NUM_PROTOTYPES, 3).T
     return ibot_loss(logits, targets, torch.arange(rows) // TOKENS_PER_IMAGE, temperature=0.1)
@@ -80,7 +80,7 @@ CASES: list[Case] = [
 
 
 def peak_gib(loss: Callable[[int, int | None], Tensor], rows: int, chunk_size: int | None) -> float:
-    """What value and gradient add to the process's memory at most."""
+    """Return how much value and gradient raise the peak memory of this process."""
 
     def largest() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,14 +1,14 @@
-"""A training step of ours beside a straightforward one of the same method, on the same batch.
+"""Time of our training step, compared with a straightforward one of the same method.
 
     python -m benchmarks.trainer_step [--device cuda --model vitb16 --captions 32]
 
-The straightforward step is what one writes first: all logits, masks and targets whole in float32,
-Sinkhorn-Knopp on a matrix of exponentials, each local crop passed by itself, AdamW and the
-teacher's average parameter by parameter, `.item()` in every step. Networks, batch, losses and
-precision (TF32 included) are the same in both; colours are left out of both. On a GPU the peak
-memory is compared, too.
+The straightforward step has whole matrices of logits, masks and targets in float32, Sinkhorn-Knopp
+on a matrix of exponentials, a separate pass for each local crop, AdamW and the teacher's average
+parameter by parameter, and `.item()` in every step. Both use the same batch, networks, losses and
+precision (including TF32); neither includes colour augmentation. On a GPU the script also compares
+peak memory.
 
-On a CPU: one thread, by CPU time, so that other work on the machine does not count.
+On a CPU it uses one thread and CPU time, so that other work on the machine does not count.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def config_of(name: str, captions: int, device: str, execution: ExecutionConfig)
     )
 
 
-def made_up_batch(config: TrainConfig) -> Batch:
+def random_batch(config: TrainConfig) -> Batch:
     images = config.captions_per_batch * config.images_per_caption
     size, small = config.model.image_size, config.crops.local_size
     generator = torch.Generator().manual_seed(0)
@@ -89,14 +89,14 @@ def made_up_batch(config: TrainConfig) -> Batch:
 
 
 Prepared = tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]
-"""Global crops, each slot's local crops, masks, masked patches, ids of the captions."""
+"""Global crops, local crops of each slot, masks, indices of masked patches, caption ids."""
 
 Factors = tuple[Tensor, Tensor]
-"""Features [T, bottleneck] and prototypes [K, bottleneck], whose products are logits."""
+"""Features [T, bottleneck] and prototypes [K, bottleneck]; their products are the logits."""
 
 
 class Straightforward:
-    """The step as one writes it first."""
+    """A simple implementation of the training step."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         student, teacher = build_networks(config)
@@ -112,7 +112,7 @@ class Straightforward:
         self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], foreach=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Images on the device."""
+        """Return normalised images on the device."""
         model = self.config.model
         shape = (1, 3, 1, 1)
         mean = torch.tensor(model.mean, device=self.device).view(shape)
@@ -120,11 +120,11 @@ class Straightforward:
         return (pixels.to(self.device).float() / 255 - mean) / std
 
     def step(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss."""
+        """Make one optimiser step; return the loss."""
         return self.update(self.prepare(batch)).item()
 
     def prepare(self, batch: Batch) -> Prepared:
-        """The batch on the device."""
+        """Return the batch on the device."""
         images = self.normalise(batch.crops.global_pixels)
         num_images = len(images)
         num_local = self.config.crops.num_local
@@ -138,20 +138,25 @@ class Straightforward:
         return images, locals_, mask, patches, ids
 
     def update(self, prepared: Prepared) -> Tensor:
-        """One optimiser step; returns the loss, on the device."""
+        """Make one optimiser step; return the loss, on the device."""
         images, locals_, mask, patches, ids = prepared
         num_local = len(locals_)
         with torch.autocast(self.device.type, torch.bfloat16):
             with torch.no_grad():
-                taught: Outputs = self.teacher(images, None, None, patches)
-            said: Outputs = self.student(images, None, mask, patches)
+                teacher_out: Outputs = self.teacher(images, None, None, patches)
+            student_out: Outputs = self.student(images, None, mask, patches)
             local_embeddings = [self.student(crops).embeddings for crops in locals_]
-        loss = self.contrast(said.embeddings, ids, taught.embeddings, ids, leave_out_own=True)
+        loss = self.contrast(
+            student_out.embeddings, ids, teacher_out.embeddings, ids, leave_out_own=True
+        )
         anchors = torch.cat(local_embeddings)
-        loss = loss + self.contrast(anchors, ids.repeat(num_local), taught.embeddings, ids)
-        assert said.features is not None and said.prototypes is not None
-        assert taught.features is not None and taught.prototypes is not None
-        student, teacher = (said.features, said.prototypes), (taught.features, taught.prototypes)
+        loss = loss + self.contrast(anchors, ids.repeat(num_local), teacher_out.embeddings, ids)
+        assert student_out.features is not None and student_out.prototypes is not None
+        assert teacher_out.features is not None and teacher_out.prototypes is not None
+        student, teacher = (
+            (student_out.features, student_out.prototypes),
+            (teacher_out.features, teacher_out.prototypes),
+        )
         loss = loss + ibot_loss(student, teacher, self.settings.student_temperature)
         self.optimizer.zero_grad()
         loss.backward()
@@ -170,7 +175,7 @@ class Straightforward:
         key_ids: Tensor,
         leave_out_own: bool = False,
     ) -> Tensor:
-        """The multi-positive loss with every matrix whole."""
+        """Return the multi-positive loss, computed from whole matrices."""
         anchors = functional.normalize(anchors.float(), dim=1)
         keys = functional.normalize(keys.float(), dim=1)
         logits = anchors @ keys.T / self.settings.temperature
@@ -184,7 +189,7 @@ class Straightforward:
 
 
 def ibot_loss(student: Factors, teacher: Factors, temperature: float) -> Tensor:
-    """The mean over all masked patches: all images have equally many."""
+    """Return the mean over all masked patches; all images have the same number of them."""
     targets = sinkhorn(*teacher)
     features, prototypes = student
     logits = features @ prototypes.T / temperature
@@ -193,8 +198,8 @@ def ibot_loss(student: Factors, teacher: Factors, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Targets [T, K] of the masked patches."""
-    # The real temperature overflows here; this costs the same.
+    """Return the targets of the masked patches, [T, K]."""
+    # The real temperature would overflow; the cost is the same.
     matrix = torch.exp(features @ prototypes.T).T
     matrix /= matrix.sum()
     for _ in range(3):
@@ -207,7 +212,7 @@ def ours(config: TrainConfig, device: torch.device) -> Callable[[Batch], object]
     training = Training(config, device)
 
     def step(batch: Batch) -> None:
-        training.step = 0  # Whose positions the batch has.
+        training.step = 0  # The batch has the positions of this step.
         training.update(batch)
 
     return step
@@ -216,7 +221,7 @@ def ours(config: TrainConfig, device: torch.device) -> Callable[[Batch], object]
 def measure(
     step: Callable[[Batch], object], batch: Batch, turns: int, *, cuda: bool
 ) -> tuple[float, float]:
-    """Median seconds of a step, and peak GiB on a GPU. On a CPU seconds are of CPU time."""
+    """Return the median seconds of a step (CPU time on a CPU) and, on a GPU, the peak in GiB."""
     clock = time.perf_counter if cuda else time.process_time
     for _ in range(2):
         step(batch)
@@ -243,13 +248,13 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # As ours does there: TF32 for both.
-    torch.set_num_threads(1)  # CPU time is then the time of a step on a core of one's own.
+        torch.set_float32_matmul_precision("high")  # TF32 for both, as in our training.
+    torch.set_num_threads(1)  # CPU time is then the time of a step on an idle core.
     base = 0.0
     for name, compiled in (("straightforward", False), ("ours", False), ("ours, compiled", True)):
         execution = ExecutionConfig(compile=compiled)
         config = config_of(arguments.model, arguments.captions, arguments.device, execution)
-        batch = made_up_batch(config)
+        batch = random_batch(config)
         build = Straightforward(config, device).step if name[0] == "s" else ours(config, device)
         seconds, peak = measure(build, batch, arguments.turns, cuda=device.type == "cuda")
         images = config.captions_per_batch * config.images_per_caption
