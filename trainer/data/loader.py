@@ -58,7 +58,7 @@ class _Failure:
     message: str
 
 
-class _Steps(Dataset[Any]):
+class _RankBatches(Dataset[Any]):
     """The batches of one rank, by step."""
 
     def __init__(self, samples: CroppedSamples, rank_sampler: RankSampler) -> None:
@@ -103,7 +103,7 @@ def batches(
         LostWorkerError: Workers died repeatedly.
     """
     rank_sampler = RankSampler(samples.sampler, captions_per_batch, rank, ranks)
-    steps = _Steps(samples, rank_sampler)
+    dataset = _RankBatches(samples, rank_sampler)
     # The clients of object stores do not survive a fork.
     context = "spawn" if samples.reader.is_remote else "fork"
     step, restarts = first_step, 0
@@ -118,7 +118,7 @@ def batches(
         while step < last_step:
             prefetcher.advance_to(step)
             try:
-                for batch in _load(steps, range(step, last_step), config, context):
+                for batch in _load(dataset, range(step, last_step), config, context):
                     step, restarts = step + 1, 0
                     prefetcher.advance_to(step)
                     yield batch
@@ -130,7 +130,9 @@ def batches(
                 context = "spawn"  # By now, other threads of this process may hold locks.
 
 
-def _load(batches: _Steps, steps: range, config: LoaderConfig, context: str) -> Iterator[Batch]:
+def _load(
+    dataset: _RankBatches, steps: range, config: LoaderConfig, context: str
+) -> Iterator[Batch]:
     """Yield the batches of some steps from new workers.
 
     Raises:
@@ -139,7 +141,7 @@ def _load(batches: _Steps, steps: range, config: LoaderConfig, context: str) -> 
     """
     workers = config.num_workers
     loader: DataLoader[Any] = DataLoader(
-        batches,
+        dataset,
         batch_size=None,
         sampler=steps,
         num_workers=workers,

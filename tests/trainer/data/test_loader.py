@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 from tests.support.training_runs import make_run
 from trainer.data import loader
 from trainer.data.batch import Batch, CroppedSamples
-from trainer.data.loader import LoaderConfig, LostWorkerError, _Steps, batches
+from trainer.data.loader import LoaderConfig, LostWorkerError, _RankBatches, batches
 from trainer.data.sampler import BatchIndices
 from trainer.signals import STOP_SIGNALS
 
@@ -119,7 +119,7 @@ def test_deaths_with_batches_in_between_never_end_the_stream(
     started: list[str] = []
 
     def die_after_one(
-        of_step: _Steps, steps: range, _: LoaderConfig, context: str
+        of_step: _RankBatches, steps: range, _: LoaderConfig, context: str
     ) -> Iterator[Any]:
         started.append(context)
         yield of_step[steps.start]
