@@ -95,7 +95,8 @@ def test_training_and_export_make_a_folder_that_diffusers_loads(tmp_path: Path) 
     folder = tmp_path / "model"
     export(assemble(autoencoder, *parts), folder)
     assert not list(tmp_path.glob(".tiny-sd-*"))
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    assert {part.dtype for part in (pipeline.vae, pipeline.text_encoder)} == {torch.float32}
     pipeline.set_progress_bar_config(disable=True)
 
     def paint() -> np.ndarray:

@@ -22,6 +22,14 @@ BUILTIN_PREFIX = "builtin:"
 _BUILTIN = f"{BUILTIN_PREFIX}tiny-sd"
 _INDEX = "model_index.json"
 
+_SAME_IMAGES = {
+    # tiny-sd, since the file of its text encoder names the type float32. It named float16, and the
+    # pipeline failed in every program that does not set a type, as our engine always does.
+    "932d1a163783cc4129673b5924d5089b": "3bce85cfe9f595a302cee98f534b8bbc",
+}
+"""Digest of a folder -> digest of an earlier one that paints the same images, bit for bit. The
+folder keeps the earlier identity, so that runs continue and the seeds of their images stay."""
+
 
 def find_image_model(name: str, revision: str | None, find_builtin: FindBuiltin) -> Model:
     """Look a model up and compute its identity, without loading it.
@@ -42,7 +50,8 @@ def find_image_model(name: str, revision: str | None, find_builtin: FindBuiltin)
         commit = hub_commit(name, revision, _INDEX)
         return Model(name, commit, f"hub:{name}@{commit}")
     refuse_revision(name, revision)
-    identity = f"files@sha256:{_content_digest(folder)}"
+    digest = _content_digest(folder)
+    identity = f"files@sha256:{_SAME_IMAGES.get(digest, digest)}"
     # Only built-in models carry the function: other workers need not have its module installed.
     is_builtin = name.startswith(BUILTIN_PREFIX)
     return Model(name, None, identity, find_builtin if is_builtin else None)

@@ -1,11 +1,15 @@
 import pickle
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.images import builtin_model
 from tests.support.paths import ROOT
 from transforms.core.errors import ConfigError
+from transforms.engines.image.base import GeneratorConfig
+from transforms.engines.image.diffusers import DiffusersConfig
 from transforms.engines.image.models import find_image_model, image_model_source
 from transforms.engines.model_refs import Model
 
@@ -85,3 +89,24 @@ def test_each_worker_finds_a_built_in_model_in_its_own_installation() -> None:
     folder = Path(image_model_source(pickle.loads(pickled)))
     assert (folder / "model_index.json").is_file()
     assert found.identity == find_model(str(folder)).identity
+
+
+def test_tiny_sd_kept_its_identity_and_its_images_when_its_type_was_corrected(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "tiny_sd"
+    shutil.copytree(ROOT / "pipelines" / "data" / "tiny_sd", folder)
+    config = folder / "text_encoder" / "config.json"
+    first = "files@sha256:3bce85cfe9f595a302cee98f534b8bbc"  # In fingerprints and seeds of runs.
+    generator = GeneratorConfig(num_steps=2, size=64, stored_size=64)
+    painted = []
+    for dtype in ("float32", "float16"):
+        config.write_text(config.read_text().replace('"dtype": "float32"', f'"dtype": "{dtype}"'))
+        model = find_model(str(folder))
+        assert model.identity == first
+        engine = DiffusersConfig(batch_size=2).open(model, generator)
+        painted.append(engine.paint(["a cat", "an owl in the snow"], [1, 2]).pixels)
+    np.testing.assert_array_equal(painted[0], painted[1])
+    assert find_model("builtin:tiny-sd").identity == first
+    config.write_text(config.read_text() + "\n")
+    assert find_model(str(folder)).identity != first
