@@ -24,9 +24,10 @@ import yaml
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
+from transforms.core.index import write_index
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.seeding import caption_id
-from transforms.core.shards import CommitRecord, StageFolder, write_index
+from transforms.core.shards import CommitRecord, StageFolder
 from transforms.core.stages import STAGES
 
 PER_SHARD = 10_000

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.images import ImagesConfig, builtin_model, run
-from transforms.core import shards, storage
+from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.config import load_config
 from transforms.core.counters import Tally
+from transforms.core.index import write_index
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
 from transforms.core.shards import StageFolder
@@ -128,7 +129,7 @@ def _write_captions(url: str, texts: Sequence[str]) -> None:
     with ShardBuild(folder, 0) as build:
         build.write(captions)
         record = build.commit([str(c.ordinal) for c in captions], "benchmark", Tally())
-    shards.write_index(folder, [record], {"stage": "captions"})
+    write_index(folder, [record], {"stage": "captions"})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.core.shards import INDEX_SCHEMA
+from transforms.core.index import INDEX_SCHEMA
 
 SAMPLES_PER_SHARD = 250
 CONFIG = Path(__file__).parents[1] / "trainer" / "configs" / "demo.yaml"

@@ -18,8 +18,9 @@ from transforms.core.counters import Tally
 from transforms.core.dead_letters import dead_letters
 from transforms.core.errors import UnfinishedError
 from transforms.core.fingerprint import claim
+from transforms.core.index import read_success, write_index
 from transforms.core.records import Caption
-from transforms.core.shards import StageFolder, read_success, write_index
+from transforms.core.shards import StageFolder
 from transforms.core.stages import Stage, stage_folder
 from transforms.images.producer import ImagesProducer
 

@@ -17,6 +17,7 @@ from pipelines.options import beam_options
 from transforms.core import shards
 from transforms.core.errors import ConfigError, StorageError, UnfinishedError
 from transforms.core.fingerprint import claim
+from transforms.core.index import read_success, write_index
 from transforms.core.progress import bar
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import Stage, StageOutput, write_plan
@@ -54,7 +55,7 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
 
 def is_complete(stage: StageOutput) -> bool:
     """Return whether `_SUCCESS` exists and covers the plan."""
-    success = shards.read_success(stage.folder)
+    success = read_success(stage.folder)
     return success is not None and int(success["num_shards"]) == stage.num_shards
 
 
@@ -86,7 +87,7 @@ def finish(stage: StageOutput) -> None:
         **stage.metadata,
     }
     records = shards.read_commits(stage.folder, range(stage.num_shards))
-    success = shards.write_index(stage.folder, _check_fingerprints(stage, records), metadata)
+    success = write_index(stage.folder, _check_fingerprints(stage, records), metadata)
     # Only now: with other settings than those of the shards, this is not the plan of the folder.
     write_plan(stage)
     made, failed = success["num_samples"], success["num_failures"]

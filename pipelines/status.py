@@ -19,7 +19,7 @@ from tabulate import tabulate
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
 from transforms.core.errors import ConfigError, reading
-from transforms.core.shards import read_success
+from transforms.core.index import read_success
 from transforms.core.stages import StageOutput, find_outputs
 
 WINDOW_S = 900.0

@@ -15,7 +15,7 @@ import pytest
 from tests.support.demo import demo_commands, images, prompts
 from tests.support.paths import ROOT
 from transforms.core import storage
-from transforms.core.shards import read_index
+from transforms.core.index import read_index
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

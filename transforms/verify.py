@@ -13,6 +13,7 @@ from hashlib import sha256
 from transforms.core import shards, storage
 from transforms.core.dead_letters import failed_ids
 from transforms.core.errors import DamagedFileError, MissingFileError, reading
+from transforms.core.index import index_table, parse_index, read_success
 from transforms.core.shards import CommitRecord, Contents
 from transforms.core.stages import StageOutput
 
@@ -179,20 +180,20 @@ def _check_content(verification: Verification, content: bytes) -> Contents:
 def _check_index(output: StageOutput) -> Iterator[Problem]:
     """Check the index of a stage whose shards are all committed."""
     folder = output.folder
-    success = shards.read_success(folder)
+    success = read_success(folder)
     if success is None:
         yield Problem("_SUCCESS", "is missing or damaged: the index was not finished")
         return
     try:
         content = storage.read_bytes(folder.index_url)
-        table = shards.parse_index(content, folder.index_url).table
+        table = parse_index(content, folder.index_url).table
     except (MissingFileError, DamagedFileError) as error:
         yield Problem("index.parquet", str(error))
         return
     if sha256(content).hexdigest() != success["index_sha256"]:
         yield Problem("index.parquet", "has another checksum than _SUCCESS says")
     try:
-        records = shards.index_table(shards.read_commits(folder, range(output.num_shards)))
+        records = index_table(shards.read_commits(folder, range(output.num_shards)))
     except (DamagedFileError, MissingFileError):
         return  # Reported with its shard.
     if not table.slice(0, output.num_shards).replace_schema_metadata(None).equals(records):

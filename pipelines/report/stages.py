@@ -19,13 +19,8 @@ import yaml
 
 from transforms.core import storage
 from transforms.core.errors import MissingFileError, reading
-from transforms.core.shards import (
-    CommitRecord,
-    StageFolder,
-    committed_shards,
-    read_commits,
-    read_success,
-)
+from transforms.core.index import read_success
+from transforms.core.shards import CommitRecord, StageFolder, committed_shards, read_commits
 from transforms.core.stages import STAGES, stage_folder
 
 MAX_RECORDS = 2000

@@ -13,7 +13,7 @@ from pipelines.captions import (
 from tests.support.paths import PIPELINE_CONFIGS
 from transforms.core.config import load_config
 from transforms.core.errors import ConfigError, UnfinishedError
-from transforms.core.shards import read_index
+from transforms.core.index import read_index
 from transforms.core.stages import stage_folder
 
 DEMO = str(PIPELINE_CONFIGS / "demo.yaml")

@@ -18,7 +18,8 @@ from tests.support import stage_content
 from tests.support.openai_endpoint import Answer, Endpoint, serving
 from tests.support.paths import PIPELINE_CONFIGS
 from transforms.core.config import load_config
-from transforms.core.shards import read_commit, read_index
+from transforms.core.index import read_index
+from transforms.core.shards import read_commit
 from transforms.core.stages import stage_folder
 
 DEMO = str(PIPELINE_CONFIGS / "demo.yaml")

@@ -10,7 +10,7 @@ from tests.support.curation import LONG, PER_SHARD, config, distinct, write_raw
 from transforms.core import storage
 from transforms.core.errors import ConfigError, MissingFileError, UnfinishedError
 from transforms.core.fingerprint import FingerprintMismatchError
-from transforms.core.shards import read_index
+from transforms.core.index import read_index
 from transforms.images.caption_reader import CaptionRows
 
 

@@ -19,7 +19,7 @@ from tests.support.captions import make_captions, write_captions
 from tests.support.random_sd import write_random_sd
 from transforms.core import storage
 from transforms.core.errors import ConfigError, MissingFileError
-from transforms.core.shards import read_index
+from transforms.core.index import read_index
 from transforms.engines.image.diffusers import DiffusersConfig
 
 CAPTIONS = make_captions(11)

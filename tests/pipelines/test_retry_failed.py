@@ -11,7 +11,8 @@ from tests.support.fault_process import Blocks
 from trainer.data.shard_reader import ShardReader
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
-from transforms.core.shards import StageFolder, read_success
+from transforms.core.index import read_success
+from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES, find_outputs
 from transforms.engines.image.base import Painted
 from transforms.engines.image.diffusers import DiffusersConfig

@@ -12,8 +12,8 @@ from tests.support.stage_content import content
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.index import read_index, read_success
 from transforms.core.progress import LogHandler
-from transforms.core.shards import read_index, read_success
 
 NUM_SHARDS = 5
 

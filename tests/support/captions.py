@@ -6,9 +6,10 @@ from typing import Any
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
+from transforms.core.index import write_index
 from transforms.core.records import Caption
 from transforms.core.seeding import caption_id
-from transforms.core.shards import StageFolder, write_index
+from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES
 
 

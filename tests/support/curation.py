@@ -5,7 +5,8 @@ from tests.support.captions import captions_of
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
-from transforms.core.shards import committed_shards, read_commit, write_index
+from transforms.core.index import write_index
+from transforms.core.shards import committed_shards, read_commit
 from transforms.core.stages import stage_folder
 
 PER_SHARD = 20

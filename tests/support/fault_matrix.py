@@ -11,7 +11,8 @@ import yaml
 
 from pipelines.__main__ import main
 from tests.support.captions import make_captions, write_captions
-from transforms.core.shards import StageFolder, read_index, read_success
+from transforms.core.index import read_index, read_success
+from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES
 
 NUM_CAPTIONS = 20

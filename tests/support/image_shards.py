@@ -11,8 +11,9 @@ from PIL import Image
 
 from tests.support.captions import caption, write_captions
 from transforms.core import storage
+from transforms.core.index import write_index
 from transforms.core.seeding import caption_id
-from transforms.core.shards import CommitRecord, StageFolder, file_sha256, write_index
+from transforms.core.shards import CommitRecord, StageFolder, file_sha256
 from transforms.core.stages import STAGES
 
 TINY_TRAINING: Mapping[str, Any] = {

@@ -27,8 +27,9 @@ from trainer.objectives.registry import build_networks, build_objective, objecti
 from trainer.objectives.supervised import Classifier, concept_labels
 from trainer.training.session import open_samples
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, StorageError
+from transforms.core.index import write_index
 from transforms.core.seeding import caption_id
-from transforms.core.shards import file_sha256, read_commit, write_index
+from transforms.core.shards import file_sha256, read_commit
 from transforms.core.stages import stage_folder
 
 PLAIN: dict[str, Any] = {"crops": {"num_local": 0}, "model": {"drop_path": 0.0}}

@@ -15,9 +15,10 @@ from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.index import write_index
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
-from transforms.core.shards import StageFolder, read_commit, write_index
+from transforms.core.shards import StageFolder, read_commit
 from transforms.core.stages import STAGES, StageOutput
 from transforms.verify import Problem, Verification, verify
 

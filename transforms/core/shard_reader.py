@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, reading
-from transforms.core.shards import StageFolder, parse_index
+from transforms.core.index import parse_index
+from transforms.core.shards import StageFolder
 
 _READERS = 16
 """Shards read at once by `tables`."""

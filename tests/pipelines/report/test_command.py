@@ -15,8 +15,9 @@ from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, UnfinishedError
+from transforms.core.index import write_index
 from transforms.core.records import Caption, Failure
-from transforms.core.shards import StageFolder, write_index
+from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES, stage_folder
 from transforms.images.caption_reader import CaptionRows
 from transforms.images.producer import ImagesProducer

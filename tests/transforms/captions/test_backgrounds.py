@@ -21,8 +21,8 @@ from transforms.captions.filters import words_of
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError
+from transforms.core.index import write_index
 from transforms.core.records import Backgrounds, Concept, Failure
-from transforms.core.shards import write_index
 from transforms.core.stages import stage_folder
 from transforms.engines.text.base import Completion
 

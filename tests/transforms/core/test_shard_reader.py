@@ -11,9 +11,10 @@ from tests.support.captions import make_captions, write_captions
 from tests.support.image_shards import write_images
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError
+from transforms.core.index import read_success
 from transforms.core.records import Caption, from_table
 from transforms.core.shard_reader import CommittedShards, RowReader
-from transforms.core.shards import StageFolder, read_success
+from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES, stage_folder
 
 SIZES = (3, 0, 5, 2)
