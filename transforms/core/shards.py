@@ -160,6 +160,17 @@ class StageFolder:
         return retry or self.kind.command
 
     @property
+    def commands(self) -> str:
+        """The commands that make its shards again, for sentences.
+
+        A retry starts when the stage that it retries has an index without it.
+        """
+        names = dict.fromkeys(
+            (self.kind.command, self.command) if self.is_retry else (self.command,)
+        )
+        return ", then ".join(f"`python -m pipelines {name}`" for name in names)
+
+    @property
     def run_yaml_url(self) -> str:
         """The resolved config and fingerprint of the output."""
         return storage.join(self.url, "run.yaml")
@@ -198,9 +209,45 @@ class CommitRecord:
     versions: dict[str, str]
 
 
+_COMMIT_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("shard", "num_bytes", "num_samples", "num_failures"), (int,)),
+    **dict.fromkeys(("path", "sha256", "fingerprint"), (str,)),
+    **{"seconds": (int, float), "counts": (dict,), "versions": (dict,)},
+}
+"""Types of the values in a commit record's JSON."""
+
+_CHECKSUM = "record_sha256"
+"""Key of the checksum of a commit record's other values; records of earlier versions lack it."""
+
+
 def encode_commit(record: CommitRecord) -> bytes:
-    """Return a commit record as JSON."""
-    return json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True).encode("utf-8")
+    """Return a commit record as JSON, with a checksum of its other values."""
+    content = dataclasses.asdict(record)
+    content[_CHECKSUM] = _content_sha256(content)
+    return json.dumps(content, indent=1, sort_keys=True).encode("utf-8")
+
+
+def decode_commit(content: bytes) -> CommitRecord:
+    """Return the commit record that JSON holds; one without a checksum was written earlier.
+
+    Raises:
+        ValueError: It is not a commit record, or its checksum is another one.
+    """
+    values = json.loads(content)
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds {type(values).__name__}, expected a JSON object")
+    checksum = values.pop(_CHECKSUM, None)
+    differing = sorted(values.keys() ^ _COMMIT_TYPES.keys())
+    if differing:
+        raise ValueError(f"key {differing[0]!r} is missing or unknown")
+    for key, types in _COMMIT_TYPES.items():
+        _check_type(key, values[key], types)
+    for key, kind in (("counts", int), ("versions", str)):
+        for name, value in values[key].items():
+            _check_type(f"{key}.{name}", value, (kind,))
+    if checksum not in (None, _content_sha256(values)):
+        raise ValueError("its content does not have its checksum")
+    return CommitRecord(**values)
 
 
 def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
@@ -213,15 +260,26 @@ def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
     url = folder.commit_url(shard)
     content = storage.read_bytes(url)
     try:
-        record = CommitRecord(**json.loads(content))
-        if record.shard != shard:
-            raise ValueError(f"it is about shard {record.shard}")
-    except (ValueError, TypeError) as error:
+        record = decode_commit(content)
+        if (record.shard, record.path) != (shard, folder.shard_path(shard)):
+            raise ValueError(f"it is about shard {record.shard}, {record.path}")
+    except ValueError as error:
         raise DamagedFileError(
-            f"commit record {url} is damaged ({error}); delete it and run the stage again: "
-            "the shard is then adopted or made again"
+            f"commit record {url} is damaged ({error}); delete it and run "
+            f"{folder.commands} again: the shard is then adopted or made again"
         ) from error
     return record
+
+
+def _content_sha256(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the JSON values of a commit record, without the checksum itself."""
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _check_type(key: str, value: object, types: tuple[type, ...]) -> None:
+    if type(value) not in types:
+        expected = " or ".join(kind.__name__ for kind in types)
+        raise ValueError(f"key {key!r} has value {value!r}: expected {expected}")
 
 
 def read_commits(folder: StageFolder, shards: Sequence[int]) -> Iterator[CommitRecord]:
