@@ -137,7 +137,9 @@ def _help(name: str, job: Job) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    from transforms.core.references import redacted
+
+    print(redacted(message), file=sys.stderr, flush=True)
     return code
 
 

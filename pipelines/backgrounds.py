@@ -81,7 +81,7 @@ def stage(config: CaptionsConfig) -> Stage:
                 "code_version": CODE_VERSION,
             }
         ),
-        config=config.model_dump(mode="json"),
+        config=config.written(),
         num_shards=math.ceil(len(producer.concepts) / settings.concepts_per_shard),
         num_records=len(producer.concepts),
         producer=producer,

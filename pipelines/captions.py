@@ -182,7 +182,7 @@ def stage(config: CaptionsConfig) -> Stage:
                 "code_version": CODE_VERSION,
             }
         ),
-        config=config.model_dump(mode="json"),
+        config=config.written(),
         num_shards=num_shards,
         num_records=num_records,
         why_so_many=oversampling if is_more else "",

@@ -41,16 +41,17 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         f"source {name}": text_digest(map(repr, concepts))
         for name, concepts in _by_source(found.concepts).items()
     }
-    claim(storage.join(folder, "run.yaml"), Fingerprint(digests), {"concepts": config.concepts})
+    written = {"concepts": config.written()["concepts"]}
+    claim(storage.join(folder, "run.yaml"), Fingerprint(digests), written)
     buffer = io.BytesIO()
     pq.write_table(to_table(found.concepts, CONCEPT_SCHEMA), buffer, compression="zstd")
-    written = summary(found)
+    content = summary(found)
     storage.update_bytes(buffer.getvalue(), storage.join(folder, "concepts.parquet"))
     storage.update_bytes(
-        json.dumps(written, indent=1).encode(), storage.join(folder, "summary.json")
+        json.dumps(content, indent=1).encode(), storage.join(folder, "summary.json")
     )
-    print(table(written))
-    if len(written["sources"]) > 1 and abs(found.total_share - 1) > 1e-9:
+    print(table(content))
+    if len(content["sources"]) > 1 and abs(found.total_share - 1) > 1e-9:
         print(
             f"The shares in {config.concepts} add up to {found.total_share:g} and were divided by "
             "that sum."

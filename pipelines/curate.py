@@ -22,6 +22,7 @@ from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.errors import DamagedFileError, StorageError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint, claim
+from transforms.core.references import written_fields
 from transforms.core.shard_reader import CommittedShards
 from transforms.core.shards import StageFolder
 from transforms.core.stages import StageOutput, stage_folder, write_plan
@@ -129,7 +130,7 @@ def stage(
                 **fingerprint_fields(config.curation),
             }
         ),
-        config=config.model_dump(mode="json"),
+        config=config.written(),
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
         metadata=counts,
@@ -238,7 +239,7 @@ def _removed(config: CaptionsConfig, num_raw: int, summary: "Summary") -> dict[s
         "num_exact_duplicates": num_raw - num_distinct,
         "num_near_duplicates": num_distinct - num_kept,
         "num_left_over": num_kept - config.num_captions,
-        "settings": fingerprint_fields(config.curation),
+        "settings": written_fields(fingerprint_fields(config.curation), config.written()),
         "exact_examples": summary.exact_examples,
         "near_examples": summary.near_examples,
     }

@@ -15,6 +15,7 @@ from pipelines.runner import is_complete, run_stage
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
+from transforms.core.references import without_hashes, written_fields
 from transforms.core.stages import Stage, stage_folder
 from transforms.engines.image.base import GeneratorConfig, ImageEngineSpec
 from transforms.engines.image.registry import DEFAULT_ENGINE, AnyImageEngineConfig
@@ -111,7 +112,7 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
         captions_per_shard=config.captions_per_shard,
         images_per_caption=config.images_per_caption,
         generator_digest=digest,
-        settings=_settings(config, model),
+        settings=without_hashes(written_fields(_settings(config, model), config.written())),
         encoding=config.encoding,
         max_repaints=config.max_repaints,
         min_contrast=config.min_contrast,
@@ -120,7 +121,7 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
     return Stage(
         folder=folder,
         fingerprint=Fingerprint(fields),
-        config=config.model_dump(mode="json"),
+        config=config.written(),
         num_shards=-(-rows.num_captions // config.captions_per_shard),
         num_records=rows.num_captions,
         producer=ImagesProducer(

@@ -19,6 +19,7 @@ from transforms.core.errors import ConfigError, StorageError, UnfinishedError
 from transforms.core.fingerprint import claim
 from transforms.core.index import read_success, write_index
 from transforms.core.progress import bar
+from transforms.core.references import redacted
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import Stage, StageOutput, write_plan
 
@@ -113,7 +114,7 @@ def _check_fingerprints(
 
 def say(message: str) -> None:
     """Print one line for the person who watches."""
-    print(message, file=sys.stderr, flush=True)
+    print(redacted(message), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -200,7 +201,7 @@ def worker_sentence(error: Exception) -> str:
 
 def _write_details(error: Exception) -> str:
     """Write the whole traceback to a file and return its path."""
-    text = "".join(traceback.format_exception(error))
+    text = redacted("".join(traceback.format_exception(error)))
     try:
         descriptor, path = tempfile.mkstemp(prefix="synclr-", suffix=".log", text=True)
         with open(descriptor, "w") as file:

@@ -17,6 +17,7 @@ from transforms.core.config_keys import describe
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError, UnfinishedError
 from transforms.core.exit_codes import INTERRUPTED, OK, UNFINISHED, WRONG_CONFIG
 from transforms.core.progress import LogHandler
+from transforms.core.references import redacted
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def run_command(
         if ending is None:
             raise
         if speaks or ending.every_rank:
-            print(ending.line.format(error), file=sys.stderr)
+            print(redacted(ending.line.format(error)), file=sys.stderr)
         return ending.code
     if speaks:
-        print(line)
+        print(redacted(line))
     return OK

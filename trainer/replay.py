@@ -136,7 +136,7 @@ def _tensors(output: Any) -> list[Tensor]:
 def _config(state: State, path: str, overrides: Sequence[str]) -> TrainConfig:
     """Return the config that a replay file holds, with overrides."""
     stored = stored_config(TrainConfig, state["config"], path)
-    text = yaml.safe_dump(stored.model_dump(mode="json"))
+    text = yaml.safe_dump(stored.written())
     return parse_config(TrainConfig, text, path, overrides)
 
 

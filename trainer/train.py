@@ -100,7 +100,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
     claim(
         storage.join(folder, "run.yaml"),
         Fingerprint(fields),
-        config.model_dump(mode="json"),
+        config.written(),
         retired=fields_of_other_choices(config),
     )
     with _naming_rank():

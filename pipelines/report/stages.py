@@ -20,6 +20,7 @@ import yaml
 from transforms.core import storage
 from transforms.core.errors import MissingFileError, reading
 from transforms.core.index import read_success
+from transforms.core.references import resolved
 from transforms.core.shards import CommitRecord, StageFolder, committed_shards, read_commits
 from transforms.core.stages import STAGES, stage_folder
 
@@ -139,7 +140,7 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
         num_bytes=sum(storage.list_files(folder.url).values()),
         seconds=sum(part.total(lambda record: record.seconds) for part in parts),
         shard_seconds=_times(own.records),
-        images_per_sample=int(settings.get("config", {}).get("images_per_caption", 0)),
+        images_per_sample=_images_per_sample(settings),
         counts=dict(sorted(counts.items())),
         failures=_failures(storage.join([folder, *retries][-1].url, "failures")),
         settings=settings,
@@ -155,6 +156,11 @@ def read_settings(url: str) -> dict[str, Any]:
         return {}
     with reading(url):
         return dict(yaml.safe_load(content))
+
+
+def _images_per_sample(settings: Mapping[str, Any]) -> int:
+    number = resolved(settings.get("config", {})).get("images_per_caption", 0)
+    return number if isinstance(number, int) else 0  # It may come from another environment.
 
 
 _Item = TypeVar("_Item")

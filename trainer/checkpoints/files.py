@@ -282,7 +282,7 @@ def load_encoder(
     state = checkpoint.state
     weights = state["teacher"] if which == "teacher" and state["teacher"] else state["student"]
     try:
-        config = stored_config(EncoderConfig, state["config"]["model"], checkpoint.url)
+        config = stored_config(EncoderConfig, state["config"], checkpoint.url, "model")
         encoder = build_encoder(config, seed=0)
         encoder.load_state_dict(
             {
@@ -292,8 +292,10 @@ def load_encoder(
             }
         )
     except (KeyError, ConfigError, RuntimeError) as error:
+        reason = f" ({error})" if isinstance(error, ConfigError) else ""
         raise ConfigError(
             f"checkpoint {checkpoint.url} does not hold the encoder that its own config describes"
+            f"{reason}"
         ) from error
     return encoder.eval(), config
 

@@ -170,7 +170,7 @@ def _monitor(
     return Monitor(
         config.monitor,
         folder,
-        config.model_dump(mode="json"),
+        config.written(),
         total=config.steps * images,
         done=step * images,
         step=step,

@@ -19,6 +19,7 @@ from transforms.core import storage
 from transforms.core.config import fields_of_other_choices, fingerprint_fields
 from transforms.core.config_keys import flatten
 from transforms.core.errors import MissingFileError, reading
+from transforms.core.references import written_fields
 
 NOTE = "not-finite.json"
 ABSURD = 1e3
@@ -127,8 +128,9 @@ def few(names: Sequence[str]) -> str:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that the numbers of a step depend on, as JSON values."""
-    return {**fingerprint_fields(config), **config.model_dump(mode="json", include=ROUNDING)}
+    """Return the settings that the numbers of a step depend on, dotted, as they are written."""
+    rounding = dict(flatten(config.model_dump(mode="json", include=ROUNDING)))
+    return written_fields({**fingerprint_fields(config), **rounding}, config.written())
 
 
 def _same_settings(noted: dict[str, Any], config: TrainConfig) -> bool:

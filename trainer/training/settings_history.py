@@ -13,13 +13,18 @@ from trainer.config import CHANGEABLE, TrainConfig
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.errors import MissingFileError
+from transforms.core.references import written_fields
 
 log = logging.getLogger(__name__)
 
 
 def changeable(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that may be changed on a run, as dotted keys with JSON values."""
-    return {key: value for key, value in fingerprint_fields(config).items() if key in CHANGEABLE}
+    """Return the settings that may be changed on a run, as dotted keys with JSON values.
+
+    A value from the environment is its reference and its hash.
+    """
+    fields = {key: value for key, value in fingerprint_fields(config).items() if key in CHANGEABLE}
+    return written_fields(fields, config.written())
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:

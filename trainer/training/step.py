@@ -143,7 +143,7 @@ class Training:
             "step": self.step,
             "position": self.step * self.config.captions_per_batch,
             "num_replaced": int(self._num_replaced),
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.written(),
             "student": unsharded(self.student.state_dict(), to_host=True),
             "teacher": self.teacher and unsharded(self.teacher.state_dict(), to_host=True),
             "optimizer": unsharded(self.optimizer.state_dict(), to_host=True),

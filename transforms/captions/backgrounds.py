@@ -21,7 +21,7 @@ from pydantic import PositiveInt, model_validator
 
 from transforms.captions.examples import EXAMPLES_PER_PROMPT, query
 from transforms.captions.filters import base_forms, words_of
-from transforms.core.config import Config, load_config, no_fingerprint
+from transforms.core.config import Config, load_data, no_fingerprint
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import ConfigError
 from transforms.core.records import Backgrounds, Concept, Failure, from_table
@@ -101,7 +101,7 @@ def load_things(path: str) -> tuple[str, ...]:
     Raises:
         ConfigError: The file cannot be read, or holds too few examples.
     """
-    entries = load_config(ThingFile, path).examples
+    entries = load_data(ThingFile, path).examples
     if len({entry.concept for entry in entries}) < EXAMPLES_PER_PROMPT:
         raise ConfigError(
             f"{path} has {len(entries)} examples: expected at least {EXAMPLES_PER_PROMPT}, each of "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from transforms.core import storage
-from transforms.core.config import Config, load_config
+from transforms.core.config import Config, load_data
 from transforms.core.errors import ConfigError
 
 Group = Literal["objects", "places", "textures", "background", "relation"]
@@ -83,7 +83,7 @@ def load_relations(path: str) -> tuple[str, ...]:
     Raises:
         ConfigError: The file cannot be read, or its list is empty.
     """
-    relations = load_config(RelationFile, path).relations
+    relations = load_data(RelationFile, path).relations
     if not relations or not all(relation.strip() for relation in relations):
         raise ConfigError(f"{path}: key 'relations' must list at least one relation, none empty")
     return tuple(relations)
@@ -99,7 +99,7 @@ def text_digest(lines: Iterable[str]) -> str:
 
 def _load_group(folder: str, group: Group) -> tuple[str, ...]:
     path = storage.join(folder, f"{group}.yaml")
-    entries = load_config(ExampleFile, path).examples
+    entries = load_data(ExampleFile, path).examples
     lines = []
     for entry in entries:
         given = (entry.background is not None, entry.relation is not None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transforms.core.config import Config, load_config
+from transforms.core.config import Config, load_data
 from transforms.core.errors import ConfigError
 
 Subset = Literal["imagenet-1k", "imagenet-12k"]
@@ -132,7 +132,7 @@ def load_backgrounds(groups_path: str, members_path: str | None) -> dict[str, tu
     """
     places: dict[str, tuple[str, ...]] = {}
     by_name: dict[str, tuple[str, ...]] = {}
-    for group in load_config(GroupFile, groups_path).groups:
+    for group in load_data(GroupFile, groups_path).groups:
         by_name[group.name] = group.places
         for synset in group.classes:
             if synset in places:

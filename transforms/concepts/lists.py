@@ -22,7 +22,7 @@ from transforms.concepts.imagenet import (
     load_backgrounds,
     load_facts,
 )
-from transforms.core.config import Config, load_config
+from transforms.core.config import Config, load_data
 from transforms.core.errors import ConfigError
 from transforms.core.records import Concept, Kind
 
@@ -125,7 +125,7 @@ def read_list(path: str) -> ConceptList:
         ConfigError: A file cannot be read, is empty, or has a wrong value.
     """
     if Path(path).suffix.lower() in _YAML_SUFFIXES:
-        file = load_config(ConceptFile, path)
+        file = load_data(ConceptFile, path)
         sources = [(source, _source_rows(path, source)) for source in file.sources]
         named_places = file.backgrounds
     else:

@@ -16,7 +16,14 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 
 from transforms.core.config_keys import (
@@ -24,11 +31,20 @@ from transforms.core.config_keys import (
     chosen_option,
     flatten,
     leaves,
+    nest,
     options_of,
     unions,
 )
 from transforms.core.config_sentences import sentence
 from transforms.core.errors import ConfigError
+from transforms.core.references import (
+    hide,
+    interpolated,
+    redacted,
+    references_of,
+    resolved,
+    with_references,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +65,15 @@ class Config(BaseModel):
     moved: ClassVar[Mapping[str, str]] = {}
     """Old dotted key or section -> new key or section. Files and overrides with an old key are
     refused with a sentence that names the new one; see also `stored_config`."""
+    _references: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """What the file says for values that may come from the environment: dotted key -> text."""
+
+    def written(self) -> dict[str, Any]:
+        """Return the resolved config as it is written anywhere: with references to secrets.
+
+        `stored_config` reads it.
+        """
+        return with_references(self.model_dump(mode="json"), self._references)
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -107,73 +132,125 @@ def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: The file cannot be read, or a key or value is wrong.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path!r} is a folder: expected a YAML file") from error
-    except OSError as error:
-        raise ConfigError(f"config file {path!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path!r} cannot be read: it is not UTF-8 text") from error
-    return parse_config(cls, text, path, overrides)
+    return parse_config(cls, _read(path), path, overrides)
+
+
+def load_data(cls: type[ConfigT], path: str) -> ConfigT:
+    """Read a list or another data file: like `load_config`, but without interpolation.
+
+    Texts of data files land in captions, so a value from the environment would be published.
+
+    Raises:
+        ConfigError: The file cannot be read, a key or value is wrong, or one has an interpolation.
+    """
+    loaded = _parsed(_read(path), path)
+    values: Any = OmegaConf.to_container(loaded)
+    key = interpolated(values)
+    if key is not None:
+        raise ConfigError(
+            f"{path}: key {key!r} contains '${{': interpolation works in the configs of jobs only, "
+            "write the text itself"
+        )
+    return _validated(cls, values, path, loaded, {})
 
 
 def parse_config(
     cls: type[ConfigT], text: str, path: str, overrides: Sequence[str] = ()
 ) -> ConfigT:
     """Parse YAML that was read from `path`; see `load_config`."""
+    loaded = _parsed(text, path)
+    try:
+        merged = reduce(_overridden, overrides, _without_other_choices(cls, loaded, overrides))
+        raw: Any = OmegaConf.to_container(merged)
+        values: Any = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config file {path!r} cannot be resolved: {_one_line(error)}") from error
+    references = references_of(raw)
+    hide(references, values)
+    return _validated(cls, values, path, loaded, references)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path!r} is a folder: expected a YAML file") from error
+    except OSError as error:
+        raise ConfigError(f"config file {path!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path!r} cannot be read: it is not UTF-8 text") from error
+
+
+def _parsed(text: str, path: str) -> DictConfig:
+    """Parse YAML without resolving its interpolations."""
     try:
         loaded = OmegaConf.load(io.StringIO(text))
-        if not isinstance(loaded, DictConfig):
-            raise ConfigError(f"config file {path!r} must hold `key: value` lines")
-        merged = reduce(_overridden, overrides, _without_other_choices(cls, loaded, overrides))
-        values: Any = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
     except OSError as error:  # From OmegaConf: the file holds neither a mapping nor a list.
         raise ConfigError(f"config file {path!r} must hold `key: value` lines") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path!r} cannot be resolved: {_one_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"config file {path!r} must hold `key: value` lines")
+    return loaded
+
+
+def _validated(
+    cls: type[ConfigT],
+    values: dict[str, Any],
+    path: str,
+    loaded: DictConfig,
+    references: Mapping[str, Any],
+) -> ConfigT:
+    """Return the config of resolved values; see `sentence` for the arguments."""
     renamed = {key: new for key, _ in flatten(values) if (new := _new_name(cls, key))}
     if renamed:
         changes = "; ".join(f"key {old!r} is now {new!r}" for old, new in renamed.items())
         raise ConfigError(f"{path}: {changes}")
     try:
-        return cls.model_validate(values)
+        config = cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(sentence(cls, error.errors(), path, loaded, values)) from error
+        message = sentence(cls, error.errors(), path, loaded, values, references)
+        raise ConfigError(redacted(message)) from None  # pydantic's error shows the values.
+    config._references = dict(references)
+    return config
 
 
-def stored_config(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
-    """Read the resolved config that a run or a checkpoint contains, also of an earlier version.
+def stored_config(
+    cls: type[ConfigT], values: Mapping[str, Any], where: str, section: str = ""
+) -> ConfigT:
+    """Read what `Config.written` returned, from a run or a checkpoint, also of an earlier version.
 
     Keys that moved are renamed. Keys of choices that were not taken are left out, since earlier
     versions wrote the sections of all choices.
 
     Args:
-        cls: Config class of the job.
+        cls: Config class of the job, or of the section.
         values: The stored config, nested.
         where: Name of the file, for error messages.
+        section: Top-level key of the section to read; the whole config by default.
 
     Raises:
-        ConfigError: The values are not a config of this job.
+        ConfigError: The values are not a config of this job, or the environment lacks some.
     """
-    flat = {_new_name(cls, key) or key: value for key, value in flatten(values)}
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        reduce(lambda at, section: at.setdefault(section, {}), sections, nested)[name] = value
-    for section, info, given in unions(cls, nested):
+    prefix = f"{section}." if section else ""
+    references = {
+        key.removeprefix(prefix): raw
+        for key, raw in references_of(values).items()
+        if key.startswith(prefix)
+    }
+    found = resolved(values, section, where)
+    hide(references, found)
+    nested = nest({_new_name(cls, key) or key: value for key, value in flatten(found)})
+    for union, info, given in unions(cls, nested):
         option = chosen_option(info, given)
         others = {name for other in options_of(info) for name in other.model_fields}
         for name in [name for name in given if name in others - set(option.model_fields)]:
-            log.debug("%s: %s.%s is of another choice", where, section, name)
+            log.debug("%s: %s.%s is of another choice", where, union, name)
             del given[name]
-    try:
-        return cls.model_validate(nested)
-    except ValidationError as error:
-        loaded = OmegaConf.create({})
-        raise ConfigError(sentence(cls, error.errors(), where, loaded, nested)) from error
+    references = {_new_name(cls, key) or key: raw for key, raw in references.items()}
+    return _validated(cls, nested, where, OmegaConf.create({}), references)
 
 
 def fields_of_other_choices(config: Config) -> set[str]:

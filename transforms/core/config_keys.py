@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -116,6 +117,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values from dotted keys; the inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        reduce(lambda at, section: at.setdefault(section, {}), sections, nested)[name] = value
+    return nested
 
 
 def given_keys(values: Any, prefix: str = "") -> Iterator[str]:

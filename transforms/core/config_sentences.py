@@ -1,7 +1,7 @@
 """Error messages for wrong values of a config: one sentence for all mistakes."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -51,8 +51,19 @@ def sentence(
     path: str,
     loaded: DictConfig,
     values: Any,
+    references: Mapping[str, Any],
 ) -> str:
-    """Return a message about `values`, some of which were `loaded` from `path`."""
+    """Return a message about `values`, some of which were `loaded` from `path`.
+
+    Args:
+        cls: Config class of the values.
+        details: pydantic's errors about them.
+        path: Name of the file.
+        loaded: Content of the file.
+        values: The nested values.
+        references: Dotted key -> what is shown in place of a value that comes from elsewhere.
+    """
+    details = [_with_reference(cls, detail, references) for detail in details]
     unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
     strange = [detail["loc"][0] for detail in unknown if len(detail["loc"]) == 1]
     if sum(key in loaded for key in strange) >= OF_ANOTHER_JOB:
@@ -61,6 +72,19 @@ def sentence(
     sentences = [_about_unknown(cls, unknown, values)] if unknown else []
     sentences += [_about_value(cls, detail) for detail in details if detail not in unknown]
     return f"{path}: {'; '.join(dict.fromkeys(sentences))}"
+
+
+def _with_reference(
+    cls: type[BaseModel], detail: ErrorDetails, references: Mapping[str, Any]
+) -> ErrorDetails:
+    """Return an error that shows the reference in place of the value."""
+    key = _key(cls, detail)
+    for name, raw in references.items():
+        if key == name or key.startswith(f"{name}."):
+            return {**detail, "input": raw}
+        if detail["type"] == "union_tag_invalid" and name.startswith(f"{key}."):
+            return {**detail, "ctx": {**detail["ctx"], "tag": raw}}
+    return detail
 
 
 def _about_unknown(cls: type[BaseModel], unknown: Sequence[ErrorDetails], values: Any) -> str:

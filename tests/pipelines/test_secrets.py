@@ -1,0 +1,115 @@
+"""What a config takes from the environment is nowhere in a run, and has its effect."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.__main__ import main
+from tests.support.random_sd import write_random_sd
+from transforms.core import storage
+
+SECRET = "s3cr3t-of-this-run"
+CAPTIONS = """
+run: ${oc.env:RUN_FOLDER}/run
+num_captions: 6
+captions_per_shard: 3
+model: a-model-of-${oc.env:SECRET}
+engine: {name: openai, base_url: "http://user:${oc.env:SECRET}@127.0.0.1:9/v1", max_retries: 0}
+captions: {variant: file, captions_file: "in-${oc.env:SECRET}/captions.txt"}
+"""
+IMAGES = """
+run: ${oc.env:RUN_FOLDER}/run
+seed: ${oc.env:SEED}
+model: ${oc.env:SECRET}
+captions_per_shard: 3
+images_per_caption: 1
+engine: {batch_size: 6}
+generator: {num_steps: 1, size: 32, stored_size: 32, negative_prompt: "not ${oc.env:SECRET}"}
+"""
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    return [
+        name
+        for name in storage.list_files(str(folder))
+        if text.encode() in (folder / name).read_bytes()
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of a run; configs, captions and model are in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUN_FOLDER", str(tmp_path / "there"))
+    monkeypatch.setenv("SECRET", SECRET)
+    monkeypatch.setenv("SEED", "918273")
+    (tmp_path / "captions.yaml").write_text(CAPTIONS)
+    (tmp_path / "images.yaml").write_text(IMAGES)
+    captions = "".join(f"a cat on chair number {number}\n" for number in range(9))
+    (tmp_path / f"in-{SECRET}").mkdir()
+    (tmp_path / f"in-{SECRET}" / "captions.txt").write_text(captions)
+    return tmp_path / "there" / "run"
+
+
+def test_a_secret_is_nowhere_in_a_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_random_sd(Path(SECRET))
+    stages = {"captions": "captions", "curate": "captions", "images": "images"}
+    commands = [[stage, f"{file}.yaml"] for stage, file in stages.items()]
+    for command in commands:
+        assert main(command) == 0, command
+    assert main(["report", str(run)]) == 0
+    assert files_with(run, SECRET) == []
+    assert files_with(run / "images", "918273") == []
+    written = yaml.safe_load((run / "images" / "run.yaml").read_text())
+    assert written["config"]["model"] == written["fields"]["model"]["from"] == "${oc.env:SECRET}"
+
+    for command in commands:
+        assert main(command) == 0, command
+    assert main(["verify", str(run)]) == 0
+    assert main(["index", str(run)]) == 0
+    monkeypatch.setenv("SEED", "918274")
+    assert main(["images", "images.yaml"]) == 2
+    assert "seed" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_messages_do_not_show_a_secret(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["images", "images.yaml"]) == 1
+    Path(f"in-{SECRET}", "captions.txt").unlink()
+    assert main(["captions", "captions.yaml"]) == 2
+    shutil.copy("captions.yaml", "model.yaml")
+    concepts = "concepts=${oc.env:SECRET}.yaml"
+    assert main(["captions", "model.yaml", "captions.variant=full", concepts]) == 2
+    assert main(["images", "images.yaml", "engine.device=${oc.env:SECRET}"]) == 2
+    output = capfd.readouterr()
+    assert SECRET not in output.out + output.err
+    assert "${oc.env:SECRET}" in output.err
+
+
+def test_an_endpoint_that_fails_shows_no_secret(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("concepts.txt").write_text("cat\ndog\n")
+    Path("scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(Path("scratch").absolute()))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    overrides = ["captions.variant=full", "concepts=concepts.txt", "engine.max_retries=0"]
+    assert main(["captions", "captions.yaml", *overrides]) == 1
+    output = capfd.readouterr()
+    assert SECRET not in output.out + output.err
+    assert "http://user:${oc.env:SECRET}@127.0.0.1:9/v1 cannot be reached" in output.err
+    assert files_with(run.parents[1] / "scratch", SECRET) == []
+
+
+def test_lists_do_not_read_the_environment(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("list.yaml").write_text(
+        "sources: [{source: pets, kind: object, share: 1, concepts: ['${oc.env:SECRET}']}]\n"
+    )
+    arguments = ["concepts", "captions.yaml", "captions.variant=full", "concepts=list.yaml"]
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert "list.yaml: key 'sources.0.concepts.0' contains '${'" in error
+    assert SECRET not in error
