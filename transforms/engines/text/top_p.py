@@ -7,7 +7,7 @@ whole. The same tokens are kept, except for ties: all tokens exactly as likely a
 stay.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -53,26 +53,3 @@ def _thresholds(
     # A token is kept if the tokens before it hold too little mass.
     kept = (masses.cumsum(dim=1) - masses < top_p).sum(dim=1, keepdim=True).clamp(min=1)
     return ranked.gather(1, kept - 1), (kept < ranked.shape[1]).squeeze(1)
-
-
-def top_p_processor(top_p: float) -> type[Any]:
-    """Return the class of a vLLM logits processor that applies `keep_top_p` to every caption.
-
-    It runs at the same point as vLLM's own top-p: after temperature.
-    """
-    from vllm.v1.sample.logits_processor import LogitsProcessor
-
-    class TopPProcessor(LogitsProcessor):
-        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-            """Keep no state: all captions have the same top_p."""
-
-        def apply(self, logits: "torch.Tensor") -> "torch.Tensor":
-            return keep_top_p(logits, top_p)
-
-        def is_argmax_invariant(self) -> bool:
-            return True
-
-        def update_state(self, batch_update: Any) -> None:
-            """Do nothing: nothing depends on which captions are in the batch."""
-
-    return TopPProcessor

@@ -34,11 +34,12 @@ from transforms.engines.text.base import (
     TextEngineConfig,
 )
 from transforms.engines.text.models import find_text_model, text_model_source
-from transforms.engines.text.top_p import top_p_processor
 from transforms.engines.text.vllm_replicas import ReplicatedLLM
 
 log = logging.getLogger(__name__)
 
+TOP_P_PROCESSOR = "transforms.engines.text.vllm_top_p:TopPProcessor"
+"""Named, so that each process of vLLM imports it."""
 CPU_BLOCK_SIZE = 32
 """Tokens per cache block on a CPU; the kernels want a multiple of 32."""
 
@@ -180,7 +181,8 @@ class VllmEngine:
             settings["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
         if config.device == "cpu":
             settings |= {"block_size": CPU_BLOCK_SIZE, "enable_chunked_prefill": False}
-            settings["logits_processors"] = [top_p_processor(self._sampling.top_p)]
+            settings["logits_processors"] = [TOP_P_PROCESSOR]
+            settings["additional_config"] = {"top_p": self._sampling.top_p}
         load: Callable[..., Any] = LLM
         if config.data_parallel_size > 1:
             load, settings["data_parallel_size"] = ReplicatedLLM, config.data_parallel_size

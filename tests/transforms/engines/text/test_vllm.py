@@ -1,14 +1,18 @@
+import importlib
 import json
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from transforms.engines.model_refs import Model
 from transforms.engines.text import vllm as vllm_engine
 from transforms.engines.text.base import Completion, SamplingConfig, complete_each
+from transforms.engines.text.top_p import keep_top_p
 from transforms.engines.text.vllm import VllmConfig, VllmEngine
 
 
@@ -69,6 +73,24 @@ def test_parallel_settings_reach_vllm(fake_vllm: type[FakeLLM], devices: int, co
         assert llm.settings["tensor_parallel_size"] == devices
         assert llm.settings.get("data_parallel_size", 1) == copies
     assert ("data_parallel_size" in llm.settings) == (copies > 1), "which vllm.LLM refuses"
+
+
+def test_on_a_cpu_each_process_of_vllm_samples_with_our_top_p(
+    fake_vllm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = VllmConfig(device="cpu", dtype="float32")
+    VllmEngine(Model("any", None, "any"), config, SamplingConfig(top_p=0.7))
+    settings = pickle.loads(pickle.dumps(fake_vllm.loaded[0].settings))
+    module = SimpleNamespace(LogitsProcessor=object)
+    monkeypatch.setitem(sys.modules, "vllm.v1.sample.logits_processor", module)
+    name, _, kind = settings["logits_processors"][0].partition(":")
+    vllm_config = SimpleNamespace(additional_config=settings["additional_config"])
+    processor = getattr(importlib.import_module(name), kind)(vllm_config, "cpu", False)
+    logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).mul_(3)
+    kept = keep_top_p(logits.clone(), 0.7)
+    torch.testing.assert_close(processor.apply(logits), kept, rtol=0, atol=0)
+    assert kept.isfinite().any(dim=1).all() and not kept.isfinite().all()
+    sys.modules.pop(name)  # It was imported with a fake of vLLM.
 
 
 @pytest.mark.parametrize("copies", [1, 2])
