@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from transforms.core.exit_codes import INTERRUPTED, OK, UNFINISHED, WRONG_CONFIG
+from transforms.core.exit_codes import INTERRUPTED, OK, TERMINATED, UNFINISHED, WRONG_CONFIG
 from transforms.core.stages import STAGES
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ sections. Flags go to Apache Beam: --runner FlinkRunner --flink_master HOST:PORT
 `python -m pipelines JOB --help` lists the keys of a job.
 
 exit code: 0 everything asked for is committed; 1 work is left, the last line says what is missing
-and how to continue; 2 the config is wrong; 130 interrupted by Ctrl-C: run the same command again
-to continue."""
+and how to continue; 2 the config is wrong; 130 stopped by Ctrl-C, 143 stopped by SIGTERM: run the
+same command again to continue."""
 
 
 def jobs() -> dict[str, Job]:
@@ -143,11 +143,29 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _interrupted(*_: object) -> None:
-    # Committed shards are whole, so nothing has to be cleaned up. An exception would pass through
-    # Beam and the engines, whose threads keep the process alive until their shard is done.
-    os.write(2, b"\ninterrupted; run the same command again to continue\n")
-    _exit(INTERRUPTED)
+def _handle_stop_signals() -> None:
+    """End this process at once on Ctrl-C and on SIGTERM."""
+    process = os.getpid()
+    stops = {
+        signal.SIGINT: (b"interrupted", INTERRUPTED),
+        signal.SIGTERM: (b"stopped by SIGTERM", TERMINATED),
+    }
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() != process:
+            # A process that an engine forked ends as if it had no handler.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        # Committed shards are whole, so nothing has to be cleaned up. An exception would pass
+        # through Beam and the engines, whose threads keep the process alive until their shard is
+        # done.
+        what, code = stops[signal.Signals(number)]
+        os.write(2, b"\n" + what + b"; run the same command again to continue\n")
+        _exit(code)
+
+    for number in stops:
+        signal.signal(number, stop)
 
 
 def _exit(code: int) -> NoReturn:
@@ -172,7 +190,7 @@ def _show_log() -> None:
 
 def entry() -> None:
     """Run the command line of this process; the entry point `synclr`."""
-    signal.signal(signal.SIGINT, _interrupted)
+    _handle_stop_signals()
     _show_log()
     code = main()
     sys.stdout.flush()

@@ -31,6 +31,18 @@ def test_killed(matrix: Matrix, fault: str) -> None:
     matrix.ends_as_undisturbed()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "code"), [("terminate_while_painting:9", 143), ("interrupt_while_painting:9", 130)]
+)
+def test_stopped(matrix: Matrix, fault: str, code: int) -> None:
+    seen, said = matrix.suffer(fault)
+    assert seen == code, said
+    assert said.splitlines()[-1].endswith("; run the same command again to continue")
+    assert 0 < len(storage.list_files(f"{matrix.run}/images/commits")) < len(matrix.undisturbed)
+    matrix.ends_as_undisturbed()
+
+
 @pytest.fixture(scope="module")
 def painted_by_tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Checksums of the shards of an undisturbed stage with the real model.

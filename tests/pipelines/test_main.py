@@ -1,11 +1,17 @@
 import importlib.metadata
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines.__main__ import jobs, main
 from pipelines.options import beam_options, runs_here, split_flags
+from tests.support.paths import ROOT
+from tests.support.processes import wait_until_ended
 
 
 def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,3 +133,50 @@ def test_both_forms_of_a_flag_reach_beam(flags: list[str]) -> None:
     _, joined = split_flags(["job.yaml", *flags])
     assert not runs_here(joined)
     assert beam_options(joined).get_all_options()["runner"] == "NoSuchRunner"
+
+
+WORKING = """
+import os, sys, threading, time
+from pipelines import __main__ as cli
+
+def work() -> int:
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+    working = threading.Thread(target=time.sleep, args=(600,))
+    working.start()
+    print(child, flush=True)
+    working.join()
+    return 0
+
+cli.main = work
+cli.entry()
+"""
+"""A job whose thread works for ten minutes, as those of Beam do, and that has forked a child."""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted; run the same command again to continue"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM; run the same command again to continue"),
+    ],
+)
+def test_a_stop_signal_ends_a_job_at_once_with_a_sentence(
+    number: signal.Signals, code: int, said: str
+) -> None:
+    job = subprocess.Popen(
+        [sys.executable, "-c", WORKING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None
+    child = int(job.stdout.readline())
+    os.kill(child, number)
+    wait_until_ended([child])
+    assert job.poll() is None
+    job.send_signal(number)
+    assert job.wait(20) == code
+    assert job.communicate()[1] == f"\n{said}\n", "and nothing from the child"

@@ -67,6 +67,24 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def terminate() -> None:
+    """As a job manager does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt() -> None:
+    """As Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate_while_painting(number: str) -> None:
+    strike(Blocks, "paint", terminate, "before", int(number), "")
+
+
+def interrupt_while_painting(number: str) -> None:
+    strike(Blocks, "paint", interrupt, "before", int(number), "")
+
+
 def kill_while_painting(number: str) -> None:
     strike(Blocks, "paint", kill, "before", int(number), "")
 
@@ -152,6 +170,8 @@ FAULTS = {
     for fault in (
         none,
         none_tiny_sd,
+        terminate_while_painting,
+        interrupt_while_painting,
         kill_while_painting,
         kill_while_painting_tiny_sd,
         run_out_of_memory_tiny_sd,
@@ -168,11 +188,11 @@ FAULTS = {
 }
 
 
-def main() -> int:
+def main() -> None:
     import gcsfs.retry
 
     import pipelines.images
-    from pipelines.__main__ import main as jobs
+    from pipelines.__main__ import entry
 
     wait = asyncio.sleep
 
@@ -185,13 +205,12 @@ def main() -> int:
     if not name.endswith("tiny_sd"):
         vars(pipelines.images)["ImageEngineSpec"] = BlockSpec
     FAULTS[name](argument)
-    return jobs(arguments)
+    sys.argv[1:] = arguments
+    entry()
 
 
 if __name__ == "__main__":
     # What runs as a script has another name, under which workers would not find its classes.
     from tests.support import fault_process as faulty
 
-    code = faulty.main()
-    sys.stderr.flush()
-    os._exit(code)
+    faulty.main()

@@ -17,3 +17,6 @@ RESTART = 75
 same command again. `sysexits.h` calls 75 a temporary failure."""
 INTERRUPTED = 130
 """Ctrl-C stopped a batch job. Committed shards are kept: run the same command again."""
+TERMINATED = 143
+"""SIGTERM stopped a batch job. Committed shards are kept: run the same command again. It is the
+code that a shell and Kubernetes report for a process that SIGTERM has ended, 128 + 15."""
