@@ -18,6 +18,7 @@ from transforms.core import shards
 from transforms.core.errors import ConfigError, StorageError, UnfinishedError
 from transforms.core.fingerprint import claim
 from transforms.core.index import read_success, write_index
+from transforms.core.processes import end_children_with_this_process
 from transforms.core.progress import bar
 from transforms.core.references import redacted
 from transforms.core.shards import CommitRecord
@@ -176,6 +177,7 @@ def run_pipeline(pipeline: object, continuation: str) -> None:
     Raises:
         UnfinishedError: The job failed; the message contains the worker's sentence.
     """
+    end_children_with_this_process()  # Some runners start a job server, or workers, here.
     try:
         pipeline.run().wait_until_finish()  # type: ignore[attr-defined]
     except Exception as error:

@@ -9,10 +9,11 @@ Each prompt samples with its own seed. Three things differ on a CPU:
   default of 128 tokens is longer than most prompts.
 - Top-p sampling is ours (see `top_p`), since vLLM sorts the whole vocabulary for it.
 
-With one device, the model runs in this process, without an engine process: a killed worker leaves
-no orphan behind.
+With one device, the model runs in this process. With several, vLLM starts processes of its own,
+which end with this one.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -25,6 +26,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from transforms.core.config import no_fingerprint
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.core.errors import ConfigError
+from transforms.core.processes import end_children_with_this_process
+from transforms.core.scratch import scratch_folder
 from transforms.engines.model_refs import Model, loading
 from transforms.engines.text.base import (
     STOP,
@@ -42,6 +45,8 @@ TOP_P_PROCESSOR = "transforms.engines.text.vllm_top_p:TopPProcessor"
 """Named, so that each process of vLLM imports it."""
 CPU_BLOCK_SIZE = 32
 """Tokens per cache block on a CPU; the kernels want a multiple of 32."""
+_until_exit = contextlib.ExitStack()
+"""What stays open as long as this process runs."""
 
 
 class VllmConfig(TextEngineConfig):
@@ -73,6 +78,11 @@ class VllmConfig(TextEngineConfig):
     """Compute the beginning that prompts share only once."""
     model_cache: str = no_fingerprint("~/.cache/synclr/models")
     """Folder for de-quantised models."""
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices that a worker uses."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     def find_model(self, name: str, revision: str | None) -> Model:
         """Look the model up by its package, folder or hub id."""
@@ -125,6 +135,8 @@ class VllmEngine:
             log.warning(SLOW_BFLOAT16, "engine.dtype=float32")
         self._source = text_model_source(model, config.model_cache)
         self._commit = model.commit
+        if config.num_devices > 1:
+            _prepare_for_processes()
         self._llm: Any = self._load()
         self._tokenizer = self._llm.get_tokenizer()
 
@@ -221,7 +233,7 @@ class VllmEngine:
 
 def _prepare_process(config: VllmConfig) -> None:
     """Set what torch and vLLM read from the environment when they are imported."""
-    if config.tensor_parallel_size * config.data_parallel_size == 1:
+    if config.num_devices == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -232,3 +244,13 @@ def _prepare_process(config: VllmConfig) -> None:
     warnings.filterwarnings("ignore", module=r"(torch|vllm|transformers)\b.*")
     for noisy in ("torch", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _prepare_for_processes() -> None:
+    """Prepare this process for the processes that vLLM starts."""
+    end_children_with_this_process()
+    # After such processes are killed, Python deletes their shared memory, and warns about it.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    if "VLLM_RPC_BASE_PATH" not in os.environ:
+        # Folder of their sockets; if this process is killed, the next one deletes it.
+        os.environ["VLLM_RPC_BASE_PATH"] = _until_exit.enter_context(scratch_folder())

@@ -1,14 +1,17 @@
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from transforms.core import scratch
 from transforms.engines.model_refs import Model
 from transforms.engines.text import vllm as vllm_engine
 from transforms.engines.text.base import Completion, SamplingConfig, complete_each
@@ -20,6 +23,8 @@ class FakeLLM:
     """Fake of `vllm.LLM` with one token per word, which fails when a test tells it to."""
 
     loaded: list["FakeLLM"]
+    num_watched: int
+    """Number of calls so far that let child processes end with this process."""
     is_shut_down = False
     failures: list[int]
     """Numbers of unfinished requests that the next failures leave behind, last one first."""
@@ -27,6 +32,7 @@ class FakeLLM:
     def __init__(self, model: str, **settings: Any) -> None:
         assert all(llm.is_shut_down for llm in self.loaded), "two models in memory"
         self.settings = settings
+        self.watched = self.num_watched
         self.unfinished = 0
         self.llm_engine = SimpleNamespace(
             get_num_unfinished_requests=lambda: self.unfinished,
@@ -51,7 +57,7 @@ class FakeLLM:
 
 @pytest.fixture
 def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
-    FakeLLM.loaded, FakeLLM.failures = [], []
+    FakeLLM.loaded, FakeLLM.failures, FakeLLM.num_watched = [], [], 0
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=lambda **_: None)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=2))
@@ -59,6 +65,14 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     monkeypatch.setattr(VllmConfig, "check_device", lambda config: None)
     monkeypatch.setattr(vllm_engine, "ReplicatedLLM", type("FakeReplicas", (FakeLLM,), {}))
     monkeypatch.setattr(vllm_engine, "text_model_source", lambda model, cache: "folder")
+
+    def watch() -> None:
+        FakeLLM.num_watched += 1
+
+    monkeypatch.setattr(vllm_engine, "end_children_with_this_process", watch)
+    for name in ("VLLM_RPC_BASE_PATH", "PYTHONWARNINGS"):
+        monkeypatch.setenv(name, "")  # Restored at the end.
+        monkeypatch.delenv(name)
     return FakeLLM
 
 
@@ -73,6 +87,28 @@ def test_parallel_settings_reach_vllm(fake_vllm: type[FakeLLM], devices: int, co
         assert llm.settings["tensor_parallel_size"] == devices
         assert llm.settings.get("data_parallel_size", 1) == copies
     assert ("data_parallel_size" in llm.settings) == (copies > 1), "which vllm.LLM refuses"
+
+
+@pytest.mark.parametrize(("devices", "copies"), [(1, 1), (2, 1), (1, 2)])
+def test_the_processes_of_vllm_end_with_this_one_and_keep_sockets_in_scratch(
+    fake_vllm: type[FakeLLM], devices: int, copies: int
+) -> None:
+    engine(tensor_parallel_size=devices, data_parallel_size=copies)
+    several = devices * copies > 1
+    assert fake_vllm.loaded[0].watched == several, "before vLLM starts its processes"
+    sockets = os.environ.get("VLLM_RPC_BASE_PATH")
+    assert (sockets is not None) == several
+    if sockets is not None:
+        assert Path(sockets).is_dir()
+        assert Path(sockets).name.startswith(scratch.PREFIX)
+
+
+def test_only_safetensors_are_loaded(fake_vllm: type[FakeLLM]) -> None:
+    """vLLM's default also loads pickled weights, which can run any code."""
+    for copies in (1, 2):
+        fake_vllm.loaded.clear()
+        engine(data_parallel_size=copies)
+        assert fake_vllm.loaded[0].settings["load_format"] == "safetensors"
 
 
 def test_on_a_cpu_each_process_of_vllm_samples_with_our_top_p(
