@@ -5,6 +5,7 @@ functions of the seed, so the batch over all ranks is the same for any number of
 `trainer.data.loader` turns batches into a stream.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from trainer.data.crops import Crops, CropsConfig, concatenate, crop_image, decode
+from trainer.data.host_memory import is_memory_error, is_memory_left
 from trainer.data.photometric import PhotometricConfig
 from trainer.data.sampler import BatchIndices, ShuffleSampler
-from trainer.data.shard_reader import Sample, ShardReader
+from trainer.data.shard_reader import BrokenSampleError, Sample, ShardReader
 from transforms.core.errors import DamagedFileError
 from transforms.core.seeding import derive
 
@@ -35,7 +37,7 @@ class Batch:
     targets: Tensor
     """int64 [N, W], further input of the objective, such as labels or text tokens; mostly W = 0."""
     num_replaced: int
-    """Number of samples that could not be read or decoded and were replaced."""
+    """Number of samples that could not be decoded and were replaced."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch with its pixels in pinned memory, for asynchronous copies."""
@@ -93,6 +95,7 @@ class CroppedSamples:
 
         Raises:
             StorageError, DamagedFileError: A shard cannot be read.
+            MemoryError, RuntimeError: The machine is out of memory; see `host_memory`.
         """
         loaded = map(self._load, indices.positions.tolist(), indices.samples.tolist())
         samples, crops, num_replaced = zip(*loaded, strict=True)
@@ -109,16 +112,13 @@ class CroppedSamples:
 
         An unusable sample is replaced by the next one in index order, which then occurs twice in
         the epoch. That choice is the same for any number of ranks, and the replacement is mostly in
-        the same shard, so no other shard has to be fetched.
+        the same shard, so no other shard has to be fetched. A sample for which there is no memory
+        is not unusable: its error is raised.
         """
         for attempt in range(MAX_REPLACEMENTS):
-            try:
+            with contextlib.suppress(BrokenSampleError):
                 sample = self.reader[(number + attempt) % self.sampler.num_samples]
                 return sample, self._crops(sample, position), attempt
-            except DamagedFileError:
-                raise  # The whole shard is damaged, not only this sample.
-            except (ValueError, RuntimeError):
-                continue
         raise DamagedFileError(
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
             f"do not have {self.spec.images_per_caption} images; run `verify` on the run"
@@ -128,23 +128,41 @@ class CroppedSamples:
         """Return the crops of each chosen image.
 
         Raises:
-            ValueError, RuntimeError: The sample is unusable.
+            BrokenSampleError: The sample is unusable.
         """
         if len(sample.images) != self.spec.images_per_caption:
-            raise ValueError(f"the sample has {len(sample.images)} images")
+            raise BrokenSampleError(f"the sample has {len(sample.images)} images")
         epoch = position // self.sampler.num_samples
         return [
-            crop_image(
-                decode(sample.images[number]),
+            self._crops_of_image(
+                sample.images[number], derive(self.seed, "crops", epoch, position, number)
+            )
+            for number in self._chosen_images(epoch, position)
+        ]
+
+    def _crops_of_image(self, image: bytes, seed: int) -> Crops:
+        """Return the crops of one image.
+
+        Raises:
+            BrokenSampleError: It cannot be decoded or cropped.
+            MemoryError, RuntimeError: There is no memory for it.
+        """
+        try:
+            return crop_image(
+                decode(image),
                 self.spec.crops,
                 self.spec.photometric,
                 global_size=self.spec.global_size,
                 patch_size=self.spec.patch_size,
                 patch_share=self.spec.patch_share,
-                seed=derive(self.seed, "crops", epoch, position, number),
+                seed=seed,
             )
-            for number in self._chosen_images(epoch, position)
-        ]
+        except (ValueError, RuntimeError) as error:
+            if is_memory_error(error):
+                raise
+            if not is_memory_left():
+                raise MemoryError(str(error)) from error
+            raise BrokenSampleError(str(error)) from error
 
     def _chosen_images(self, epoch: int, position: int) -> list[int]:
         """Return the numbers of the images to crop."""

@@ -17,6 +17,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
+from trainer.data import host_memory
 from trainer.data.batch import Batch, CroppedSamples
 from trainer.data.prefetch import Prefetcher
 from trainer.data.sampler import RankSampler
@@ -70,6 +71,10 @@ class _RankBatches(Dataset[Any]):
             return self._samples.batch(self._rank_sampler(step))
         except (StorageError, DamagedFileError) as error:
             return _Failure(str(error))
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not host_memory.is_memory_error(error):
+                raise
+            return _Failure(f"cannot load the samples of step {step}: {host_memory.ADVICE}")
 
 
 def batches(

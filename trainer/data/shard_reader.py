@@ -72,7 +72,7 @@ _META_TYPES = {
 
 
 class BrokenSampleError(ValueError):
-    """The caption or the metadata of one sample cannot be read; the shard itself is whole."""
+    """One sample cannot be used, because of its content; the shard itself is whole."""
 
 
 class ShardReader:
@@ -254,7 +254,7 @@ def _text_and_meta(content: Mapping[str, bytes], key: str) -> tuple[str, SampleM
     try:
         text = content.get("txt", b"").decode("utf-8")
         described = json.loads(content.get("json", b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenSampleError(f"the text or JSON of sample {key} is broken: {error}") from error
     if not isinstance(described, dict):
         raise BrokenSampleError(f"the JSON of sample {key} is not an object")

@@ -5,7 +5,7 @@ loss, global, local, ibot, image, text    the loss and the terms that the object
 feature_std, target_entropy, prototypes_used
 collapse metrics, see `trainer.objectives.collapse`
 grad_norm                                 norm of the gradient before clipping
-replaced                                  samples so far that could not be read, over all ranks
+replaced                                  samples so far that could not be decoded, over all ranks
 learning_rate
 images_per_s, images_per_s_per_device, mfu, waiting, memory_gib
 see `trainer.training.throughput`

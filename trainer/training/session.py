@@ -9,15 +9,16 @@ import torch
 from trainer import distributed
 from trainer.config import TrainConfig, data_folder
 from trainer.data.batch import Batch, CroppedSamples, CropSpec
+from trainer.data.host_memory import ADVICE, is_memory_error
 from trainer.data.loader import batches
 from trainer.data.sampler import ShuffleSampler
 from trainer.data.shard_reader import ShardReader
 from trainer.execution import device_type
 from trainer.objectives.registry import objective_of
 from trainer.signals import ignore_stops
-from trainer.training.errors import RankConfigError, StoppedError
+from trainer.training.errors import RankConfigError, RankError, StoppedError
 from transforms.core import storage
-from transforms.core.errors import ConfigError, DamagedFileError
+from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 
 
 @contextlib.contextmanager
@@ -31,6 +32,7 @@ def rank_session() -> Iterator[None]:
     Raises:
         LostRankError: Another rank is gone or does not answer.
         RankConfigError: The device is out of memory.
+        RankError: The machine is out of memory.
     """
     try:
         yield
@@ -47,6 +49,8 @@ def rank_session() -> Iterator[None]:
                 "captions_per_batch, a larger accumulation, execution.recompute=elementwise or "
                 "=blocks, or execution.sharding=shard"
             ) from error
+        if is_memory_error(error) and not isinstance(error, StorageError):
+            raise RankError(f"rank {distributed.rank()}: {ADVICE}") from error
         raise
     finally:
         distributed.abort()
