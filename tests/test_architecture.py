@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import time
@@ -197,6 +198,12 @@ def test_modules_say_what_they_are() -> None:
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent
+
+
+def test_no_merge_left_its_markers() -> None:
+    marker = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    files = [*EVERYTHING, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    assert not [path for path in files if marker.search(path.read_text(encoding="utf-8"))]
 
 
 def test_help_imports_nothing_heavy_and_answers_in_a_second() -> None:

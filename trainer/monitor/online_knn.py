@@ -1,11 +1,7 @@
 """Online kNN: accuracy of the encoder on real pictures during a training.
 
-<<<<<<< HEAD:trainer/monitor/online_knn.py
 It does not influence the training and is not in the paper. The protocol is that of the score sheet
-(`trainer.evaluate.knn`) on a sample of a data set.
-=======
-Not in the paper. The score sheet's protocol (`evaluate.protocols.knn`) on a sample of a data set.
->>>>>>> ab266e4 (Register evaluation protocols):trainer/monitor/knn.py
+(`trainer.evaluate.protocols.knn`) on a sample of a data set.
 """
 
 from dataclasses import replace
