@@ -6,10 +6,14 @@ out of memory), new workers start at the first step whose batch has not arrived.
 
 import logging
 import multiprocessing
+import os
 import signal
+import sys
+import traceback
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -25,11 +29,17 @@ from trainer.data.shard_reader import DEFAULT_CACHE_BYTES, DEFAULT_CACHE_FOLDER
 from trainer.signals import block_stops
 from transforms.core.config import Config, no_fingerprint
 from transforms.core.errors import DamagedFileError, StorageError
+from transforms.core.exit_codes import UNFINISHED
 
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 """How often workers are started again without a batch in between."""
+ADVICE = (
+    "if the machine is out of memory, or of shared memory (/dev/shm), lower loader.num_workers or "
+    "loader.prefetch"
+)
+"""What a user should do, the last part of a sentence."""
 
 
 class LoaderConfig(Config):
@@ -153,6 +163,7 @@ def _load(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch if workers else None,
         multiprocessing_context=context if workers else None,
+        worker_init_fn=_end_when_a_batch_is_lost if workers else None,
     )
     if workers:
         # Torch's handler for dead workers would raise in the middle of a step; waiting for a batch
@@ -161,7 +172,7 @@ def _load(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     others = set(multiprocessing.active_children())
     with block_stops():
-        iterator: Any = iter(loader)
+        iterator = _start(loader)
     processes = set(multiprocessing.active_children()) - others
     try:
         while (batch := _next(iterator, processes)) is not None:
@@ -173,6 +184,37 @@ def _load(
         finally:
             for process in processes:
                 process.kill()  # Torch ends stuck workers with SIGTERM, which these block.
+
+
+def _start(loader: DataLoader[Any]) -> Any:
+    """Return an iterator over new workers.
+
+    Raises:
+        StorageError: The system refuses processes or shared memory.
+    """
+    try:
+        return iter(loader)
+    except OSError as error:
+        # The half-made iterator prints a traceback when it is freed: now, not after the last line.
+        traceback.clear_frames(error.__traceback__)
+        raise StorageError(
+            error.errno, f"cannot start data loading processes: {error.strerror}; {ADVICE}"
+        ) from error
+
+
+def _end_when_a_batch_is_lost(_: int) -> None:
+    """Make a worker end if it cannot send a batch, for instance because /dev/shm is full.
+
+    The queue would drop the batch, and the training would wait for it forever.
+    """
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010
+
+
+def _end(error: Exception, _: object) -> None:
+    try:
+        print(f"cannot send a batch to the training: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(UNFINISHED)
 
 
 def _next(iterator: Iterator[Any], processes: Iterable[BaseProcess]) -> Batch | None:
@@ -193,7 +235,4 @@ def _lost_worker(exit_code: int | None) -> LostWorkerError:
     cause = f"exit code {exit_code}"
     if exit_code is not None and exit_code < 0:
         cause = signal.Signals(-exit_code).name
-    return LostWorkerError(
-        f"a data loading process died ({cause}); if the machine is out of memory, or of shared "
-        "memory (/dev/shm), lower loader.num_workers or loader.prefetch"
-    )
+    return LostWorkerError(f"a data loading process died ({cause}); {ADVICE}")

@@ -1,18 +1,22 @@
 """Worker processes: dead ones are replaced without loss, and none is left running."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from torch.utils.data._utils import signal_handling
 
 from tests.support.batches import cropped, read, same
@@ -24,6 +28,7 @@ from trainer.data.batch import Batch, CroppedSamples
 from trainer.data.loader import LoaderConfig, LostWorkerError, _RankBatches, batches
 from trainer.data.sampler import BatchIndices
 from trainer.signals import STOP_SIGNALS
+from transforms.core.errors import StorageError
 
 
 def kill_workers() -> None:
@@ -108,6 +113,60 @@ def test_workers_that_always_die_end_the_stream_with_a_sentence(
     )
     with pytest.raises(LostWorkerError, match=r"died \(SIGKILL\)"):
         next(stream)
+
+
+class _TooLarge(CroppedSamples):
+    def batch(self, indices: BatchIndices) -> Batch:
+        found = super().batch(indices)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # Also for shared memory.
+        return found
+
+
+@pytest.fixture
+def _a_minute() -> Iterator[None]:
+    """End a test that hangs."""
+
+    def expire(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("_a_minute")
+def test_a_batch_that_does_not_fit_into_shared_memory_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "MAX_RESTARTS", 0)
+    write_images(tmp_path)
+    whole = cropped(tmp_path)
+    stream = batches(
+        _TooLarge(whole.reader, whole.sampler, whole.spec, whole.seed),
+        LoaderConfig(num_workers=1),
+        first_step=0,
+        last_step=2,
+        captions_per_batch=4,
+    )
+    with pytest.raises(LostWorkerError, match=r"died \(exit code 1\); if .* of shared memory"):
+        next(stream)
+    assert "cannot send a batch to the training: unable to " in capfd.readouterr().err
+
+
+def test_processes_that_cannot_be_started_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    unfinished = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    monkeypatch.delattr(unfinished, "__del__")  # It prints a traceback of its own.
+    monkeypatch.setattr(BaseContext, "Event", full)
+    write_images(tmp_path)
+    with pytest.raises(StorageError, match="data loading processes: No space left on device; if"):
+        read(tmp_path, 0, 1, workers=1)
 
 
 def test_deaths_with_batches_in_between_never_end_the_stream(
