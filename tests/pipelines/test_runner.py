@@ -3,9 +3,11 @@ import hashlib
 import logging
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from pipelines import runner
 from pipelines.runner import finish, plan, progress, run_stage, worker_sentence
 from tests.support.counting_stage import stage
 from tests.support.stage_content import content
@@ -49,6 +51,21 @@ def test_a_run_can_grow_but_not_shrink(tmp_path: Path) -> None:
     assert success["num_shards"] == 4
     with pytest.raises(ConfigError, match="holds shard 3, but the config plans only 3"):
         plan(stage(url, 3))
+
+
+def test_processes_of_a_runner_end_with_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(runner, "end_children_with_this_process", lambda: done.append("watch"))
+
+    class Pipeline:
+        def run(self) -> Mock:
+            done.append("run")
+            return Mock()
+
+    runner.run_pipeline(Pipeline(), "")
+    assert done == ["watch", "run"], "before the runner starts any"
 
 
 def test_a_shard_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
