@@ -58,9 +58,15 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
         flags: Beam's flags, as `split_flags` returns them.
 
     Raises:
-        ConfigError: Beam does not know a flag.
+        ConfigError: Beam does not know a flag, or the flag is `--direct_running_mode` with
+            processes: Beam waits for ever when one of them dies.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+    from apache_beam.options.pipeline_options import (
+        DirectOptions,
+        PipelineOptions,
+        SetupOptions,
+        StandardOptions,
+    )
 
     # The failure of a worker is raised as an exception; Beam would also print its traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
@@ -73,6 +79,12 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
     standard = options.view_as(StandardOptions)
     if (standard.runner or "") in LOCAL_RUNNERS:
         standard.runner = DIRECT_RUNNER
+        if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
+            raise ConfigError(
+                "flag '--direct_running_mode' has value 'multi_processing', with which Beam waits "
+                "for ever when a worker process dies: leave the flag out, and run the same command "
+                "several times at once, each of which works on other shards"
+            )
     setup = options.view_as(SetupOptions)
     # Workers find classes by import, so nothing of the launching session is sent to them.
     setup.save_main_session = False

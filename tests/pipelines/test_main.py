@@ -10,8 +10,11 @@ import pytest
 
 from pipelines.__main__ import jobs, main
 from pipelines.options import beam_options, runs_here, split_flags
+from pipelines.runner import run_stage
+from tests.support.counting_stage import stage
 from tests.support.paths import ROOT
 from tests.support.processes import wait_until_ended
+from transforms.core.errors import ConfigError
 
 
 def test_no_arguments_prints_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +129,23 @@ def test_wrong_flags_end_with_two_and_a_sentence(
     error = capsys.readouterr().err
     assert expected in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--direct_running_mode=multi_processing"],
+        ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"],
+        ["--runner=DirectRunner", "--direct_running_mode=multi_processing"],
+    ],
+)
+def test_processes_of_beam_are_refused(flags: list[str], tmp_path: Path) -> None:
+    """Beam would wait for ever for a worker process that died."""
+    with pytest.raises(ConfigError, match=r"direct_running_mode.* several times at once") as caught:
+        run_stage(stage(str(tmp_path / "run"), 3), split_flags(flags)[1])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists(), "before anything is written"
+    beam_options(["--runner=FlinkRunner", "--direct_running_mode=multi_processing"])
 
 
 @pytest.mark.parametrize("flags", [["--runner", "NoSuchRunner"], ["--runner=NoSuchRunner"]])
