@@ -1,9 +1,12 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.support.random_engines import SEEDS, TEXTS, load_from
 from tests.support.random_sd import write_random_sd, write_random_sd3
@@ -57,6 +60,26 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "StableAudioPipeline"}')
     with pytest.raises(ConfigError, match="cannot load as a text-to-image pipeline"):
         load_from(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ],
+)
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, part: str, name: str) -> None:
+    """Unpickling can run any code; without our setting, diffusers falls back to these files."""
+    hostile = tmp_path / "model"
+    shutil.copytree(folder, hostile)
+    safe = hostile / part / f"{name}.safetensors"
+    pickled = "pytorch_model.bin" if part == "text_encoder" else f"{name}.bin"
+    torch.save(load_file(safe), hostile / part / pickled)
+    safe.unlink()
+    with pytest.raises(OSError, match=rf"no file named {name}\.safetensors"):
+        load_from(hostile)
 
 
 @pytest.mark.slow
