@@ -62,8 +62,13 @@ def test_fetch_asks_npm_for_nothing_when_all_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_sets(tmp_path, {vendor: {"icons": {}} for vendor in drawings.PACKAGES})
-    monkeypatch.setenv("PATH", "")
+    commands: list[object] = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: commands.append(command))
     drawings.fetch(tmp_path)
+    assert not commands
+    (tmp_path / "node_modules/@iconify-json/noto/package.json").unlink()
+    drawings.fetch(tmp_path)
+    assert len(commands) == 1
 
 
 def test_fetch_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

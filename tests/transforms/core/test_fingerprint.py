@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from transforms.core import storage
 from transforms.core.errors import ConfigError
@@ -12,8 +13,11 @@ def test_digest_depends_on_content_not_on_order() -> None:
 
 def test_same_settings_may_go_on(any_storage: str) -> None:
     url = storage.join(any_storage, "run.yaml")
-    for _ in range(2):
-        claim(url, Fingerprint({"steps": 12, "sizes": (64, 64)}), {"steps": 12})
+    claim(url, Fingerprint({"steps": 12, "sizes": (64, 64)}), {"steps": 12})
+    claimed = storage.read_bytes(url)
+    assert yaml.safe_load(claimed)["fields"] == {"steps": 12, "sizes": [64, 64]}
+    claim(url, Fingerprint({"steps": 12, "sizes": (64, 64)}), {"steps": 12})
+    assert storage.read_bytes(url) == claimed
 
 
 def test_other_settings_are_refused_by_name(any_storage: str) -> None:

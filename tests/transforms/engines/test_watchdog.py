@@ -2,24 +2,28 @@ import subprocess
 import sys
 import time
 
-from transforms.engines.watchdog import watchdog
 
-
-def test_what_ends_in_time_goes_on() -> None:
-    with watchdog(0.3, "nothing"):
-        pass
-    time.sleep(0.6)  # A timer that is still running would end these tests.
-
-
-def test_what_hangs_ends_its_process_with_a_sentence() -> None:
+def watched(limit_s: float, body: str, after: str) -> "subprocess.CompletedProcess[str]":
+    """Run a process that sleeps for `body` seconds under a watchdog, and for `after` without."""
     script = (
         "import time\n"
         "from transforms.engines.watchdog import watchdog\n"
-        "with watchdog(0.2, 'painting'):\n"
-        "    time.sleep(60)\n"
+        f"with watchdog({limit_s}, 'painting'):\n"
+        f"    time.sleep({body})\n"
+        f"time.sleep({after})\n"
+        "print('done')\n"
     )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+def test_what_ends_in_time_goes_on() -> None:
+    done = watched(0.5, body="0", after="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_what_hangs_ends_its_process_with_a_sentence() -> None:
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = watched(0.2, body="60", after="0")
     assert time.monotonic() - started < 30
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
