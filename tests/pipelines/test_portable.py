@@ -13,7 +13,7 @@ from tests.support.portable_runner import needs_prism, worker_pool
 from tests.support.stage_content import content
 from transforms.core.errors import UnfinishedError
 
-pytestmark = [pytest.mark.slow, needs_prism]
+pytestmark = [pytest.mark.slow, needs_prism, pytest.mark.xdist_group("models")]
 
 
 def test_a_stage_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -35,17 +35,15 @@ def test_a_worker_error_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_captions_and_images_are_those_of_the_direct_runner(tmp_path: Path) -> None:
-    direct, portable = tmp_path / "direct", tmp_path / "portable"
-    for command in demo_commands(direct)[:3]:
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+def test_captions_and_images_are_those_of_the_direct_runner(demo: Path, tmp_path: Path) -> None:
+    portable = tmp_path / "portable"
     with worker_pool(tmp_path / "pool.log") as flags:
         for command in demo_commands(portable)[:3]:
             subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True)
-    ours, theirs = prompts(portable), prompts(direct)
+    ours, theirs = prompts(portable), prompts(demo)
     both = set(ours) & set(theirs)
     assert both
     assert all(ours[ordinal] == theirs[ordinal] for ordinal in both)
-    shared = set(images(portable)) & set(images(direct))
+    shared = set(images(portable)) & set(images(demo))
     assert shared
-    assert all(images(portable)[text] == images(direct)[text] for text in shared)
+    assert all(images(portable)[text] == images(demo)[text] for text in shared)

@@ -10,10 +10,11 @@ import webdataset
 
 from tests.support.paths import ROOT
 
+NUM_CAPTIONS = 16
 SMALLER = {
-    "pipelines captions": ["num_captions=24", "captions_per_shard=12"],
-    "pipelines curate": ["num_captions=24", "captions_per_shard=12"],
-    "pipelines images": ["captions_per_shard=6"],
+    "pipelines captions": [f"num_captions={NUM_CAPTIONS}", "captions_per_shard=8"],
+    "pipelines curate": [f"num_captions={NUM_CAPTIONS}", "captions_per_shard=8"],
+    "pipelines images": ["captions_per_shard=4"],
     "trainer.train": ["steps=4", "optim.warmup=1", "captions_per_batch=8"],
     "trainer.evaluate": ["num_untrained=1"],
     "pipelines report": [],
@@ -22,7 +23,7 @@ SMALLER = {
 
 
 def demo_commands(run: Path) -> list[list[str]]:
-    """What `make demo` runs, made small."""
+    """Return the commands of `make demo`, with the overrides of `SMALLER`."""
     printed = subprocess.run(
         ["make", "--no-print-directory", "-n", "demo", f"RUN={run}"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -37,8 +38,18 @@ def demo_commands(run: Path) -> list[list[str]]:
     return commands
 
 
+def run_demo(run: Path) -> list[str]:
+    """Run the demo; return the output of each command."""
+    outputs = []
+    for command in demo_commands(run):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout + done.stderr)
+    return outputs
+
+
 def prompts(run: Path) -> dict[int, tuple[str, ...]]:
-    """What each ordinal was asked for, of the captions that came of it."""
+    """Return ordinal -> what its prompt asked for, of all captions of a run."""
     rows = [
         row
         for path in sorted((run / "captions-raw/shards").rglob("*.parquet"))
@@ -49,7 +60,7 @@ def prompts(run: Path) -> dict[int, tuple[str, ...]]:
 
 
 def images(run: Path) -> dict[str, tuple[bytes, ...]]:
-    """Caption text -> its images."""
+    """Return caption text -> its images, of all captions of a run."""
     paths = [str(path) for path in sorted((run / "images/shards").rglob("*.tar"))]
     samples = webdataset.WebDataset(paths, shardshuffle=False)
     return {
