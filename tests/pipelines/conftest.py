@@ -1,4 +1,4 @@
-"""The images stage of the fault matrix, in several places."""
+"""Fixtures of the fault matrix."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.gcs_proxy import GcsProxy, gcs_proxy
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Checksums of the shards of a stage that nothing happened to."""
+    """Return the checksums of the shards of a stage without a fault."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.images.ImageEngineSpec", BlockSpec)
@@ -23,24 +23,24 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks in place of what a diffusion model paints."""
+    """Replace the diffusion model by `BlockEngine`."""
     monkeypatch.setattr("pipelines.images.ImageEngineSpec", BlockSpec)
 
 
 @pytest.fixture
 def matrix(tmp_path: Path, undisturbed: list[str], blocks: None) -> Matrix:
-    """On local disk."""
+    """Return the stage in a folder on local disk."""
     return Matrix(str(tmp_path / "run"), tmp_path / "images.yaml", undisturbed)
 
 
 @pytest.fixture
 def gcs_matrix(gcs_bucket: str, tmp_path: Path, undisturbed: list[str], blocks: None) -> Matrix:
-    """On a GCS server."""
+    """Return the stage in a bucket of the GCS server."""
     return Matrix(f"{gcs_bucket}/run", tmp_path / "images.yaml", undisturbed)
 
 
 @pytest.fixture
 def proxy(gcs_server: str) -> Iterator[GcsProxy]:
-    """A proxy before that server."""
+    """Return a proxy for that server."""
     with gcs_proxy(gcs_server) as started:
         yield started

@@ -9,6 +9,8 @@ from tests.support.fault_matrix import Matrix
 from tests.support.gcs_proxy import GcsProxy
 from transforms.core import storage
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 KILLS = [
     "kill_while_painting:9",
     "kill_while_writing:7",

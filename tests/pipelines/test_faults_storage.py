@@ -45,6 +45,7 @@ def test_full_disk(
     matrix.ends_as_undisturbed()
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_gcs_answers_503_for_a_while(gcs_matrix: Matrix, proxy: GcsProxy) -> None:
     proxy.unavailable = lambda number: number % 7 < 3
@@ -54,6 +55,7 @@ def test_gcs_answers_503_for_a_while(gcs_matrix: Matrix, proxy: GcsProxy) -> Non
     gcs_matrix.ends_as_undisturbed()
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_gcs_answers_503_for_good(gcs_matrix: Matrix, proxy: GcsProxy) -> None:
     proxy.unavailable = lambda number: number > 60
@@ -65,6 +67,7 @@ def test_gcs_answers_503_for_good(gcs_matrix: Matrix, proxy: GcsProxy) -> None:
     gcs_matrix.ends_as_undisturbed()
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_gcs_upload_cut_off_half_way(gcs_matrix: Matrix, proxy: GcsProxy) -> None:
     proxy.cuts = lambda number: number % 3 > 0

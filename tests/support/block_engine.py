@@ -1,4 +1,4 @@
-"""An image engine without a model: its black and white blocks show what an image was made of."""
+"""Image engine without a model: its black and white blocks encode caption and seed."""
 
 import hashlib
 from collections import Counter
@@ -42,7 +42,7 @@ def block_spec(batch_size: int = 8) -> ImageEngineSpec:
 
 
 class BlockEngine:
-    """Captions decide what goes wrong.
+    """An engine whose captions choose the faults.
 
     "raise": the engine raises on every batch that holds the caption; "blank N" and "broken N": the
     caption's first N images are of one colour, or not finite.
@@ -71,7 +71,7 @@ class BlockEngine:
 
 
 def blocks(text: str, seed: int) -> Pixels:
-    """The picture of a caption and a seed: 64 bits as 8x8 blocks, plain enough for JPEG."""
+    """Return the picture of a caption and a seed: 64 bits as 8x8 blocks, which JPEG keeps."""
     digest = hashlib.blake2b(f"{text}|{seed}".encode(), digest_size=8).digest()
     bits = np.unpackbits(np.frombuffer(digest, np.uint8)).reshape(8, 8) * np.uint8(255)
     plane = bits.repeat(_BLOCK, axis=0).repeat(_BLOCK, axis=1)

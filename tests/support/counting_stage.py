@@ -1,4 +1,4 @@
-"""A stage without a model, for tests of the machinery: each record is a caption or a failure."""
+"""Stage without a model, for tests of runner, index and reports."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,12 @@ RECORDS_PER_SHARD = 6
 
 @dataclass(frozen=True)
 class CountingProducer:
-    """Every sixth record fails; `setup` is counted in a file beside the output."""
+    """Makes captions; every sixth record fails.
+
+    Attributes:
+        raise_in: Number of a shard that raises after its first record.
+        setups: File to which `setup` adds a line for each call; "" for none.
+    """
 
     raise_in: int = -1
     setups: str = ""
@@ -43,7 +48,7 @@ class CountingProducer:
 
 
 def stage(url: str, num_shards: int, **fields: Any) -> Stage:
-    """The stage; further arguments go to the producer."""
+    """Return the stage in folder `url`; `fields` are those of its producer."""
     return Stage(
         folder=StageFolder(url, STAGES["captions"]),
         fingerprint=Fingerprint({"kind": "counting"}),

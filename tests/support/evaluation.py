@@ -1,4 +1,4 @@
-"""A training's checkpoint and a folder data set, both tiny, for tests."""
+"""Small checkpoint and small folder of labelled pictures, for tests of evaluation."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ COLOURS = {"blue": (30, 60, 200), "green": (40, 180, 60), "red": (220, 40, 30)}
 
 
 def save_checkpoint(run: Path, seed: int = 0) -> Path:
-    """Write the checkpoint of a training that has not made a step."""
+    """Write the checkpoint of a training at step 0; return its file."""
     config = TrainConfig.model_validate(
         {
             "run": str(run),
@@ -35,7 +35,13 @@ def save_checkpoint(run: Path, seed: int = 0) -> Path:
 
 
 def save_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Noisy plain pictures in ROOT/SPLIT/COLOUR/, `counts` of each colour per split."""
+    """Write noisy pictures of one colour each to ROOT/SPLIT/COLOUR/; return `root`.
+
+    Args:
+        root: Folder of the data set.
+        counts: Split -> number of pictures of each colour.
+        seed: Seed of the noise.
+    """
     generator = np.random.default_rng(seed)
     for split, count in counts.items():
         for name, colour in COLOURS.items():

@@ -1,8 +1,5 @@
-"""A small images stage to which things happen, and how it has to look in the end."""
+"""Small images stage for fault tests: it suffers a fault, and must end as if nothing happened."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ import yaml
 
 from pipelines.__main__ import main
 from tests.support.captions import make_captions, write_captions
+from tests.support.warm_process import WarmProcess
 from transforms.core.index import read_index, read_success
 from transforms.core.shards import StageFolder
 from transforms.core.stages import STAGES
@@ -24,9 +22,9 @@ class Matrix:
     """The images stage of a run.
 
     Attributes:
-        run: Its folder or URL.
-        config: Its config file.
-        undisturbed: Checksums of the shards of the same stage that nothing happened to.
+        run: Folder or URL of the run.
+        config: Config file of the stage.
+        undisturbed: Checksums of the shards of the same stage without a fault.
     """
 
     def __init__(
@@ -50,39 +48,32 @@ class Matrix:
         }
         config.write_text(yaml.safe_dump(settings))
 
-    def start(
-        self, fault: str, environment: Mapping[str, str] | None = None
-    ) -> "subprocess.Popen[str]":
+    def start(self, fault: str, environment: Mapping[str, str] | None = None) -> WarmProcess:
         """Start the stage in its own process, with a fault of `tests.support.fault_process`."""
-        command = [sys.executable, "-m", "tests.support.fault_process", fault, "images"]
-        return subprocess.Popen(
-            [*command, str(self.config)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-        )
+        command = ["tests.support.fault_process", fault, "images", str(self.config)]
+        return WarmProcess(*command, environment={"OMP_NUM_THREADS": "1", **(environment or {})})
 
     def suffer(self, fault: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Run the stage with a fault; gives the exit code and what was said."""
+        """Run the stage with a fault; return the exit code and standard error."""
         process = self.start(fault, environment)
-        said = process.communicate()[1]
-        return process.returncode, said
+        errors = process.communicate()[1]
+        return process.wait(), errors
 
     def again(self, *arguments: str) -> int:
-        """Run the stage in this process, and without a fault."""
+        """Run the stage in this process without a fault; return the exit code."""
         return main(["images", str(self.config), *arguments])
 
     def verify(self, *arguments: str) -> int:
-        """Check the run."""
+        """Run the `verify` command; return the exit code."""
         return main(["verify", self.run, *arguments])
 
     def checksums(self) -> list[str]:
-        """Of the shards, by the index."""
+        """Return the checksums of the shards from the index."""
         index = read_index(f"{self.run}/images/index.parquet")
         return [str(checksum) for checksum in index.table["sha256"].to_pylist()]
 
     def ends_as_undisturbed(self, *arguments: str) -> None:
-        """Running the stage again completes it, the same to the byte; `verify` finds nothing."""
+        """Check that another run completes the stage with the undisturbed bytes."""
         assert self.again(*arguments) == 0
         assert read_success(StageFolder(f"{self.run}/images", STAGES["images"])) is not None
         assert self.checksums() == self.undisturbed

@@ -1,4 +1,4 @@
-"""The batch jobs in a process where something goes wrong at a chosen point.
+"""Batch jobs in a process with a fault at a chosen point.
 
     python -m tests.support.fault_process FAULT STAGE CONFIG [key=value ...]
 
@@ -23,7 +23,7 @@ from transforms.engines.image.base import Painted
 
 
 class BlockSpec:
-    """Stands in for the diffusion model; takes its arguments."""
+    """Replacement of the diffusion model's spec, with the same arguments."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -33,16 +33,22 @@ class BlockSpec:
 
 
 class Blocks(BlockEngine):
-    """Every batch passes through one place, where faults can strike."""
+    """The engine; all batches pass through its `paint`, where faults strike."""
 
     def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
         return super().paint(texts, seeds)
 
 
 def strike(owner: Any, name: str, fault: Callable[[], None], when: str, nth: int, of: str) -> None:
-    """Let `fault` happen at the `nth` call of a function, "before" or "after" it.
+    """Replace a function by one that runs `fault` in one of its calls.
 
-    Only calls with `of` in one of their arguments count.
+    Args:
+        owner: Module or class that holds the function.
+        name: Name of the function.
+        fault: What happens.
+        when: "before" or "after" the call.
+        nth: Number of the call, from 1. Only calls with `of` in a string argument count.
+        of: Part of an argument; "" counts every call.
     """
     function = getattr(owner, name)
     calls = 0
@@ -63,7 +69,7 @@ def strike(owner: Any, name: str, fault: Callable[[], None], when: str, nth: int
 
 
 def kill() -> None:
-    """As a lost machine would."""
+    """Kill this process with SIGKILL, as if the machine were lost."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -96,15 +102,15 @@ def kill_while_painting_tiny_sd(number: str) -> None:
 
 
 def none(_: str) -> None:
-    """Nothing happens."""
+    """Run without a fault."""
 
 
 def none_tiny_sd(_: str) -> None:
-    """Nothing happens."""
+    """Run the real model without a fault."""
 
 
 def run_out_of_memory_tiny_sd(largest: str) -> None:
-    """Batches of more than so many images do not fit."""
+    """Raise an out-of-memory error for batches of more than `largest` images."""
     import torch
 
     from transforms.engines.image.diffusers import DiffusersEngine
@@ -124,7 +130,7 @@ def kill_while_writing(number: str) -> None:
 
 
 def kill_while_publishing(number: str) -> None:
-    """The file is whole, and does not have its final name yet."""
+    """Kill while the complete file has a temporary name."""
     strike(os, "link", kill, "before", int(number), ".tar")
 
 
@@ -153,7 +159,7 @@ def hang(number: str) -> None:
 
 
 def meet(folder: str) -> None:
-    """Two workers that finish the same shard publish it at the same moment."""
+    """Let two workers that finish the same shard publish it at the same moment."""
 
     def wait() -> None:
         Path(folder, f"worker-{os.getpid()}").touch()
@@ -210,7 +216,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # What runs as a script has another name, under which workers would not find its classes.
+    # In a script, classes belong to `__main__`, where Beam's workers would not find them.
     from tests.support import fault_process as faulty
 
     faulty.main()

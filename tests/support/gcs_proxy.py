@@ -1,4 +1,4 @@
-"""A GCS server that goes wrong on purpose: it stands before a real one and passes requests on."""
+"""Proxy for a GCS server that fails on purpose."""
 
 import contextlib
 import http.client
@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 
 class GcsProxy:
-    """Where requests go to, and what happens to them on the way.
+    """State of the proxy.
 
     Attributes:
-        url: Of the proxy; clients find it through STORAGE_EMULATOR_HOST.
-        answers: How often each status was given; 0 is a connection cut off.
-        unavailable: Says of the number of a request whether the answer is 503.
-        cuts: Says of the number of an upload whether it is cut off in the middle of its content.
+        url: Address of the proxy, for STORAGE_EMULATOR_HOST.
+        answers: Status -> number of answers; status 0 counts connections that were cut off.
+        unavailable: Number of a request -> whether the proxy answers 503.
+        cuts: Number of an upload -> whether the proxy cuts it off half-way.
     """
 
     def __init__(self, server: str) -> None:
@@ -31,13 +31,13 @@ class GcsProxy:
         self.lock = threading.Lock()
 
     def is_unavailable(self) -> bool:
-        """Count a request, and say whether it is refused."""
+        """Count a request; return whether to refuse it."""
         with self.lock:
             self.num_requests += 1
             return self.unavailable(self.num_requests)
 
     def is_cut(self) -> bool:
-        """Count an upload, and say whether it is cut off."""
+        """Count an upload; return whether to cut it off."""
         with self.lock:
             self.num_uploads += 1
             return self.cuts(self.num_uploads)
@@ -45,7 +45,7 @@ class GcsProxy:
 
 @contextlib.contextmanager
 def gcs_proxy(server: str) -> Iterator[GcsProxy]:
-    """A running proxy before the GCS server at the address `server`."""
+    """Run a proxy for the GCS server at the address `server`."""
     proxy = GcsProxy(server)
 
     class Handler(_Handler):
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _cut_off(self, body: bytes) -> None:
-        """Give the server half of the content, then hang up on both sides."""
+        """Send the server half of the content, then close both connections."""
         lines = [f"{self.command} {self.path} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         head = "\r\n".join([*lines, "", ""]).encode()

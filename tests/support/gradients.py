@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from tests.support.image_shards import TINY_TRAINING
+from tests.support.ranks import run_on_ranks
 from trainer import distributed
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
@@ -22,7 +21,12 @@ Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
-    """The training of `making`, with changes to whole keys or, as dicts, inside sections."""
+    """Return the config of `TINY_TRAINING`, with changes.
+
+    Args:
+        run: Folder of the run.
+        changes: New values of top-level keys; a dict changes some keys of a section.
+    """
     values: dict[str, Any] = {**TINY_TRAINING, "run": str(run)}
     for key, change in changes.items():
         if isinstance(change, dict):
@@ -34,12 +38,12 @@ def tiny_config(run: Path | str, **changes: Any) -> TrainConfig:
 
 
 def step_batch(config: TrainConfig, step: int) -> Batch:
-    """This rank's batch of a step."""
+    """Return this rank's batch of a step."""
     return next(rank_batches(config, open_samples(config), range(step, step + 1)))
 
 
 def exact_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork | None]:
-    """Student and teacher in float64, as after some training: the teacher is not a copy."""
+    """Return student and teacher in float64; the teacher differs from the student."""
     student, teacher = build_networks(config)
     if teacher is not None:
         with torch.no_grad():
@@ -50,7 +54,7 @@ def exact_networks(config: TrainConfig) -> tuple[EncoderNetwork, EncoderNetwork 
 
 
 def step_gradients(config: TrainConfig, step: int) -> Result:
-    """This rank's loss terms (and a collapse metric) and gradients, averaged over the ranks."""
+    """Return loss terms (and a collapse metric) and gradients, averaged over the ranks."""
     torch.set_num_threads(1)
     student, teacher = exact_networks(config)
     spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
@@ -70,26 +74,19 @@ def step_gradients(config: TrainConfig, step: int) -> Result:
 def gradients_of_ranks(
     steps: list[tuple[TrainConfig, int]], ranks: int, folder: Path
 ) -> list[list[Result]]:
-    """`step_gradients` of several steps, by rank, in real processes that talk over gloo."""
+    """Return `step_gradients` of several steps on each rank; arguments as in `run_on_ranks`."""
     values = [(config.model_dump(), step) for config, step in steps]
-    arguments = (ranks, str(folder), values)
-    start_processes(_rank, arguments, nprocs=ranks, start_method="spawn")
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)]
+    return run_on_ranks(_all_step_gradients, ranks, folder, values)
 
 
-def _rank(rank: int, ranks: int, folder: str, steps: list[tuple[dict[str, Any], int]]) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    results = [step_gradients(TrainConfig.model_validate(values), step) for values, step in steps]
-    torch.save(results, f"{folder}/rank-{rank}.pt")
-    distributed.stop()
+def _all_step_gradients(steps: list[tuple[dict[str, Any], int]]) -> list[Result]:
+    return [step_gradients(TrainConfig.model_validate(values), step) for values, step in steps]
 
 
 def assert_same(first: Result, second: Result) -> None:
-    """Both to float64's precision."""
+    """Check that two results agree to the precision of float64."""
     for ours, theirs in zip(first, second, strict=True):
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == theirs.keys() != set()
         for name, value in ours.items():
             # timm interpolates position embeddings for local crops in float32.
             atol = 1e-6 if name == "encoder.pos_embed" else 1e-10

@@ -1,4 +1,4 @@
-"""Small image shards for the trainer's tests, written with plain webdataset and PIL."""
+"""Small image shards for tests of the trainer, written with plain webdataset and PIL."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ TINY_TRAINING: Mapping[str, Any] = {
     "optim": {"warmup": 1},
     "loader": {"num_workers": 0, "shuffle_shards": 2},
 }
-"""A training of a second, with every part of the method; add `run`."""
+"""Config of a training of one second that uses all parts of the method; lacks `run`."""
 
 UNCHANGED: Mapping[str, Any] = {
     "jitter": 0,
@@ -53,11 +53,11 @@ UNCHANGED: Mapping[str, Any] = {
     "local_blur": 0,
     "downsample": 0,
 }
-"""For `photometric`: colours stay as they are."""
+"""Section `photometric` that changes no colour."""
 
 
 def picture(number: int, side: int = 20) -> bytes:
-    """A PNG of one colour with a little noise, different for every number."""
+    """Return a PNG of one colour with a little noise, different for every number."""
     generator = np.random.default_rng(number)
     colour = generator.integers(40, 216, size=(1, 1, 3))
     pixels = colour + generator.integers(-30, 30, size=(side, side, 3))
@@ -67,12 +67,12 @@ def picture(number: int, side: int = 20) -> bytes:
 
 
 def text_of(sample: int) -> str:
-    """The caption of a sample."""
+    """Return the caption of a sample."""
     return f"thing number {sample}"
 
 
 def concept_of(sample: int) -> str:
-    """The concept of a sample's caption."""
+    """Return the concept of a sample's caption."""
     return ("cat", "dog", "tree")[sample % 3]
 
 
@@ -89,10 +89,10 @@ def write_images(
     """Commit an images stage of `len(sizes)` shards to local disk.
 
     Args:
-        url: Its folder.
-        sizes: Samples of each shard.
-        images_per_caption: Of each sample.
-        broken: Samples, counted over all shards, whose first image is cut off.
+        url: Folder of the stage.
+        sizes: Number of samples of each shard.
+        images_per_caption: Number of images of each sample.
+        broken: Numbers of samples, over all shards, whose first image is cut off.
         broken_text: Samples whose caption is not UTF-8.
         broken_json: Samples whose metadata is not JSON.
         paint: (sample, number of the image) -> its file.

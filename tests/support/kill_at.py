@@ -1,9 +1,9 @@
-"""`python -m pipelines`, killed with SIGKILL the first time that it comes to a place.
+"""`python -m pipelines`, killed with SIGKILL when it first writes a certain file.
 
     python -m tests.support.kill_at PLACE STAGE CONFIG [key=value ...]
 
-A place is `before` or `after`, a colon, and what is written: run.yaml, shard, commit, index or
-_SUCCESS; `nowhere` lets it live.
+PLACE is `before` or `after`, a colon, and what is written: run.yaml, shard, commit, index or
+_SUCCESS. With `nowhere` the process is not killed.
 """
 
 import os
@@ -24,7 +24,7 @@ NAMES = {"shard": "/shards/", "commit": "/commits/", "index": "index.parquet"}
 
 
 def die_at(place: str) -> None:
-    """Make the function of `storage` that writes there deadly."""
+    """Kill this process in the function of `storage` that writes there."""
     moment, _, what = place.partition(":")
     strike(storage, WRITTEN_BY[what], kill, moment, 1, NAMES.get(what, what))
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible completions endpoint on this machine, for tests of whoever asks one."""
+"""OpenAI-compatible completions endpoint on this machine, for tests of its clients."""
 
 import contextlib
 import json
@@ -12,17 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the endpoint says; without a text it gives no choice."""
+    """Answer of the endpoint; without a text it contains no choice."""
 
     text: str | None = None
     status: int = 200
     finish_reason: str = "stop"
     cut_off: bool = False
-    """Close the connection in the middle of the answer."""
+    """Close the connection half-way through the answer."""
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers each request as a function of its body says, and keeps what it was asked."""
+    """Server that answers by a function of the request's body, and records requests."""
 
     daemon_threads = True
 
@@ -52,7 +52,7 @@ class Endpoint(ThreadingHTTPServer):
             self.under_way -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that were killed."""
+        """Print nothing about clients that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -92,7 +92,7 @@ def _completion(body: dict[str, Any], answer: Answer) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[Endpoint]:
-    """An endpoint that runs as long as the body."""
+    """Run an endpoint for the duration of the body."""
     server = Endpoint(answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

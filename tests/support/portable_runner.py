@@ -1,4 +1,4 @@
-"""The portable path that Flink takes: a job service (Prism) and an external pool of workers."""
+"""Beam's portable runner as with Flink: a job service (Prism) and an external pool of workers."""
 
 import contextlib
 import os
@@ -22,11 +22,11 @@ needs_prism = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def worker_pool(log: Path) -> Iterator[list[str]]:
-    """A pool of SDK workers in processes of its own; gives the flags that send a job to it."""
+    """Run a pool of SDK workers in other processes; yield the flags that send a job to it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # The pool starts its workers as `python`, from wherever it stands.
+    # The pool starts its workers as `python`, in its working folder.
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

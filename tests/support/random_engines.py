@@ -1,4 +1,4 @@
-"""Small engines, and what to paint with them."""
+"""Small engines with random weights, and inputs for them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ SEEDS = [7, 8, 9, 2**62, 0, 7]
 
 
 def load_from(folder: Path, **changes: Any) -> "DiffusersEngine":
-    """An engine that paints 32x32 in three steps, with other settings where `changes` says so."""
+    """Return an engine that paints 32x32 pixels in three steps; `changes` are other settings."""
     config: dict[str, Any] = {"batch_size": BATCH_SIZE}
     generator: dict[str, Any] = {"num_steps": 3, "size": 32, "stored_size": 32}
     for key, value in changes.items():

@@ -1,6 +1,6 @@
-"""Diffusers folders with random weights, in the shape of the real things but tiny.
+"""Small diffusers folders with random weights, of several architectures.
 
-They paint 32x32 noise that depends on the caption: enough to test everything but the taste.
+They paint noise of 32x32 pixels that depends on the caption.
 """
 
 import json
@@ -11,13 +11,13 @@ LETTERS_READ = 24
 
 
 def write_random_sd(folder: Path, seed: int = 0, flags_above: float | None = None) -> Path:
-    """Write a folder in the shape of Stable Diffusion 1.5; returns it.
+    """Write a folder with the architecture of Stable Diffusion 1.5; return it.
 
     Args:
-        folder: To be made.
-        seed: Of the weights.
-        flags_above: Add a safety checker that flags images by a cosine above this: all images at
-            -2, none at 2. None adds no checker.
+        folder: Folder to create.
+        seed: Seed of the weights.
+        flags_above: Cosine above which a safety checker flags an image: all images at -2, none at
+            2. None adds no checker.
     """
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -45,7 +45,7 @@ def write_random_sd(folder: Path, seed: int = 0, flags_above: float | None = Non
 
 
 def write_random_sdxl(folder: Path) -> Path:
-    """Write a folder in the shape of Stable Diffusion XL: two text encoders, one of them pooled."""
+    """Write a folder with the architecture of Stable Diffusion XL (two text encoders)."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -79,7 +79,7 @@ def write_random_sdxl(folder: Path) -> Path:
 
 
 def write_random_sd3(folder: Path) -> Path:
-    """Write a folder in the shape of Stable Diffusion 3: a transformer that matches flows."""
+    """Write a folder with the architecture of Stable Diffusion 3 (flow matching)."""
     import torch
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
@@ -158,7 +158,7 @@ def _text_config(num_words: int) -> Any:
 
 
 def _checker(flags_above: float | None) -> dict[str, Any]:
-    """A pipeline's safety checker and what belongs to it."""
+    """Return the safety checker of a pipeline and its feature extractor."""
     if flags_above is None:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     import torch
@@ -175,7 +175,7 @@ def _checker(flags_above: float | None) -> dict[str, Any]:
 
 
 def letter_tokenizer(folder: Path, max_length: int = LETTERS_READ) -> Any:
-    """A CLIP tokenizer whose words are single letters; makes the folder."""
+    """Return a CLIP tokenizer whose words are single letters; create its folder."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True)

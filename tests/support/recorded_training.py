@@ -1,8 +1,8 @@
-"""The training command, but it writes down each step's captions, and may be stopped at a step.
+"""Training command that records the captions of each step, and can stop itself at a step.
 
     python -m tests.support.recorded_training FOLDER SIGNAL STEP CONFIG [key=value ...]
 
-As step STEP begins, each rank sends SIGNAL (SIGTERM, SIGKILL) to itself; "-" sends none.
+When step STEP begins, each rank sends SIGNAL (SIGTERM, SIGKILL) to itself; "-" sends none.
 """
 
 import json
@@ -18,7 +18,7 @@ from trainer.training.step import Training
 
 
 def captions_of_steps(folder: Path) -> dict[int, list[str]]:
-    """The captions of each step over all ranks, sorted."""
+    """Return step -> its captions on all ranks, sorted."""
     steps: dict[int, list[str]] = {}
     for path in sorted(folder.iterdir()):
         step = int(path.name.split("-")[0])
@@ -27,7 +27,7 @@ def captions_of_steps(folder: Path) -> dict[int, list[str]]:
 
 
 def main(folder: str, name: str, step: str, *arguments: str) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     update = Training.update
     Path(folder).mkdir(exist_ok=True)
 

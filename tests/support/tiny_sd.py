@@ -1,4 +1,4 @@
-"""Small stand-ins that the tests of tiny-sd share."""
+"""Small configs and drawings for tests of tiny-sd."""
 
 from functools import cache
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -15,3 +16,22 @@ def _stops_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def no_generated_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let `torch.compile` trace, differentiate and partition graphs, but generate no code.
+
+    Torch's own kernels run the graphs. Generating and compiling C++ for them takes minutes.
+    """
+    import torch
+
+    from trainer.losses import fused
+
+    backend = "aot_eager_decomp_partition"
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    fused._compiled.cache_clear()
+    torch._dynamo.reset()
+    yield
+    fused._compiled.cache_clear()
+    torch._dynamo.reset()

@@ -15,6 +15,8 @@ from trainer.execution import ExecutionConfig
 from trainer.training.session import open_samples
 from transforms.core.seeding import derive
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 Case = tuple[TrainConfig, int]
 """Config of a training, and one of its steps."""
 

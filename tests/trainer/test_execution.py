@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed
 from torch._dynamo.backends.distributed import DDPOptimizer
-from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.step_memory import peak_gib
 from tests.support.evaluation import save_pictures
 from tests.support.gradients import assert_same, exact_networks, step_gradients, tiny_config
 from tests.support.image_shards import write_images
+from tests.support.ranks import run_on_ranks
 from tests.support.training_runs import flat
 from trainer import distributed
 from trainer.config import TrainConfig
@@ -55,16 +55,29 @@ def test_recomputing_in_bfloat16_changes_no_bit(run: Path) -> None:
         assert all(torch.equal(value, state[name]) for state in states[1:]), name
 
 
+def assert_compiled_is_plain(run: Path, *recomputed: str) -> None:
+    exact = {"model": {"drop_path": 0.0}, "photometric": NO_COLOURS}
+    plain = step_gradients(tiny_config(run, **exact), 0)
+    for recompute in recomputed:
+        execution = {"compile": True, "recompute": recompute}
+        assert_same(plain, step_gradients(tiny_config(run, **exact, execution=execution), 0))
+
+
+@pytest.mark.xdist_group("models")
 @pytest.mark.slow
 def test_compiled_blocks_and_losses_have_the_same_gradient(run: Path) -> None:
-    exact = {"model": {"drop_path": 0.0}, "photometric": NO_COLOURS}
-    for recompute in ("nothing", "elementwise", "blocks"):
-        execution = {"compile": True, "recompute": recompute}
-        compiled = tiny_config(run, **exact, execution=execution)
-        assert_same(step_gradients(tiny_config(run, **exact), 0), step_gradients(compiled, 0))
+    """With the code that Inductor generates; `elementwise` depends the most on its partitions."""
+    assert_compiled_is_plain(run, "elementwise")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_generated_code")
+def test_traced_blocks_and_losses_have_the_same_gradient(run: Path) -> None:
+    assert_compiled_is_plain(run, "nothing", "elementwise", "blocks")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_generated_code")
 def test_compiled_blocks_drop_again_what_they_dropped(run: Path) -> None:
     changes: dict[str, Any] = {"model": {"drop_path": 0.5}, "photometric": NO_COLOURS}
     first, *others = (
@@ -78,12 +91,12 @@ def test_compiled_blocks_drop_again_what_they_dropped(run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_generated_code")
 @pytest.mark.parametrize("recompute", ["nothing", "elementwise", "blocks"])
 def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(
     run: Path, recompute: str
 ) -> None:
     """For any depth of the encoder, size of the last chunk and temperature of the teacher."""
-    torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
     config = tiny_config(
@@ -103,6 +116,7 @@ def test_a_training_compiles_few_programs_and_all_of_them_in_its_first_step(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_generated_code")
 def test_several_ranks_compile_blocks_whole(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +128,6 @@ def test_several_ranks_compile_blocks_whole(
         return split(optimizer, *arguments)
 
     monkeypatch.setattr(DDPOptimizer, "compile_fn", noted)
-    torch._dynamo.reset()
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
     )
@@ -159,11 +172,8 @@ def train(config: TrainConfig, steps: range, state: dict[str, Any] | None = None
     return first
 
 
-def _rank(rank: int, ranks: int, folder: str, run: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    torch.set_num_threads(1)
+def train_in_turns(run: str) -> dict[str, dict[str, Any]]:
+    """States of trainings that are sharded or replicated, the second half after either first."""
     optim = {"clip_norm": 0.5, "learning_rate": 1e-3, "warmup": 0}
     changes: dict[str, Any] = {"model": {"drop_path": 0.0}, "optim": optim}
     replicate = tiny_config(run, **changes)
@@ -174,23 +184,19 @@ def _rank(rank: int, ranks: int, folder: str, run: str) -> None:
         for first in halfway
         for second, config in _named(replicate, shard)
     }
-    start = {"start": train(replicate, range(0))}
-    torch.save({**start, **halfway, **final}, f"{folder}/rank-{rank}.pt")
-    distributed.stop()
+    return {"start": train(replicate, range(0)), **halfway, **final}
 
 
 def _named(replicate: TrainConfig, shard: TrainConfig) -> list[tuple[str, TrainConfig]]:
     return [("replicate", replicate), ("shard", shard)]
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_sharded_and_replicated_trainings_are_one_and_continue_each_other(
     run: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "ranks"
-    folder.mkdir()
-    start_processes(_rank, (2, str(folder), str(run)), nprocs=2, start_method="spawn")
-    states = torch.load(folder / "rank-0.pt")
+    states, _ = run_on_ranks(train_in_turns, 2, tmp_path, str(run))
     start = flat(states.pop("start"))
     expected = {2: flat(states["replicate"]), 4: flat(states["replicate to replicate"])}
     for name, state in states.items():
@@ -207,12 +213,9 @@ def test_sharded_and_replicated_trainings_are_one_and_continue_each_other(
     assert all((expected[4][key] - start[key]).abs().max() > 1e-4 for key in moved)
 
 
-def _knn_rank(rank: int, ranks: int, folder: str, run: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    torch.set_num_threads(1)
-    results = []
+def accuracies(run: str) -> dict[str, list[float]]:
+    """Accuracies before and between the steps of a training, replicated and sharded."""
+    results: dict[str, list[float]] = {}
     for sharding in ("replicate", "shard"):
         config = tiny_config(run, execution={"sharding": sharding})
         knn = OnlineKNN(f"folder:{run}/colours", 40, config.model, torch.device("cpu"))
@@ -223,26 +226,26 @@ def _knn_rank(rank: int, ranks: int, folder: str, run: str) -> None:
             first_step=0,
             last_step=3,
             captions_per_batch=config.captions_per_batch,
-            rank=rank,
-            ranks=ranks,
+            rank=distributed.rank(),
+            ranks=distributed.world_size(),
         )
         # Before the first step, and between steps.
-        results += [knn.accuracy(network) for network in (training.network, training.student)]
+        found = [knn.accuracy(network) for network in (training.network, training.student)]
         for batch in stream:
             training.update(batch)
-            results.append(knn.accuracy(training.network))
+            found.append(knn.accuracy(training.network))
         assert training.values()["loss"] > 0
-    half = len(results) // 2
-    assert results[:half] == results[half:]
-    distributed.stop()
+        results[sharding] = found
+    return results
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_online_knn_works_between_steps_on_sharded_networks(run: Path, tmp_path: Path) -> None:
     save_pictures(run / "colours", {"train": 10, "test": 8})
-    folder = tmp_path / "ranks"
-    folder.mkdir()
-    start_processes(_knn_rank, (2, str(folder), str(run)), nprocs=2, start_method="spawn")
+    for results in run_on_ranks(accuracies, 2, tmp_path, str(run)):
+        assert len(results["shard"]) == 5
+        assert results["shard"] == results["replicate"]
 
 
 @pytest.mark.gpu

@@ -22,6 +22,8 @@ from tests.support.training_runs import (
 from trainer.checkpoints.files import list_checkpoints, newest_checkpoint
 from transforms.core.exit_codes import RESTART, UNFINISHED
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 STEPS, STOP = 40, 6
 EXACT = (
     f"steps={STEPS}",
@@ -41,7 +43,7 @@ def record(
     process = start(run, *EXACT, ranks=ranks, module=module)
     errors = process.communicate(timeout=200)[1]
     assert "Traceback" not in errors, errors
-    return process.returncode, captions_of_steps(run / folder)
+    return process.wait(), captions_of_steps(run / folder)
 
 
 @pytest.fixture

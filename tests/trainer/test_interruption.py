@@ -157,6 +157,7 @@ def test_a_stop_while_a_checkpoint_is_written_finishes_that_one(
     assert losses(run) == losses(other)
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"

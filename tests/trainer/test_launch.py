@@ -35,6 +35,7 @@ def launch(run: Path, *overrides: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "code", "sentence"),
@@ -53,6 +54,7 @@ def test_the_ranks_code_comes_out(run: Path, override: str, code: int, sentence:
     assert "Root Cause" not in errors
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
     process = launch(run, "steps=100000", "checkpoint.every_s=0")
@@ -66,6 +68,7 @@ def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
     assert f"saved at step {max(list_checkpoints(folder))} of 100000" in errors
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:

@@ -130,6 +130,7 @@ def test_clip_takes_another_image_of_a_caption_in_some_other_epoch(run: Path) ->
     assert chosen == {(0,), (1,)}
 
 
+@pytest.mark.xdist_group("processes")
 def test_two_ranks_are_one_process(run: Path) -> None:
     configs = [tiny_config(run, **PLAIN, objective=objective) for objective in (SUPERVISED, CLIP)]
     steps = [(config, 1) for config in configs]

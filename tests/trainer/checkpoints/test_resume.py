@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from torch.multiprocessing.spawn import start_processes
 
+from tests.support.ranks import start_ranks
 from trainer import distributed
 from trainer.checkpoints import files as checkpoint_files
 from trainer.checkpoints import resume
@@ -23,13 +23,15 @@ from trainer.checkpoints.files import (
 from transforms.core import storage
 from transforms.core.errors import ConfigError
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 PATIENCE_S = 3.0
 SLOW_S = 9.0
 
 
 def ranks(work: Any, folder: Path, *arguments: str) -> list[Any]:
     """Return the result of `work(rank, *arguments)` on each of two ranks of one machine."""
-    start_processes(_rank, (work, str(folder), *arguments), nprocs=2, start_method="spawn")
+    start_ranks(_rank, 2, work, str(folder), *arguments)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 

@@ -14,6 +14,7 @@ def iota(size: int) -> Tensor:
     return torch.arange(size)
 
 
+@pytest.mark.xdist_group("models")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("chain", "ids_of_rows", "others"),

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed
-from torch.multiprocessing.spawn import start_processes
 
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
-from trainer import distributed
+from tests.support.ranks import run_on_ranks
 from trainer.config import TrainConfig
 from trainer.execution import unsharded
 from trainer.objectives.clip import LOWEST_TEMPERATURE, ImageText
@@ -55,19 +53,17 @@ def test_the_temperature_is_bounded_and_comes_back_from_the_bound(run: Path) -> 
     assert second < BOUND - 0.01
 
 
-def _rank(rank: int, ranks: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    torch.set_num_threads(1)
-    for sharding in ("replicate", "shard"):
-        first, second = scales(tiny_config(folder, **CLIP, execution={"sharding": sharding}))
-        assert first == pytest.approx(BOUND)
-        assert second < BOUND - 0.01
-        assert len(set(distributed.gather_objects(second))) == 1
-    distributed.stop()
+def scales_of_shardings(run: str) -> list[list[float]]:
+    executions = [{"sharding": sharding} for sharding in ("replicate", "shard")]
+    return [scales(tiny_config(run, **CLIP, execution=execution)) for execution in executions]
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_so_it_is_on_every_rank_spread_or_not(run: Path) -> None:
-    start_processes(_rank, (2, str(run)), nprocs=2, start_method="spawn")
+    ranks = run_on_ranks(scales_of_shardings, 2, run, str(run))
+    assert ranks[0] == ranks[1]
+    assert len(ranks[0]) == 2
+    for first, second in ranks[0]:
+        assert first == pytest.approx(BOUND)
+        assert second < BOUND - 0.01

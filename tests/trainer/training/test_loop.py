@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import start_processes
 
 from tests.support.gradients import tiny_config
+from tests.support.ranks import start_ranks
 from tests.support.training_runs import checkpoints, command, is_rank, make_run, meeting_point
 from trainer import distributed, train
 from trainer.checkpoints import writer as checkpoint_writer
@@ -108,13 +108,14 @@ def _rank(rank: int, ports: list[int], folder: str) -> None:
     torch.save(results, Path(folder, f"rank-{rank}.pt"))
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_ranks_wait_for_each_other_and_say_what_only_they_know(tmp_path: Path) -> None:
     for name in CASES:
         make_run(tmp_path / name)
     points = [meeting_point() for _ in CASES]
     ports = [point.port for point in points]
-    start_processes(_rank, (ports, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_ranks(_rank, 2, ports, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
 
     for name, exit_code in (("not finite", NOT_FINITE), ("signal", RESTART)):

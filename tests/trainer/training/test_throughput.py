@@ -9,9 +9,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import start_processes
 
 from tests.support.gradients import tiny_config
+from tests.support.ranks import start_ranks
 from tests.support.training_runs import command, is_rank, make_run, meeting_point
 from trainer import distributed
 from trainer.training import loop, session
@@ -93,12 +93,13 @@ def _rank(rank: int, port: int, run: str) -> None:
         assert command(Path(run), "num_threads=1", "model.drop_path=0") == 0
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.slow
 def test_the_log_of_two_ranks_tells_of_both(tmp_path: Path) -> None:
     one, two = (make_run(tmp_path / name) for name in ("one", "two"))
     assert command(one, "model.drop_path=0") == 0
     point = meeting_point()
-    start_processes(_rank, (point.port, str(two)), nprocs=2, start_method="spawn")
+    start_ranks(_rank, 2, point.port, str(two))
     assert all(waiting > 0.3 for waiting in logged(two, "waiting"))
     assert logged(two, "memory_gib") == [4.0] * 4
     assert logged(two, "feature_std") == pytest.approx(logged(one, "feature_std"), rel=1e-3)

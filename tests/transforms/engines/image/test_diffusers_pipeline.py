@@ -82,6 +82,7 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, part: str, n
         load_from(hostile)
 
 
+@pytest.mark.xdist_group("models")
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_compiled_it_paints_the_same(

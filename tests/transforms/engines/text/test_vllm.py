@@ -143,6 +143,7 @@ def test_an_engine_that_stops_in_the_middle_of_a_batch_is_loaded_again(
     assert len(fake_vllm.loaded) == loads
 
 
+@pytest.mark.xdist_group("models")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_real_vllm_on_the_built_in_model() -> None:
