@@ -34,6 +34,9 @@ CAPTIONS_PER_TASK = 500_000
 """Captions that one task holds in memory, about half a gigabyte. The number of scratch files is the
 square of the number of tasks, so that must stay small: 150 million captions need 375 tasks."""
 
+MAX_RESTARTS = 20
+"""Times that a curation begins again because scratch files turn out to be damaged."""
+
 CODE_VERSION = 2
 """Version of the code that decides order, duplicates and which of them is kept."""
 
@@ -81,8 +84,37 @@ def _is_done(curated: StageOutput) -> bool:
 
 def _curate(config: CaptionsConfig, raw: CommittedShards, flags: Sequence[str]) -> None:
     planned = prompt_source(config).plan()  # Reports a wrong list before any work is done.
-    folder = stage(config, raw.checksum).folder
-    tasks, summary = _drop_duplicates(config, raw, folder, flags)
+    tasks = _deduplication(config, raw)
+    for _ in range(MAX_RESTARTS):
+        try:
+            curated, removed, counted = _write_shards(config, raw, tasks, flags)
+            break
+        except UnfinishedError:
+            lost = [] if is_complete(stage(config, raw.checksum)) else tasks.discarded()
+            if not lost:
+                raise
+            say(f"damaged scratch files are made again: {', '.join(lost)}")
+    else:
+        raise UnfinishedError(
+            f"files in {tasks.scratch} were damaged {MAX_RESTARTS} times: check the storage, then "
+            f"{AGAIN}"
+        )
+    report = {**removed, "balance": balance(counted, planned)}
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    storage.update_bytes(text.encode("utf-8"), report_url(config.run))
+    finish(curated)
+    say(
+        f"{removed['num_exact_duplicates']:,} equal captions and "
+        f"{removed['num_near_duplicates']:,} near duplicates of {raw.num_samples:,} were removed"
+    )
+    storage.delete_folder(_scratch(curated.folder))
+
+
+def _write_shards(
+    config: CaptionsConfig, raw: CommittedShards, tasks: "Deduplication", flags: Sequence[str]
+) -> tuple[StageOutput, dict[str, object], list[tuple[Group, int]]]:
+    """Commit all shards; return the output, what was removed, and the captions of each group."""
+    summary = _drop_duplicates(config, raw, tasks, flags)
     num_raw = raw.num_samples
     _check_enough(config, num_raw, sum(summary.num_kept))
     removed = _removed(config, num_raw, summary)
@@ -90,16 +122,7 @@ def _curate(config: CaptionsConfig, raw: CommittedShards, flags: Sequence[str]) 
     # Not earlier: with too few captions there is no output yet, so that the input may still grow.
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
     write_plan(curated)
-    counted = _reshard(config, curated, tasks, summary, flags)
-    report = {**removed, "balance": balance(counted, planned)}
-    text = json.dumps(report, indent=1, ensure_ascii=False)
-    storage.update_bytes(text.encode("utf-8"), report_url(config.run))
-    finish(curated)
-    say(
-        f"{removed['num_exact_duplicates']:,} equal captions and "
-        f"{removed['num_near_duplicates']:,} near duplicates of {num_raw:,} were removed"
-    )
-    storage.delete_folder(_scratch(curated.folder))
+    return curated, removed, _reshard(config, curated, tasks, summary, flags)
 
 
 def report_url(run: str) -> str:
@@ -149,16 +172,11 @@ def _read_raw(config: CaptionsConfig) -> CommittedShards:
     return shards
 
 
-def _drop_duplicates(
-    config: CaptionsConfig, raw: CommittedShards, folder: StageFolder, flags: Sequence[str]
-) -> "tuple[Deduplication, Summary]":
-    """Find which captions are kept; done once per input and settings."""
-    import apache_beam as beam
-
+def _deduplication(config: CaptionsConfig, raw: CommittedShards) -> "Deduplication":
+    """Return the tasks that find which captions are kept; each input and settings has its own."""
     from transforms.curation.columns import in_groups
-    from transforms.curation.dedup import Deduplication, DropDuplicates, read_summary
+    from transforms.curation.dedup import Deduplication
 
-    num_raw = raw.num_samples
     settings = {
         "input": raw.checksum,
         "seed": config.seed,
@@ -166,24 +184,36 @@ def _drop_duplicates(
         "code_version": CODE_VERSION,
         **fingerprint_fields(config.curation),
     }
-    groups = in_groups(raw, CAPTIONS_PER_TASK)
-    tasks = Deduplication(
+    folder = stage_folder(config.run, "captions")
+    return Deduplication(
         scratch=storage.join(_scratch(folder), Fingerprint(settings).digest),
-        num_groups=len(groups),
-        num_partitions=max(1, math.ceil(num_raw / CAPTIONS_PER_TASK)),
+        num_groups=len(in_groups(raw, CAPTIONS_PER_TASK)),
+        num_partitions=max(1, math.ceil(raw.num_samples / CAPTIONS_PER_TASK)),
         seed=config.seed,
         config=config.curation,
     )
+
+
+def _drop_duplicates(
+    config: CaptionsConfig, raw: CommittedShards, tasks: "Deduplication", flags: Sequence[str]
+) -> "Summary":
+    """Find which captions are kept, or read what was found earlier."""
+    import apache_beam as beam
+
+    from transforms.curation.columns import in_groups
+    from transforms.curation.dedup import DropDuplicates, read_summary
+
     if read_summary(tasks.summary_url) is None:
-        say(f"looking for duplicates among {num_raw:,} captions")
+        say(f"looking for duplicates among {raw.num_samples:,} captions")
         pipeline = beam.Pipeline(options=beam_options(flags))
+        groups = in_groups(raw, CAPTIONS_PER_TASK)
         created = pipeline | "Groups" >> beam.Create(list(enumerate(groups)))
         _ = created | DropDuplicates(tasks)
-        run_pipeline(pipeline, f"{folder.url}: {AGAIN}")
+        run_pipeline(pipeline, f"{stage_folder(config.run, 'captions').url}: {AGAIN}")
     summary = read_summary(tasks.summary_url)
     if summary is None:
         raise UnfinishedError(f"{tasks.summary_url} was not written: {AGAIN}")
-    return tasks, summary
+    return summary
 
 
 def _check_enough(config: CaptionsConfig, num_raw: int, num_kept: int) -> None:

@@ -17,10 +17,11 @@ connected components would keep of it.
 Captions move through files, not through Beam: `file_shuffle` gives the reason.
 """
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -29,7 +30,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from transforms.core import storage
-from transforms.core.errors import MissingFileError
 from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.shard_reader import CommittedShard
 from transforms.curation.columns import (
@@ -44,10 +44,14 @@ from transforms.curation.columns import (
 from transforms.curation.file_shuffle import (
     AllResults,
     Exchange,
+    LostFilesError,
     NextTasks,
     Result,
     RunTasks,
+    marker_url,
+    read_json,
     read_rows,
+    write_json,
     write_rows,
 )
 from transforms.curation.minhash import (
@@ -62,6 +66,16 @@ NUM_EXAMPLES = 20
 """Examples of each kind of duplicate, for the report."""
 
 _PAIRS_AT_A_TIME = 100_000
+
+_STEP_OF = {
+    "captions": "scatter",
+    "distinct": "distinct",
+    "bands": "distinct",
+    "pairs": "pair",
+    "texts": "fetch",
+    "near": "verify",
+}
+"""Folder of scratch files -> step that writes them. Their names end with the number of the task."""
 
 _NEAR_SCHEMA = pa.schema(
     [
@@ -96,10 +110,8 @@ class Summary:
 
 def read_summary(url: str) -> Summary | None:
     """Read the summary that `DropDuplicates` writes; None if it is not finished."""
-    try:
-        return Summary(**json.loads(storage.read_bytes(url)))
-    except MissingFileError:
-        return None
+    content = read_json(url)
+    return None if content is None else Summary(**content)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ class Deduplication:
         num_partitions: Number of partitions of the captions.
         seed: Seed of the random order.
         config: Which captions are duplicates.
+        notes: Folder in which tasks note the files that they found damaged and deleted.
     """
 
     scratch: str
@@ -121,6 +134,7 @@ class Deduplication:
     num_partitions: int
     seed: int
     config: CurationConfig
+    notes: str = field(default_factory=lambda: f"notes-{uuid.uuid4().hex[:12]}")
 
     def scatter(self, group: int, shards: Sequence[CommittedShard]) -> Result:
         """Send the captions of input shards to their partitions, equal ones once per group."""
@@ -136,7 +150,7 @@ class Deduplication:
 
     def distinct(self, partition: int, _: None) -> Result:
         """Keep each caption of a partition once; send out the bands of their signatures."""
-        rows = first_written(self._exchange("captions").read(partition, self.num_groups))
+        rows = first_written(self._received("captions", partition, self.num_groups))
         write_rows(rows, self._file("distinct", partition))
         if self.config.near_duplicate_threshold is not None:
             bands = band_hashes(column(rows, "text"), self.config).ravel()
@@ -147,7 +161,7 @@ class Deduplication:
 
     def pair(self, partition: int, _: None) -> Result:
         """Make pairs of captions that share a band, to be compared."""
-        rows = self._exchange("bands").read(partition, self.num_partitions)
+        rows = self._received("bands", partition, self.num_partitions)
         earlier, later = candidate_pairs(rows["band"].to_numpy(), rows["key"].to_numpy())
         pairs = pa.table({"earlier": earlier, "later": later})
         self._exchange("pairs").write(partition, pairs, self._partitions(earlier))
@@ -155,7 +169,7 @@ class Deduplication:
 
     def fetch(self, partition: int, _: None) -> Result:
         """Add the text of the earlier caption, which is in this partition, to each pair."""
-        rows = self._exchange("pairs").read(partition, self.num_partitions)
+        rows = self._received("pairs", partition, self.num_partitions)
         later, earlier = distinct(rows["later"].to_numpy(), rows["earlier"].to_numpy())
         texts = self._texts(partition, earlier)
         pairs = pa.table({"key": later, "earlier": earlier, "resembled": texts})
@@ -166,7 +180,7 @@ class Deduplication:
         """Find the near duplicates of a partition; return counts and examples for `Summary`."""
         near = self._near_duplicates(partition)
         write_rows(near, self._file("near", partition))
-        rows = read_rows(self._file("distinct", partition), ["text", "times"])
+        rows = self._rows("distinct", partition, ["text", "times"])
         by_times = rows.sort_by([("times", "descending"), ("text", "ascending")])
         return {
             "num_distinct": rows.num_rows,
@@ -177,10 +191,25 @@ class Deduplication:
             ],
         }
 
+    def discarded(self) -> list[str]:
+        """Return the scratch files that were found damaged since the last call.
+
+        They are deleted, and `DropDuplicates` makes them again with the same bytes.
+        """
+        notes = storage.join(self.scratch, self.notes)
+        names = sorted(storage.list_files(notes))
+        storage.delete_folder(notes)
+        return names
+
     @property
     def summary_url(self) -> str:
         """File that `DropDuplicates` writes the `Summary` to."""
         return storage.join(self.scratch, "summary.json")
+
+    @property
+    def markers(self) -> str:
+        """Folder of the markers of finished tasks."""
+        return storage.join(self.scratch, "done")
 
     @property
     def steps(self) -> list[Callable[[int, None], Result]]:
@@ -191,8 +220,8 @@ class Deduplication:
 
     def kept(self, partition: int, columns: list[str] | None = None) -> pa.Table:
         """Read the captions of a partition that are kept, in the random order."""
-        rows = read_rows(self._file("distinct", partition), columns and [*columns, "key"])
-        dropped = read_rows(self._file("near", partition), ["key"])["key"].to_numpy()
+        rows = self._rows("distinct", partition, columns and [*columns, "key"])
+        dropped = self._rows("near", partition, ["key"])["key"].to_numpy()
         return rows.filter(pa.array(~np.isin(rows["key"].to_numpy(), dropped)))
 
     def _near_duplicates(self, partition: int) -> pa.Table:
@@ -200,7 +229,7 @@ class Deduplication:
         threshold = self.config.near_duplicate_threshold
         if threshold is None:
             return _NEAR_SCHEMA.empty_table()
-        pairs = self._exchange("texts").read(partition, self.num_partitions)
+        pairs = self._received("texts", partition, self.num_partitions)
         pairs = pairs.sort_by([("key", "ascending"), ("earlier", "ascending")])
         pairs = pairs.append_column("dropped", self._texts(partition, pairs["key"].to_numpy()))
         size, similarities = self.config.shingle_words, [np.zeros(0)]
@@ -216,8 +245,35 @@ class Deduplication:
 
     def _texts(self, partition: int, keys: Hashes) -> pa.ChunkedArray:
         """Read the texts of captions of a partition: [N] keys -> [N]."""
-        rows = read_rows(self._file("distinct", partition), ["key", "text"])
+        rows = self._rows("distinct", partition, ["key", "text"])
         return rows["text"].take(np.searchsorted(rows["key"].to_numpy(), keys))
+
+    def _rows(self, name: str, partition: int, columns: list[str] | None) -> pa.Table:
+        """Read a scratch file that a step wrote for its own partition."""
+        with self._discarding():
+            return read_rows(self._file(name, partition), columns)
+
+    def _received(self, name: str, partition: int, num_tasks: int) -> pa.Table:
+        """Read the rows that the tasks of a step sent to a partition."""
+        with self._discarding():
+            return self._exchange(name).read(partition, num_tasks)
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Delete files that turn out to be damaged, with the markers of their tasks."""
+        try:
+            yield
+        except LostFilesError as error:
+            for url in error.urls:
+                folder, name = url.split("/")[-2:]
+                task = int(name.partition(".")[0].rpartition("-")[2])
+                markers = storage.join(self.markers, _STEP_OF[folder])
+                note = storage.join(self.scratch, self.notes, folder, name)
+                # First the note: a task that stops here has deleted nothing that it does not name.
+                storage.replace_bytes(b"", note)
+                for lost in (self.summary_url, marker_url(markers, task), url):
+                    storage.delete(lost)
+            raise
 
     def _partitions(self, keys: Hashes) -> NDArray[np.int64]:
         return partition_of(keys, self.num_partitions)
@@ -242,11 +298,10 @@ class DropDuplicates(beam.PTransform):
     def expand(self, groups: beam.PCollection) -> beam.PCollection:
         """Run the steps in order; each one starts when the one before it is finished."""
         tasks = self._tasks
-        markers = storage.join(tasks.scratch, "done")
-        done = groups | RunTasks("scatter", tasks.scatter, markers)
+        done = groups | RunTasks("scatter", tasks.scatter, tasks.markers)
         for step in tasks.steps:
             numbers = done | NextTasks(f"after-{step.__name__}", tasks.num_partitions)
-            done = numbers | RunTasks(step.__name__, step, markers)
+            done = numbers | RunTasks(step.__name__, step, tasks.markers)
         return (
             done | "Results" >> AllResults() | "Write" >> beam.Map(write_summary, tasks.summary_url)
         )
@@ -263,4 +318,4 @@ def write_summary(results: list[tuple[int, Result]], url: str) -> None:
         near[:NUM_EXAMPLES],
         sorted(exact, key=lambda example: (-example["times"], example["text"]))[:NUM_EXAMPLES],
     )
-    storage.replace_bytes(json.dumps(dataclasses.asdict(summary)).encode(), url)
+    write_json(dataclasses.asdict(summary), url)

@@ -7,11 +7,16 @@ task of the next step. It holds one partition in memory, at any size of the corp
 
 A finished task leaves a marker with its result. A job that is started again skips that task. A task
 that runs twice writes the same files, so workers may die or do the same task at any point.
+
+All files carry checksums. A file that is damaged or missing is named by a `LostFilesError`; without
+the marker of its task, it is made again. A damaged marker counts as a missing one.
 """
 
+import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +27,36 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from transforms.core import storage
-from transforms.core.errors import MissingFileError
+from transforms.core.errors import DamagedFileError, MissingFileError, reading
+
+log = logging.getLogger(__name__)
+
+_DIGEST_SIZE = 16
+_END = b"SUM1"
+"""The end of files of rows. Earlier versions wrote plain Parquet, which ends otherwise."""
 
 Result = dict[str, Any]
 """Result of a task, as JSON values."""
 
 TaskFunction = Callable[[int, Any], Result]
 """(task number, argument) -> result. It must be picklable."""
+
+
+class LostFilesError(DamagedFileError):
+    """Scratch files are damaged or missing.
+
+    Args:
+        urls: Names of the files.
+        reason: What is wrong with the first one.
+    """
+
+    def __init__(self, urls: Sequence[str], reason: str) -> None:
+        super().__init__(urls, reason)
+        self.urls, self.reason = urls, reason
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.urls) - 1:,} more files)" if len(self.urls) > 1 else ""
+        return f"{self.reason}{more}"
 
 
 @dataclass(frozen=True)
@@ -53,27 +81,91 @@ class Exchange:
             write_rows(rows.slice(start, end - start), self._file(partition, task))
 
     def read(self, partition: int, num_tasks: int) -> pa.Table:
-        """Read all rows that the tasks sent to a partition."""
-        return pa.concat_tables(
-            read_rows(self._file(partition, task)) for task in range(num_tasks)
-        ).combine_chunks()
+        """Read all rows that the tasks sent to a partition.
+
+        Raises:
+            LostFilesError: Some files are damaged or missing; all of them are named.
+        """
+        tables = []
+        lost: list[str] = []
+        reasons: list[str] = []
+        for task in range(num_tasks):
+            try:
+                tables.append(read_rows(self._file(partition, task)))
+            except LostFilesError as error:
+                lost += error.urls
+                reasons.append(error.reason)
+        if lost:
+            raise LostFilesError(lost, reasons[0])
+        return pa.concat_tables(tables).combine_chunks()
 
     def _file(self, partition: int, task: int) -> str:
         return storage.join(self.url, f"{partition:06d}-{task:06d}.parquet")
 
 
 def write_rows(rows: pa.Table, url: str) -> None:
-    """Write a scratch file."""
+    """Write a scratch file: Parquet, and the checksum of all that is before it."""
     buffer = io.BytesIO()
     # The numbers are hashes, which a dictionary does not make shorter.
     texts = [field.name for field in rows.schema if pa.types.is_string(field.type)]
     pq.write_table(rows, buffer, compression="lz4", use_dictionary=texts)
-    storage.replace_bytes(buffer.getvalue(), url)
+    content = buffer.getvalue()
+    storage.replace_bytes(content + _digest(content) + _END, url)
 
 
 def read_rows(url: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a scratch file: the given columns, or all."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=columns, use_threads=False)
+    """Read a scratch file: the given columns, or all.
+
+    Raises:
+        LostFilesError: The file is damaged or missing.
+    """
+    try:
+        content = storage.read_bytes(url)
+        with reading(url):
+            if content.endswith(_END):
+                size = len(content) - len(_END) - _DIGEST_SIZE
+                content, end = content[:size], content[size:]
+                if end != _digest(content) + _END:
+                    raise ValueError("its content does not have its checksum")
+            return pq.read_table(io.BytesIO(content), columns=columns, use_threads=False)
+    except (MissingFileError, DamagedFileError) as error:
+        raise LostFilesError([url], str(error)) from error
+
+
+def write_json(value: Any, url: str) -> None:
+    """Write JSON values to a scratch file, with their checksum."""
+    content = {"value": value, "blake2b": _checksum(value)}
+    storage.replace_bytes(json.dumps(content).encode(), url)
+
+
+def read_json(url: str) -> Any:
+    """Read the value of a scratch file that `write_json` wrote, also of an earlier version.
+
+    Returns:
+        The value; None if the file is missing, or damaged, which is logged.
+    """
+    try:
+        content = storage.read_bytes(url)
+        with reading(url):
+            value = json.loads(content)
+            if isinstance(value, dict) and value.keys() == {"value", "blake2b"}:
+                if value["blake2b"] != _checksum(value["value"]):
+                    raise ValueError("its content does not have its checksum")
+                value = value["value"]
+            return value
+    except MissingFileError:
+        return None
+    except DamagedFileError as error:
+        log.warning("%s: it is made again", error)
+        return None
+
+
+def _checksum(value: Any) -> str:
+    return _digest(json.dumps(value, sort_keys=True).encode()).hex()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_SIZE).digest()
 
 
 class RunTasks(beam.PTransform):
@@ -146,10 +238,19 @@ class _RunTask(beam.DoFn):
 
     def process(self, task: tuple[int, Any]) -> Iterator[tuple[int, Result]]:
         number, argument = task
-        marker = storage.join(self._markers, f"{number:06d}.json")
-        try:
-            result: Result = json.loads(storage.read_bytes(marker))
-        except MissingFileError:
+        marker = marker_url(self._markers, number)
+        result: Result | None = read_json(marker)
+        if result is None:
             result = self._function(number, argument)
-            storage.replace_bytes(json.dumps(result).encode(), marker)
+            write_json(result, marker)
         yield number, result
+
+
+def marker_url(markers: str, task: int) -> str:
+    """Return the file that marks a task of a step as finished.
+
+    Args:
+        markers: Folder of the step.
+        task: Number of the task.
+    """
+    return storage.join(markers, f"{task:06d}.json")

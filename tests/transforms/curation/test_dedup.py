@@ -255,5 +255,5 @@ def test_a_changed_input_shard_is_refused(tmp_path: Path) -> None:
 def test_the_summary_is_json_of_plain_values(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "in", repeated(40, 30), per_shard=7)
     kept, summary = deduplicate(shards, str(tmp_path / "out"))
-    content = json.loads(storage.read_bytes(kept.deduplication.summary_url))
+    content = json.loads(storage.read_bytes(kept.deduplication.summary_url))["value"]
     assert content["num_distinct"] == summary.num_distinct
