@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unknown job {name!r}: expected one of {', '.join(known)}", WRONG_CONFIG)
     if "-h" in rest or "--help" in rest:
         return _help(name, known[name])
+    if "--version" in rest:
+        return main(["--version"])
     return _run(name, known[name], rest)
 
 

@@ -34,7 +34,11 @@ _MOVED_KEYS = (
 class ImagesConfig(Config):
     """Settings of the images stage."""
 
-    moved: ClassVar[dict[str, str]] = {f"generator.{key}": f"engine.{key}" for key in _MOVED_KEYS}
+    moved: ClassVar[dict[str, str]] = {
+        **{f"generator.{key}": f"engine.{key}" for key in _MOVED_KEYS},
+        "jpeg_quality": "encoding.quality",
+        "encoder_threads": "encoding.threads",
+    }
 
     run: str = no_fingerprint()
     """Folder or URL of the run."""

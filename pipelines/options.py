@@ -58,8 +58,8 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
         flags: Beam's flags, as `split_flags` returns them.
 
     Raises:
-        ConfigError: Beam does not know a flag, or the flag is `--direct_running_mode` with
-            processes: Beam waits for ever when one of them dies.
+        ConfigError: Beam does not know a flag or the runner, or the flag is
+            `--direct_running_mode` with processes: Beam waits for ever when one of them dies.
     """
     from apache_beam.options.pipeline_options import (
         DirectOptions,
@@ -85,6 +85,8 @@ def beam_options(flags: Sequence[str]) -> "PipelineOptions":
                 "for ever when a worker process dies: leave the flag out, and run the same command "
                 "several times at once, each of which works on other shards"
             )
+    else:
+        _check_runner(standard.runner)
     setup = options.view_as(SetupOptions)
     # Workers find classes by import, so nothing of the launching session is sent to them.
     setup.save_main_session = False
@@ -97,6 +99,16 @@ def runs_here(flags: Sequence[str]) -> bool:
     """Return whether a stage runs on this machine, and not on workers with other devices."""
     runners = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner=")]
     return all(runner in LOCAL_RUNNERS for runner in runners)
+
+
+def _check_runner(name: str) -> None:
+    from apache_beam.runners import create_runner
+
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"flag '--runner' has value {name!r}: {reason}") from error
 
 
 def _num_values(flag: str) -> int | str | None:

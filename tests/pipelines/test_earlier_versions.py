@@ -235,6 +235,8 @@ def test_an_old_file_is_told_its_new_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(ImagesConfig, str(path))
     assert "key 'generator.device' is now 'engine.device'" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"key 'jpeg_quality' is now 'encoding\.quality'"):
+        load_config(ImagesConfig, DEMO_IMAGES, ["jpeg_quality=8"])
     assert "'generator.size'" not in str(caught.value)
 
 

@@ -81,8 +81,9 @@ def test_a_run_may_have_any_name(
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"synclr {importlib.metadata.version('synclr')}\n"
+    for arguments in (["--version"], ["status", "--version"], ["captions", "--version"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == f"synclr {importlib.metadata.version('synclr')}\n"
 
 
 @pytest.mark.parametrize(
@@ -148,11 +149,17 @@ def test_processes_of_beam_are_refused(flags: list[str], tmp_path: Path) -> None
     beam_options(["--runner=FlinkRunner", "--direct_running_mode=multi_processing"])
 
 
-@pytest.mark.parametrize("flags", [["--runner", "NoSuchRunner"], ["--runner=NoSuchRunner"]])
+@pytest.mark.parametrize("flags", [["--runner", "FlinkRunner"], ["--runner=FlinkRunner"]])
 def test_both_forms_of_a_flag_reach_beam(flags: list[str]) -> None:
     _, joined = split_flags(["job.yaml", *flags])
     assert not runs_here(joined)
-    assert beam_options(joined).get_all_options()["runner"] == "NoSuchRunner"
+    assert beam_options(joined).get_all_options()["runner"] == "FlinkRunner"
+
+
+def test_an_unknown_runner_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'--runner' has value 'Dirct': .*DirectRunner"):
+        run_stage(stage(str(tmp_path / "run"), 3), ["--runner=Dirct"])
+    assert not (tmp_path / "run").exists()
 
 
 WORKING = """
