@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.captions import DATA, CaptionsConfig, engine_spec
 from pipelines.options import runs_here
-from pipelines.runner import is_complete, run_stage
+from pipelines.runner import run_stage
 from transforms.captions.backgrounds import (
     CODE_VERSION,
     INSTRUCTION,
@@ -42,10 +42,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         config: Settings of the stage.
         flags: Flags for Beam.
     """
-    planned = stage(config)
-    if runs_here(flags) and not is_complete(planned):
-        config.engine.check_device()
-    run_stage(planned, flags)
+    run_stage(stage(config), flags, config.engine.check_device if runs_here(flags) else None)
 
 
 def stage(config: CaptionsConfig) -> Stage:

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 import pipelines
 from pipelines.options import runs_here
-from pipelines.runner import is_complete, run_stage
+from pipelines.runner import run_stage
 from transforms.captions.backgrounds import BackgroundsConfig, with_run_backgrounds
 from transforms.captions.examples import load_examples, load_relations, text_digest
 from transforms.captions.filters import FilterConfig, load_block_list
@@ -150,9 +150,8 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         log.warning(message)
     planned = stage(config)
     has_model = config.captions.variant not in WITHOUT_MODEL
-    if has_model and runs_here(flags) and not is_complete(planned):
-        config.engine.check_device()
-    run_stage(planned, flags)
+    check = config.engine.check_device if has_model and runs_here(flags) else None
+    run_stage(planned, flags, check)
 
 
 def stage(config: CaptionsConfig) -> Stage:
@@ -194,6 +193,7 @@ def stage(config: CaptionsConfig) -> Stage:
             config.captions_per_shard,
             settings.max_tries,
         ),
+        feeds=stage_folder(config.run, "captions") if engine else None,
     )
 
 

@@ -16,12 +16,23 @@ from typing import TYPE_CHECKING
 
 from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
 from pipelines.options import beam_options
-from pipelines.runner import AGAIN, finish, is_complete, plan, progress, run_pipeline, say
+from pipelines.runner import (
+    AGAIN,
+    discard,
+    finish,
+    is_complete,
+    lost_shards,
+    plan,
+    progress,
+    run_pipeline,
+    say,
+)
 from transforms.concepts.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.errors import DamagedFileError, StorageError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint, claim
+from transforms.core.index import examine
 from transforms.core.references import written_fields
 from transforms.core.shard_reader import CommittedShards
 from transforms.core.shards import StageFolder
@@ -58,6 +69,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     curated = stage(config, raw.checksum)
     if _is_done(curated):
         return
+    CommittedShards.open_complete(raw.folder)
     try:
         _curate(config, raw, flags)
     except (UnfinishedError, StorageError, DamagedFileError):
@@ -121,6 +133,7 @@ def _write_shards(
     curated = stage(config, raw.checksum, removed)
     # Not earlier: with too few captions there is no output yet, so that the input may still grow.
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
+    discard(curated.folder, lost_shards(curated.folder, examine(curated.folder)))
     write_plan(curated)
     return curated, removed, _reshard(config, curated, tasks, summary, flags)
 
@@ -167,7 +180,7 @@ def _read_raw(config: CaptionsConfig) -> CommittedShards:
     if len(shards) < planned:
         raise UnfinishedError(
             f"{shards.folder.url} has {len(shards)} shards, but the config asks for {planned}: "
-            "run the captions stage again, then this command"
+            f"run {shards.folder.commands} with the same settings, then this command again"
         )
     return shards
 
@@ -223,9 +236,10 @@ def _check_enough(config: CaptionsConfig, num_raw: int, num_kept: int) -> None:
     needed = 1.05 * config.captions.oversampling * config.num_captions / max(num_kept, 1)
     raise UnfinishedError(
         f"only {num_kept:,} of {num_raw:,} captions are left after curation, but num_captions "
-        f"is {config.num_captions:,}: run the captions stage with captions.oversampling="
-        f"{math.ceil(20 * needed) / 20:g} (now {config.captions.oversampling:g}), which adds to "
-        "the existing captions, then run this command again"
+        f"is {config.num_captions:,}: run `python -m pipelines captions` with "
+        f"captions.oversampling={math.ceil(20 * needed) / 20:g} (now "
+        f"{config.captions.oversampling:g}), which adds to the existing captions, then this "
+        "command again"
     )
 
 

@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipelines.options import runs_here
-from pipelines.runner import is_complete, run_stage
+from pipelines.runner import run_stage
 from transforms.core import storage
 from transforms.core.config import Config, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.references import without_hashes, written_fields
+from transforms.core.shard_reader import CommittedShards
 from transforms.core.stages import Stage, stage_folder
 from transforms.engines.image.base import GeneratorConfig, ImageEngineSpec
 from transforms.engines.image.registry import DEFAULT_ENGINE, AnyImageEngineConfig
@@ -76,10 +77,25 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
         config: Settings of the stage.
         flags: Flags for Beam.
     """
-    planned = stage(config)
-    if runs_here(flags) and not is_complete(planned):
-        config.engine.check_device()
-    run_stage(planned, flags)
+    paint(config, stage(config), flags)
+
+
+def paint(config: ImagesConfig, planned: Stage, flags: Sequence[str]) -> None:
+    """Run the images stage or a retry of it.
+
+    Raises:
+        ConfigError: The device is missing.
+        MissingFileError: The captions are not complete.
+    """
+    assert isinstance(planned.producer, ImagesProducer)
+    captions = planned.producer.captions_folder
+
+    def prepare() -> None:
+        if runs_here(flags):
+            config.engine.check_device()
+        CommittedShards.open_complete(captions)
+
+    run_stage(planned, flags, prepare)
 
 
 def stage(config: ImagesConfig, retry: int = 0) -> Stage:

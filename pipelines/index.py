@@ -40,8 +40,8 @@ def run(config: IndexConfig, flags: Sequence[str]) -> None:
     missing = plan(outputs[0])
     if missing:
         raise UnfinishedError(
-            f"{len(missing):,} of {outputs[0].num_shards:,} shards are not committed in "
-            f"{outputs[0].folder.url}: run `python -m pipelines {outputs[0].folder.command}` until "
+            f"{len(missing):,} of {outputs[0].num_shards:,} shards are not committed, or their "
+            f"files are gone, in {outputs[0].folder.url}: run {outputs[0].folder.commands} until "
             "it is complete, which also writes the index"
         )
     for retry in outputs[1:]:

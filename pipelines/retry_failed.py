@@ -7,19 +7,20 @@ images lists its shards after all others. What fails in it is left to the next r
 `images/retry-2`. Settings other than those of the images are refused.
 """
 
+import itertools
 from collections.abc import Sequence
 
-from pipelines.images import ImagesConfig, stage
-from pipelines.options import runs_here
-from pipelines.runner import finish, is_complete, run_stage, say
+from pipelines.images import ImagesConfig, paint, stage
+from pipelines.runner import finish, is_complete, say
 from transforms.core import storage
-from transforms.core.commit import ShardBuild
+from transforms.core.commit import ShardBuild, discard_shard, is_whole
 from transforms.core.counters import Tally
 from transforms.core.dead_letters import dead_letters
-from transforms.core.errors import UnfinishedError
+from transforms.core.errors import DamagedFileError, MissingFileError, UnfinishedError
 from transforms.core.fingerprint import claim
-from transforms.core.index import read_success, write_index
+from transforms.core.index import complete_index, examine, write_index
 from transforms.core.records import Caption
+from transforms.core.shard_reader import CommittedShards
 from transforms.core.shards import StageFolder
 from transforms.core.stages import Stage, stage_folder
 from transforms.images.producer import ImagesProducer
@@ -38,41 +39,77 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
     if storage.exists(images.folder.run_yaml_url):
         # First of all: a retry with other settings would spoil the index of the images.
         claim(images.folder.run_yaml_url, images.fingerprint, images.config)
-    if not is_complete(images):
+    fault = examine(images.folder, images.num_shards).fault
+    if fault is not None:
         raise UnfinishedError(
-            f"{images.folder.url} is not complete: run `python -m pipelines images` until it is, "
-            "then this command again"
+            f"{images.folder.url} is not complete ({fault}): run `python -m pipelines images` "
+            "until it is, then this command again"
         )
-    number = 1
-    while read_success(images.folder.retry(number)) is not None:
-        number += 1
-    folder = stage_folder(images.folder.retry(number).url, "captions")
-    if read_success(folder) is None:
-        failed = failed_captions(images if number == 1 else stage(config, number - 1))
-        if failed:
-            _write_captions(folder, failed)
-        else:
+    before = images
+    for number in itertools.count(1):
+        if not _write_captions(images.folder.retry(number), before):
             say(f"{images.folder.url} has no dead letters that were not painted later")
-    if read_success(folder) is not None:
-        retry = stage(config, number)
-        if runs_here(flags) and not is_complete(retry):
-            config.engine.check_device()
-        run_stage(retry, flags)
+            break
+        before = stage(config, number)
+        if not is_complete(before):
+            paint(config, before, flags)
+            break
     finish(images)
 
 
 def failed_captions(images: Stage) -> list[Caption]:
-    """Return the captions of the dead letters of a complete images stage, in order."""
+    """Return the captions of the dead letters of a complete images stage, in order.
+
+    Raises:
+        UnfinishedError: Dead letters are missing.
+    """
     assert isinstance(images.producer, ImagesProducer)
     failed = []
     for shard, ids in dead_letters(images.folder):
         failed += [c for c in images.producer.captions(shard) if c.caption_id in ids]
+    index = complete_index(images.folder)
+    expected = sum(index.table["num_failures"].to_pylist()[: images.num_shards]) if index else 0
+    if len(failed) != expected:
+        folder = images.folder
+        raise UnfinishedError(
+            f"{folder.url}/failures holds {len(failed):,} dead letters of its captions, but the "
+            f"index counts {expected:,}: run {folder.repair_command}, then {folder.commands}, then "
+            "this command again"
+        )
     return failed
 
 
-def _write_captions(folder: StageFolder, captions: Sequence[Caption]) -> None:
-    """Write the captions of a retry as a complete stage, once for all workers."""
+def _is_whole(folder: StageFolder) -> bool:
+    """Return whether the captions of a retry are complete and undamaged."""
+    try:
+        return all(shard.read() for shard in CommittedShards.open_complete(folder))
+    except (DamagedFileError, MissingFileError):
+        return False
+
+
+def _write_captions(retry: StageFolder, before: Stage) -> bool:
+    """Write the captions of a retry as a complete stage, once for all workers.
+
+    Args:
+        retry: Folder of the retry.
+        before: What it retries.
+
+    Returns:
+        False if nothing failed, so that there is nothing to retry.
+
+    Raises:
+        UnfinishedError: Dead letters are missing.
+    """
+    folder = stage_folder(retry.url, "captions")
+    if _is_whole(folder):
+        return True
+    captions = failed_captions(before)
+    if not captions:
+        return False
+    if storage.exists(folder.commit_url(0)) and not is_whole(folder, 0):
+        discard_shard(folder, 0)
     with ShardBuild(folder, 0) as build:
         build.write(captions)
         record = build.commit([str(c.ordinal) for c in captions], "dead letters", Tally())
     write_index(folder, [record], {"stage": "captions"})
+    return True

@@ -11,29 +11,41 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipelines.options import beam_options
-from transforms.core import shards
+from transforms.core import shards, storage
+from transforms.core.commit import discard_shard, is_whole
 from transforms.core.errors import ConfigError, StorageError, UnfinishedError
 from transforms.core.fingerprint import claim
-from transforms.core.index import read_success, write_index
+from transforms.core.index import (
+    StageFiles,
+    StageState,
+    complete_retries,
+    examine,
+    list_stage,
+    write_index,
+)
 from transforms.core.processes import end_children_with_this_process
 from transforms.core.progress import bar
 from transforms.core.references import redacted
-from transforms.core.shards import CommitRecord
+from transforms.core.shards import CommitRecord, StageFolder
 from transforms.core.stages import Stage, StageOutput, write_plan
 
 POLL_INTERVAL_S = 1.0
 AGAIN = "run the same command again to continue"
 
 
-def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
+def run_stage(
+    stage: Stage, beam_flags: Sequence[str], prepare: Callable[[], object] | None = None
+) -> None:
     """Make every shard of a stage that is not committed yet, then the index and `_SUCCESS`.
 
     Args:
         stage: The stage.
         beam_flags: Beam's flags, as `options.split_flags` returns them.
+        prepare: Called before anything is written if there are shards to make: it checks the device
+            or the input, for instance.
 
     Raises:
         ConfigError: The folder was made with other settings, or holds more than the plan.
@@ -41,11 +53,20 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
     """
     if beam_flags:
         beam_options(beam_flags)  # A wrong flag is an error before anything is written.
+    state = examine(stage.folder, stage.num_shards)
+    if prepare is not None and (_unmade(stage, state.files) or state.doubtful):
+        prepare()
+    _check_index_fingerprint(stage, state)
     claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
-    if is_complete(stage):
+    unmade = plan(stage, state.files)
+    if state.fault is None:
+        write_plan(stage)  # A larger plan may have been given up before its first shard.
         say(f"{stage.folder.url} is complete: {stage.num_records:,} {stage.unit}, nothing to do")
         return
-    pending = plan(stage)
+    lost = lost_shards(stage.folder, state)
+    _check_replacement(stage, state.files, unmade, lost)
+    discard(stage.folder, lost)
+    pending = sorted({*unmade, *lost})
     write_plan(stage)
     if pending:
         # In random order, two launchers on one output seldom work on the same shard.
@@ -55,28 +76,93 @@ def run_stage(stage: Stage, beam_flags: Sequence[str]) -> None:
     finish(stage)
 
 
+def _check_index_fingerprint(stage: StageOutput, state: StageState) -> None:
+    """Refuse to give a folder that lost its `run.yaml` one with other settings."""
+    made = state.index.metadata.get("fingerprint") if state.index else None
+    if made in (None, stage.fingerprint.digest) or storage.exists(stage.folder.run_yaml_url):
+        return
+    raise ConfigError(
+        f"{stage.folder.url} was made with other settings, and its run.yaml, which says which, is "
+        "lost: restore the settings, or choose another `run`"
+    )
+
+
 def is_complete(stage: StageOutput) -> bool:
-    """Return whether `_SUCCESS` exists and covers the plan."""
-    success = read_success(stage.folder)
-    return success is not None and int(success["num_shards"]) == stage.num_shards
+    """Return whether the stage is complete, as `index.examine` finds."""
+    return examine(stage.folder, stage.num_shards).fault is None
 
 
-def plan(stage: StageOutput) -> list[int]:
-    """Return the shards that are not committed yet, in order, by one listing."""
-    committed = shards.committed_shards(stage.folder)
-    beyond = [shard for shard in committed if shard >= stage.num_shards]
+def plan(stage: StageOutput, files: StageFiles | None = None) -> list[int]:
+    """Return the shards that are not committed yet or whose file is gone, in order.
+
+    Args:
+        stage: The stage.
+        files: Its files, if they are listed already.
+
+    Raises:
+        ConfigError: The folder holds more shards than the plan.
+    """
+    files = files or list_stage(stage.folder)
+    beyond = [shard for shard in files.committed if shard >= stage.num_shards]
     if beyond:
         raise ConfigError(
             f"{stage.folder.url} holds shard {max(beyond)}, but the config plans only "
             f"{stage.num_shards} shards: ask for at least as many as there are, or choose "
             "another `run`"
         )
-    return sorted(set(range(stage.num_shards)) - committed)
+    return _unmade(stage, files)
+
+
+def _unmade(stage: StageOutput, files: StageFiles) -> list[int]:
+    return [
+        shard
+        for shard in range(stage.num_shards)
+        if shard not in files.committed or files.size(stage.folder.shard_path(shard)) is None
+    ]
+
+
+def lost_shards(folder: StageFolder, state: StageState) -> list[int]:
+    """Return the committed shards whose file is gone or cut off, in order.
+
+    Each one is read: another process may have made it again since the listing, and the index may be
+    wrong about it.
+    """
+    suspects = sorted({*state.lost, *state.doubtful})
+    return [shard for shard in suspects if not is_whole(folder, shard)]
+
+
+def discard(folder: StageFolder, lost: Sequence[int]) -> None:
+    """Delete what is left of lost shards, so that they are made again."""
+    if lost:
+        first = folder.shard_url(lost[0])
+        say(f"{len(lost):,} committed shards are lost and made again (first: {first})")
+    for shard in lost:
+        if not is_whole(folder, shard):  # Another process may just have made it again.
+            discard_shard(folder, shard)
+
+
+def _check_replacement(
+    stage: Stage, files: StageFiles, unmade: Sequence[int], lost: Sequence[int]
+) -> None:
+    """Refuse to make shards if another stage was made from ones that may have differed."""
+    # The file of a worker that died is adopted.
+    gone = [shard for shard in unmade if files.size(stage.folder.shard_path(shard)) is None]
+    replaced = {*lost, *gone}
+    reader = stage.feeds
+    if replaced and reader is not None and storage.exists(reader.run_yaml_url):
+        first = stage.folder.shard_url(min(replaced))
+        raise UnfinishedError(
+            f"{len(replaced):,} shards of {stage.folder.url} are missing (first: {first}), but "
+            f"{reader.url} was made from it, and a model may write other {stage.unit} this time: "
+            f"either keep {reader.url}, which is all that later stages read, and do not run "
+            f"{stage.folder.command} and {reader.command} again, or run both with another `run`"
+        )
 
 
 def finish(stage: StageOutput) -> None:
     """Check that every shard is committed, and write the index and `_SUCCESS`."""
-    missing = plan(stage)
+    files = list_stage(stage.folder)
+    missing = plan(stage, files)
     if missing:
         first = ", ".join(str(shard) for shard in missing[:5])
         raise UnfinishedError(
@@ -89,28 +175,45 @@ def finish(stage: StageOutput) -> None:
         **stage.metadata,
     }
     records = shards.read_commits(stage.folder, range(stage.num_shards))
-    success = write_index(stage.folder, _check_fingerprints(stage, records), metadata)
+    success = write_index(stage.folder, _checked(stage, files, records), metadata)
     # Only now: with other settings than those of the shards, this is not the plan of the folder.
     write_plan(stage)
     made, failed = success["num_samples"], success["num_failures"]
     letters = f", {failed:,} failures in {stage.folder.url}/failures" if failed else ""
     say(f"{stage.folder.url}: {made:,} {stage.unit} in {stage.num_shards} shards{letters}")
+    retry = stage.folder.retry(1 + sum(1 for _ in complete_retries(stage.folder)))
+    if not stage.folder.is_retry and storage.exists(retry.run_yaml_url):
+        say(
+            f"{retry.url} is not complete, so the index does not list it: "
+            f"run `python -m pipelines {retry.command}`"
+        )
 
 
-def _check_fingerprints(
-    stage: StageOutput, records: Iterable[CommitRecord]
+def _checked(
+    stage: StageOutput, files: StageFiles, records: Iterable[CommitRecord]
 ) -> Iterator[CommitRecord]:
-    """Yield the records, and raise an error at the end if some were made with other settings."""
-    foreign = []
+    """Yield the records, and raise an error at the end if some do not belong to the stage's files.
+
+    Raises:
+        UnfinishedError: Shards were made with other settings, or are cut off.
+    """
+    foreign, resized = [], []
     for record in records:
         if record.fingerprint != stage.fingerprint.digest:
             foreign.append(record.shard)
+        if files.size(record.path) != record.num_bytes:
+            resized.append(record.shard)
         yield record
-    if foreign:
-        raise UnfinishedError(
-            f"{len(foreign)} shards in {stage.folder.url} were committed with another fingerprint "
-            f"(first: {foreign[0]}): delete their commit records and shard files, then {AGAIN}"
-        )
+    for wrong, what in (
+        (foreign, "were committed with another fingerprint"),
+        (resized, "have another size than their commit records say"),
+    ):
+        if wrong:
+            folder = stage.folder
+            raise UnfinishedError(
+                f"{len(wrong)} shards in {folder.url} {what} (first: {wrong[0]}): run "
+                f"{folder.repair_command}, which deletes them, then {folder.commands} again"
+            )
 
 
 def say(message: str) -> None:

@@ -5,7 +5,6 @@ storage. It lists the commit records without reading them, so it answers in seco
 shards; the rate follows from the times at which they were written.
 """
 
-import io
 import itertools
 import random
 import time
@@ -13,13 +12,13 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import pyarrow.parquet as pq
 from tabulate import tabulate
 
 from transforms.core import storage
 from transforms.core.config import Config, no_fingerprint
-from transforms.core.errors import ConfigError, reading
-from transforms.core.index import read_success
+from transforms.core.dead_letters import read_letters, shards_with_letters
+from transforms.core.errors import ConfigError
+from transforms.core.index import examine
 from transforms.core.stages import StageOutput, find_outputs
 
 WINDOW_S = 900.0
@@ -125,20 +124,17 @@ def failures(output: StageOutput) -> str:
     Raises:
         DamagedFileError: A dead-letter file is damaged.
     """
-    folder = storage.join(output.folder.url, "failures")
-    names = sorted(storage.list_files(folder))
-    read = random.Random(0).sample(names, min(len(names), MAX_LETTERS_READ))
+    shards = shards_with_letters(output.folder)
+    read = random.Random(0).sample(shards, min(len(shards), MAX_LETTERS_READ))
 
-    def count(name: str) -> int:
-        content = io.BytesIO(storage.read_bytes(storage.join(folder, name)))
-        with reading(f"dead-letter file {storage.join(folder, name)}"):
-            return int(pq.read_metadata(content).num_rows)
+    def count(shard: int) -> int:
+        return int(read_letters(output.folder, shard, ["record_id"]).num_rows)
 
     with ThreadPoolExecutor(16) as pool:
         counted = sum(pool.map(count, read))
-    if len(read) == len(names):
+    if len(read) == len(shards):
         return f"{counted:,}"
-    return f"~{counted * len(names) // len(read):,}"
+    return f"~{counted * len(shards) // len(read):,}"
 
 
 def _state(output: StageOutput, times: Collection[float], now: float, running: bool) -> str:
@@ -146,10 +142,10 @@ def _state(output: StageOutput, times: Collection[float], now: float, running: b
         return "running"
     if not times:
         return "started, nothing committed yet"
-    success = read_success(output.folder)
-    if success is not None and success["num_shards"] == output.num_shards:
-        return f"complete: {success['num_samples']:,} {output.unit}"
     if len(times) >= output.num_shards:
-        return "unfinished: every shard is committed, but there is no index"
+        state = examine(output.folder, output.num_shards)
+        if state.summary is not None:
+            return f"complete: {state.summary['num_samples']:,} {output.unit}"
+        return f"unfinished: every shard is committed, but {state.fault}"
     since = timedelta(seconds=round(now - max(times)))
     return f"stopped: nothing was committed for {since}"

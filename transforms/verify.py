@@ -161,7 +161,7 @@ def _failed_ids(output: StageOutput, record: CommitRecord) -> set[str]:
     if record.num_failures == 0 and not storage.exists(url):
         return set()
     try:
-        return failed_ids(url)
+        return failed_ids(output.folder, record.shard)
     except MissingFileError as error:
         raise DamagedFileError(f"its dead letters in {url} are missing") from error
 

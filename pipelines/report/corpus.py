@@ -147,8 +147,9 @@ def image_facts(
 
 
 def _shard(run: str, stage: str, record: CommitRecord) -> CommittedShard:
-    url = storage.join(stage_folder(run, stage).url, record.path)
-    return CommittedShard(url, record.sha256, record.num_samples)
+    folder = stage_folder(run, stage)
+    url = storage.join(folder.url, record.path)
+    return CommittedShard(url, record.sha256, record.num_samples, folder)
 
 
 def _curation(run: str) -> Mapping[str, Any] | None:
@@ -157,9 +158,9 @@ def _curation(run: str) -> Mapping[str, Any] | None:
         content = storage.read_bytes(url)
     except MissingFileError:
         return None
-    with reading(url):
+    with reading(url, "delete it, then run this command again, which does without it"):
         curation: Mapping[str, Any] = json.loads(content)
-        _ = curation["balance"]  # Fails here if the file holds something else.
+        _ = dict(curation["balance"])  # Fails here if the file holds something else.
     return curation
 
 

@@ -6,7 +6,6 @@ samples of a complete stage from its index, so these are exact at any size. Comp
 complete stage are included, as they are in its index.
 """
 
-import io
 import json
 import statistics
 from collections import Counter
@@ -14,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow.parquet as pq
 import yaml
 
 from transforms.core import storage
+from transforms.core.dead_letters import read_letters, shards_with_letters
 from transforms.core.errors import MissingFileError, reading
-from transforms.core.index import read_success
+from transforms.core.index import complete_retries, examine
 from transforms.core.references import resolved
 from transforms.core.shards import CommitRecord, StageFolder, committed_shards, read_commits
 from transforms.core.stages import STAGES, stage_folder
@@ -117,12 +116,13 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
     if not own.records:
         return None, []
     planned = _planned(folder)
-    success = read_success(folder)
-    if success is not None and planned not in (None, success["num_shards"]):
-        success = None  # The plan has grown since.
-    retries = _complete_retries(folder) if success else []
+    success = examine(folder, planned).summary
+    retries = [retry for retry, _ in complete_retries(folder)] if success else []
     parts = [own, *map(_commits, retries)]
-    settings = read_settings(folder.run_yaml_url)
+    advice = f"delete it, then run {folder.commands} again"
+    settings = read_settings(folder.run_yaml_url, advice)
+    with reading(folder.run_yaml_url, advice):
+        images_per_sample = _images_per_sample(settings)
     summed = success or {
         "num_samples": round(own.total(lambda record: record.num_samples)),
         "num_failures": round(own.total(lambda record: record.num_failures)),
@@ -140,26 +140,31 @@ def summarise(run: str, name: str) -> tuple[StageSummary | None, Sequence[Commit
         num_bytes=sum(storage.list_files(folder.url).values()),
         seconds=sum(part.total(lambda record: record.seconds) for part in parts),
         shard_seconds=_times(own.records),
-        images_per_sample=_images_per_sample(settings),
+        images_per_sample=images_per_sample,
         counts=dict(sorted(counts.items())),
-        failures=_failures(storage.join([folder, *retries][-1].url, "failures")),
+        failures=_failures([folder, *retries][-1]),
         settings=settings,
     )
     return summary, own.records
 
 
-def read_settings(url: str) -> dict[str, Any]:
-    """Read a `run.yaml`; an empty dict if there is none."""
+def read_settings(url: str, advice: str = "") -> dict[str, Any]:
+    """Read a `run.yaml`; an empty dict if there is none.
+
+    Args:
+        url: Path or URL of the file.
+        advice: What to do if it is damaged, for the sentence.
+    """
     try:
         content = storage.read_bytes(url)
     except MissingFileError:
         return {}
-    with reading(url):
+    with reading(url, advice):
         return dict(yaml.safe_load(content))
 
 
 def _images_per_sample(settings: Mapping[str, Any]) -> int:
-    number = resolved(settings.get("config", {})).get("images_per_caption", 0)
+    number = resolved(dict(settings.get("config", {}))).get("images_per_caption", 0)
     return number if isinstance(number, int) else 0  # It may come from another environment.
 
 
@@ -178,14 +183,6 @@ def _commits(folder: StageFolder) -> _Commits:
     return _Commits(len(committed), list(read_commits(folder, chosen)))
 
 
-def _complete_retries(folder: StageFolder) -> list[StageFolder]:
-    """Return the complete retries in the order in which the index lists them."""
-    retries: list[StageFolder] = []
-    while read_success(retry := folder.retry(len(retries) + 1)) is not None:
-        retries.append(retry)
-    return retries
-
-
 def _times(records: Sequence[CommitRecord]) -> ShardTimes:
     seconds = sorted((record.seconds, record.shard) for record in records)
     slowest, shard = seconds[-1]
@@ -198,17 +195,14 @@ def _planned(folder: StageFolder) -> int | None:
         content = storage.read_bytes(folder.plan_url)
     except MissingFileError:
         return None
-    with reading(folder.plan_url):
+    with reading(folder.plan_url, f"run {folder.commands} to write it again"):
         return int(json.loads(content)["num_shards"])
 
 
-def _failures(url: str) -> dict[str, int]:
-    names = sorted(storage.list_files(url))
-    chosen = spread(names, MAX_FAILURE_FILES)
+def _failures(folder: StageFolder) -> dict[str, int]:
+    shards = shards_with_letters(folder)
+    chosen = spread(shards, MAX_FAILURE_FILES)
     reasons: Counter[str] = Counter()
-    for name in chosen:
-        path = storage.join(url, name)
-        content = io.BytesIO(storage.read_bytes(path))
-        with reading(path):
-            reasons.update(pq.read_table(content, columns=["reason"])["reason"].to_pylist())
-    return {key: round(n * len(names) / len(chosen)) for key, n in sorted(reasons.items())}
+    for shard in chosen:
+        reasons.update(read_letters(folder, shard, ["reason"])["reason"].to_pylist())
+    return {key: round(n * len(shards) / len(chosen)) for key, n in sorted(reasons.items())}

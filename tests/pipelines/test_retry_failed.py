@@ -90,7 +90,7 @@ def test_a_retry_that_was_cut_short_goes_on(
         raise UnfinishedError("died")
 
     with monkeypatch.context() as patch:
-        patch.setattr(retry_failed, "run_stage", dies)
+        patch.setattr(retry_failed, "paint", dies)
         assert retry(matrix) == 1
     assert len(ids(matrix)) == NUM_CAPTIONS - 4, "an unfinished retry is not in the index"
     assert retry(matrix) == 0

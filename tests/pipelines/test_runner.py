@@ -2,20 +2,23 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from pipelines import runner
-from pipelines.runner import finish, plan, progress, run_stage, worker_sentence
+from pipelines.runner import finish, is_complete, plan, progress, run_stage, worker_sentence
 from tests.support.counting_stage import stage
 from tests.support.stage_content import content
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.index import read_index, read_success
+from transforms.core.index import read_index, read_success, write_index
 from transforms.core.progress import LogHandler
+from transforms.core.shards import read_commit
+from transforms.core.stages import Stage, read_output, write_plan
 
 NUM_SHARDS = 5
 
@@ -107,6 +110,111 @@ def test_shards_of_other_settings_leave_plan_and_index_as_they_are(tmp_path: Pat
     with pytest.raises(UnfinishedError, match="another fingerprint"):
         finish(other)
     assert content(str(tmp_path)) == before
+
+
+def rewritten_index(made: Stage) -> None:
+    """Let the index and `_SUCCESS` agree on something that the commit records do not say."""
+    records = [read_commit(made.folder, shard) for shard in range(made.num_shards)]
+    records[1] = dataclasses.replace(records[1], num_bytes=7)
+    storage.delete(made.folder.success_url)
+    write_index(made.folder, records, read_index(made.folder.index_url).metadata)
+
+
+LOSSES: dict[str, Callable[[Stage], object]] = {
+    "index": lambda made: storage.delete(made.folder.index_url),
+    "damaged index": lambda made: storage.replace_bytes(b"PAR1", made.folder.index_url),
+    "success": lambda made: storage.replace_bytes(b"[]", made.folder.success_url),
+    "wrong index": rewritten_index,
+    "shard": lambda made: storage.delete(made.folder.shard_url(3)),
+    "cut off shard": lambda made: storage.replace_bytes(b"", made.folder.shard_url(3)),
+    "commit record": lambda made: storage.delete(made.folder.commit_url(3)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_complete_stage_that_lost_something_is_completed_again(
+    any_storage: str, loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = stage(any_storage, NUM_SHARDS)
+    run_stage(made, [])
+    before, commits = content(any_storage), storage.list_times(f"{any_storage}/commits")
+    LOSSES[loss](made)
+    assert not is_complete(made)
+    capsys.readouterr()
+    run_stage(made, [])
+    assert is_complete(made)
+    assert content(any_storage) == before
+    # Nothing that was whole is made again.
+    again = {
+        name
+        for name, time in storage.list_times(f"{any_storage}/commits").items()
+        if time != commits[name]
+    }
+    assert again == ({"000/captions-000003.json"} if "shard" in loss or "rec" in loss else set())
+    said = capsys.readouterr().err
+    assert ("1 committed shards are lost and made again" in said) == ("shard" in loss)
+
+
+def test_a_shard_that_is_cut_off_while_the_index_is_lost(tmp_path: Path) -> None:
+    made = stage(f"{tmp_path}/captions", NUM_SHARDS)
+    run_stage(made, [])
+    storage.replace_bytes(b"", made.folder.shard_url(3))
+    storage.delete(made.folder.index_url)
+    with pytest.raises(UnfinishedError, match=r"1 shards in .* have another size .*repair=true"):
+        run_stage(made, [])
+    assert not is_complete(made)
+
+
+def test_preparation_is_for_shards_that_have_to_be_made(tmp_path: Path) -> None:
+    made = stage(str(tmp_path), 2)
+    prepared: list[int] = []
+
+    def prepare() -> None:
+        assert storage.exists(made.folder.run_yaml_url) == bool(prepared)
+        prepared.append(len(storage.list_files(f"{tmp_path}/commits")))
+
+    run_stage(made, [], prepare)
+    run_stage(made, [], prepare)
+    storage.delete(made.folder.index_url)
+    run_stage(made, [], prepare)
+    assert prepared == [0]
+    storage.delete(made.folder.shard_url(1))
+    run_stage(made, [], prepare)
+    assert prepared == [0, 2]
+
+
+@pytest.mark.parametrize("lost", ["shard", "commit", "both"])
+def test_shards_that_may_differ_are_not_made_again_under_another_stage(
+    tmp_path: Path, lost: str
+) -> None:
+    curated = stage(f"{tmp_path}/captions", 1).folder
+    made = dataclasses.replace(stage(f"{tmp_path}/captions-raw", 3), feeds=curated)
+    run_stage(made, [])
+    if lost != "commit":
+        storage.delete(made.folder.shard_url(1))
+    if lost != "shard":
+        storage.delete(made.folder.commit_url(1))
+    before = content(str(tmp_path))
+    storage.publish_bytes(b"fields: {}", curated.run_yaml_url)
+    if lost == "commit":
+        run_stage(made, [])  # The shard is adopted, so that its bytes are the same.
+        assert is_complete(made)
+        return
+    with pytest.raises(UnfinishedError, match=r"either keep .*/captions, .* or run both with"):
+        run_stage(made, [])
+    assert content(str(tmp_path)).items() >= before.items()
+    storage.delete(curated.run_yaml_url)
+    run_stage(made, [])
+    assert is_complete(made)
+
+
+def test_a_larger_plan_that_was_given_up_is_forgotten(tmp_path: Path) -> None:
+    made = stage(str(tmp_path), 2)
+    run_stage(made, [])
+    write_plan(stage(str(tmp_path), 4))
+    run_stage(made, [])
+    output = read_output(made.folder)
+    assert output is not None and output.num_shards == 2
 
 
 def test_rate_and_time_left_are_those_since_this_start(

@@ -235,18 +235,20 @@ class ShardReader:
     @contextlib.contextmanager
     def _translated(self, shard: int) -> Iterator[None]:
         """Translate errors of a shard into sentences."""
-        url = self.shards[shard].url
+        committed = self.shards[shard]
+        url = committed.url
+        folder = committed.folder or self.shards.folder
         try:
             with storage.accessing("read", url):
                 yield
         except MissingFileError as error:
             raise MissingFileError(
                 error.errno,
-                f"shard {url} is gone, though {self.index_path} lists it; restore it, or run the "
-                "images stage again",
+                f"shard {url} is gone, though {self.index_path} lists it; restore it, or run "
+                f"{folder.commands} to make it again",
             ) from error
         except tarfile.TarError:
-            with reading(f"shard {url}", "check its run with `python -m pipelines verify`"):
+            with reading(f"shard {url}", f"check its run with {folder.verify_command}"):
                 raise
 
 

@@ -9,6 +9,7 @@ Safe when two workers make the same shard at once, and when a worker dies at any
 
 import contextlib
 import errno
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from transforms.core import storage
 from transforms.core.counters import Count, Tally
-from transforms.core.errors import DamagedFileError, reading
+from transforms.core.errors import DamagedFileError, MissingFileError, reading
 from transforms.core.fingerprint import library_versions
 from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
 from transforms.core.scratch import scratch_folder
@@ -157,3 +158,24 @@ class ShardBuild:
         path = self._path + ".failures"
         pq.write_table(to_table(failures, FAILURE_SCHEMA), path)
         storage.publish_file(path, self.folder.failures_url(self.shard))
+
+
+def is_whole(folder: StageFolder, shard: int) -> bool:
+    """Read a committed shard and return whether it is what its commit record says."""
+    try:
+        record = read_commit(folder, shard)
+        content = storage.read_bytes(folder.shard_url(shard))
+    except (DamagedFileError, MissingFileError):
+        return False
+    return hashlib.sha256(content).hexdigest() == record.sha256
+
+
+def discard_shard(folder: StageFolder, shard: int) -> None:
+    """Delete a damaged shard and what belongs to it, so that it is made again.
+
+    The commit record is the last to go: until then, the missing file shows that the shard is lost.
+    Without a commit record, a damaged file would be taken for that of a worker that died, and be
+    adopted.
+    """
+    for url in (folder.shard_url, folder.failures_url, folder.commit_url):
+        storage.delete(url(shard))

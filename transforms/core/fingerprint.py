@@ -98,7 +98,10 @@ def claim(
         there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
         theirs: dict[str, Any] = dict(there["fields"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{run_yaml_url} is damaged: expected what a run writes there") from error
+        raise ConfigError(
+            f"{run_yaml_url} is damaged: expected what a run writes there; delete it, then run the "
+            "same command again"
+        ) from error
     ours = written_fields(fingerprint.fields, config)
     compared = {*theirs, *ours} - (set(retired) - set(ours))
     differing = sorted(k for k in compared if not _is_same(theirs, ours, k))

@@ -1,8 +1,10 @@
 """The one reader of committed shards: of a complete stage, as its index lists them.
 
-Every shard is checked against its SHA-256 in the index before its content is used.
+Every shard is checked against its SHA-256 in the index before its content is used, and the index
+against its SHA-256 in `_SUCCESS`.
 """
 
+import errno
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from transforms.core import storage
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, reading
-from transforms.core.index import parse_index
+from transforms.core.index import examine, parse_index, read_success
 from transforms.core.shards import StageFolder
 
 _READERS = 16
@@ -36,11 +38,13 @@ class CommittedShard:
         url: Path or URL of the file.
         sha256: Checksum of its content, 64 hex digits.
         num_samples: Number of its samples.
+        folder: Folder of the stage or of the retry that made it, for the sentences.
     """
 
     url: str
     sha256: str
     num_samples: int
+    folder: StageFolder | None = None
 
     def read(self) -> bytes:
         """Return the checked content.
@@ -49,7 +53,17 @@ class CommittedShard:
             MissingFileError: The file does not exist.
             DamagedFileError: The content is not what was committed.
         """
-        return _checked(self.url, self.sha256)
+        try:
+            content = storage.read_bytes(self.url)
+        except MissingFileError as error:
+            again = f"; run {self.folder.commands} to make it again" if self.folder else ""
+            raise MissingFileError(error.errno, f"{error}{again}") from error
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            verify = f"; check its run with {self.folder.verify_command}" if self.folder else ""
+            raise DamagedFileError(
+                f"shard {self.url} is damaged: its checksum is not the one in the index{verify}"
+            )
+        return content
 
     def read_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of a Parquet shard, of all columns or of some; see `read`."""
@@ -77,7 +91,7 @@ class CommittedShards:
 
     @classmethod
     def open(cls, folder: StageFolder, key: str | None = None) -> "CommittedShards":
-        """Read the index of a complete stage.
+        """Read the index of a complete stage; whether the shards are there is not checked.
 
         Args:
             folder: Folder of the stage.
@@ -85,30 +99,46 @@ class CommittedShards:
                 without any stage is a wrong config and not an unfinished stage.
 
         Raises:
-            MissingFileError: The stage is not complete; the message names the command.
+            MissingFileError: There is no index; the message names the command.
             ConfigError: The folder holds no stage, or one of another kind.
             DamagedFileError: The index is damaged.
         """
         named = f" (key {key}, or run)" if key else ""
-        name = folder.kind.folder
-        expected = f"expected the folder of a complete {name} stage, such as RUN/{name}"
+        expected = _expected(folder)
         try:
             content = storage.read_bytes(folder.index_url)
         except MissingFileError as error:
             if key and not storage.exists(folder.run_yaml_url):
                 raise ConfigError(f"{folder.url}{named} holds no stage: {expected}") from error
-            other = f", or set {key} to the folder of a complete one" if key else ""
-            raise MissingFileError(
-                error.errno,
-                f"the {name} stage is not complete (there is no {folder.index_url}): run `python "
-                f"-m pipelines {folder.command}` until it is{other}, then this command again",
+            raise _incomplete(folder, f"there is no {folder.index_url}", key) from error
+        success = read_success(folder)
+        try:
+            sha256 = None if success is None else success["index_sha256"]
+            index = parse_index(content, folder.index_url, sha256)
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"{error}; run {folder.index_command} to write it again"
             ) from error
-        index = parse_index(content, folder.index_url)
         strange = _without_suffix(index.table["path"], folder.kind.format.suffix)
         if len(strange):
             raise ConfigError(f"{folder.url}{named} holds {strange[0]}: {expected}")
         checksum = hashlib.sha256(content).hexdigest()
         return cls(folder, checksum, index.table.combine_chunks(), index.metadata)
+
+    @classmethod
+    def open_complete(cls, folder: StageFolder) -> "CommittedShards":
+        """Read the index of a complete stage; see `open`.
+
+        Raises:
+            MissingFileError: The stage is not complete, or a shard is missing or of another size;
+                the message names the file and the command.
+            DamagedFileError: The index is damaged.
+        """
+        shards = cls.open(folder)
+        fault = examine(folder).fault
+        if fault is not None:
+            raise _incomplete(folder, fault)
+        return shards
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -117,7 +147,8 @@ class CommittedShards:
         path, sha256, size = (
             self.table[name][number].as_py() for name in ("path", "sha256", "num_samples")
         )
-        return CommittedShard(storage.join(self.folder.url, path), sha256, size)
+        url = storage.join(self.folder.url, path)
+        return CommittedShard(url, sha256, size, self.folder.owner(path))
 
     def __iter__(self) -> Iterator[CommittedShard]:
         return (self[number] for number in range(len(self)))
@@ -187,7 +218,7 @@ class RowReader:
             if first < last:
                 shard = shards[number]
                 with reading(f"shard {shard.url}"):
-                    content = _kept(shard.url, shard.sha256)
+                    content = _kept(shard)
                     parts.append(_rows(content, first, last, columns))
             number += 1
         table = pa.concat_tables(parts) if parts else shards[0].read_table(columns).slice(0, 0)
@@ -207,24 +238,28 @@ def _opened(folder: StageFolder, checksum: str) -> tuple[CommittedShards, list[i
 
 
 @lru_cache(maxsize=_SHARDS_KEPT)
-def _kept(url: str, sha256: str) -> bytes:
-    return _checked(url, sha256)
+def _kept(shard: CommittedShard) -> bytes:
+    return shard.read()
+
+
+def _expected(folder: StageFolder) -> str:
+    name = folder.kind.folder
+    return f"expected the folder of a complete {name} stage, such as RUN/{name}"
+
+
+def _incomplete(folder: StageFolder, fault: str, key: str | None = None) -> MissingFileError:
+    other = f", or set {key} to the folder of a complete one" if key else ""
+    return MissingFileError(
+        errno.ENOENT,
+        f"the {folder.kind.folder} stage is not complete ({fault}): run `python -m pipelines "
+        f"{folder.command}` until it is{other}, then this command again",
+    )
 
 
 def _without_suffix(paths: pa.ChunkedArray, suffix: str) -> pa.ChunkedArray:
     import pyarrow.compute as pc  # A tenth of a second that `--help` does not need.
 
     return paths.filter(pc.invert(pc.ends_with(paths, suffix)))
-
-
-def _checked(url: str, sha256: str) -> bytes:
-    content = storage.read_bytes(url)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DamagedFileError(
-            f"shard {url} is damaged: its checksum is not the one in the index; check its run with "
-            "`python -m pipelines verify`"
-        )
-    return content
 
 
 def _rows(content: bytes, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:

@@ -18,6 +18,7 @@ splits its load by name.
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,6 +71,10 @@ class ShardFormat(Protocol):
             metadata: Metadata of the stage, as in `plan.json`.
             decode: Whether to decode images.
         """
+
+
+def _is_retry(name: str) -> bool:
+    return name.startswith("retry-") and name.removeprefix("retry-").isdecimal()
 
 
 def unknown_ids(folder: "StageFolder", config: Mapping[str, Any], num_records: int) -> ShardIds:
@@ -143,10 +148,15 @@ class StageFolder:
         """Return the folder of the first, second, ... retry of this stage's dead letters."""
         return StageFolder(storage.join(self.url, f"retry-{number}"), self.kind)
 
+    def owner(self, path: str) -> "StageFolder":
+        """Return the folder that made a shard of this stage's index: this one, or a retry's."""
+        first = StageFolder(storage.join(self.url, path.partition("/")[0]), self.kind)
+        return first if first.is_retry else self
+
     @property
     def is_retry(self) -> bool:
         """Whether this is the folder of a retry."""
-        return self.url.rpartition("/")[2].startswith("retry-")
+        return _is_retry(self.url.rpartition("/")[2])
 
     @property
     def parent_url(self) -> str:
@@ -166,9 +176,38 @@ class StageFolder:
         A retry starts when the stage that it retries has an index without it.
         """
         names = dict.fromkeys(
-            (self.kind.command, self.command) if self.is_retry else (self.command,)
+            [self.kind.command, self.command] if self.is_retry else [self.command]
         )
         return ", then ".join(f"`python -m pipelines {name}`" for name in names)
+
+    @property
+    def verify_command(self) -> str:
+        """The command that checks all files of its run, for sentences."""
+        return f"`python -m pipelines verify {self._run_and_name[0]}`"
+
+    @property
+    def repair_command(self) -> str:
+        """The command that deletes the damaged files of its run, for sentences."""
+        return f"`python -m pipelines verify {self._run_and_name[0]} repair=true`"
+
+    @property
+    def index_command(self) -> str:
+        """The command that writes its index again, for sentences."""
+        run, name = self._run_and_name
+        return f"`python -m pipelines index {run} stage={name}`"
+
+    @property
+    def _run_and_name(self) -> tuple[str, str]:
+        """The run as a word of a shell, and the name of this folder in it.
+
+        A stage may also be in a folder of its own; then the person has to know its run.
+        """
+        run, _, name = self.url.rpartition("/")
+        while _is_retry(name) or _is_retry(run.rpartition("/")[2]):
+            run, _, outer = run.rpartition("/")
+            name = f"{outer}/{name}"
+        in_run = name == self.kind.folder or "/" in name
+        return shlex.quote(run or "/") if in_run else "RUN", name
 
     @property
     def run_yaml_url(self) -> str:
@@ -297,9 +336,17 @@ def read_commits(folder: StageFolder, shards: Sequence[int]) -> Iterator[CommitR
 
 def committed_shards(folder: StageFolder) -> set[int]:
     """Return the numbers of the shards that have a commit record, by one listing."""
-    names = storage.list_files(storage.join(folder.url, "commits"))
+    prefix, names = folder.kind.file_prefix, storage.list_files(storage.join(folder.url, "commits"))
     numbers = (name.rpartition("-")[2].removesuffix(".json") for name in names)
-    return {int(number) for number in numbers if number.isdigit()}
+    found = zip(
+        names, (int(number) if number.isdecimal() else -1 for number in numbers), strict=True
+    )
+    return {
+        number
+        for name, number in found
+        # Other names are files that no stage writes.
+        if name == f"{number // SHARDS_PER_FOLDER:03d}/{prefix}-{number:06d}.json"
+    }
 
 
 def file_sha256(path: str) -> str:

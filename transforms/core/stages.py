@@ -7,6 +7,7 @@ class of records is a dataclass in `records`.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Protocol
 
 import yaml
@@ -74,6 +75,8 @@ class Stage(StageOutput):
     """A stage whose shards are made independently of each other."""
 
     producer: Producer
+    feeds: StageFolder | None = None
+    """Stage that is made from this one; None if shards that are made again have the same bytes."""
 
 
 def _raw_caption_ids(folder: StageFolder, config: Mapping[str, Any], num_records: int) -> ShardIds:
@@ -93,15 +96,14 @@ def _painted_caption_ids(
     url = storage.join(folder.url if folder.is_retry else folder.parent_url, "captions")
     if not folder.is_retry:
         url = config.get("captions") or url
-    try:
-        rows = RowReader.open(StageFolder(url, STAGES["captions"]))
-    except MissingFileError:
+    captions = StageFolder(url, STAGES["captions"])
+    if not isinstance(per_shard, int) or not storage.exists(captions.index_url):
         return unknown_ids(folder, config, num_records)
-    if not isinstance(per_shard, int):
-        return unknown_ids(folder, config, num_records)
+    rows = cache(partial(RowReader.open, captions))
 
     def caption_ids(shard: int) -> Sequence[str]:
-        table = rows.read(shard * per_shard, (shard + 1) * per_shard, ["caption_id"])
+        start = shard * per_shard
+        table = rows().read(start, start + per_shard, ["caption_id"])
         ids: list[str] = table["caption_id"].to_pylist()
         return ids
 
@@ -198,6 +200,8 @@ def read_output(folder: StageFolder) -> StageOutput | None:
         files, kind = (plan["name"], plan["suffix"]), folder.kind
         if files != (kind.file_prefix, kind.format.suffix):
             raise ValueError(f"its files are {files[0]}-*{files[1]}")
+        _check_types(plan, {"num_shards": int, "num_records": int, "metadata": dict})
+        _check_types(run, {"fields": dict, "config": dict})
         return StageOutput(
             folder=folder,
             fingerprint=Fingerprint.recorded(run),
@@ -209,8 +213,15 @@ def read_output(folder: StageFolder) -> StageOutput | None:
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise DamagedFileError(
             f"{folder.run_yaml_url} or plan.json next to it is damaged "
-            f"({type(error).__name__} {error}): expected what the {folder.kind.folder} stage writes"
+            f"({type(error).__name__} {error}): expected what the {folder.kind.folder} stage "
+            f"writes; run {folder.commands} to write it again"
         ) from error
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    for key, expected in types.items():
+        if type(values[key]) is not expected:
+            raise ValueError(f"key {key!r} has value {values[key]!r}: expected {expected.__name__}")
 
 
 def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[StageOutput]:

@@ -18,6 +18,7 @@ from typing import Any
 from transforms.core.counters import Count, Tally
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
+from transforms.core.shards import StageFolder
 from transforms.core.stages import Produced
 from transforms.engines.image.base import ImageEngine, ImageEngineSpec, Pixels
 from transforms.engines.watchdog import watchdog
@@ -83,6 +84,11 @@ class ImagesProducer:
         self._plan = plan
         self._engine: ImageEngine | None = None
         self._encoders: ThreadPoolExecutor | None = None
+
+    @property
+    def captions_folder(self) -> StageFolder:
+        """Folder of the captions that are painted."""
+        return self._rows.rows.folder
 
     def setup(self) -> None:
         """Load the model."""
