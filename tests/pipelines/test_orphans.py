@@ -19,6 +19,7 @@ from tests.support.processes import (
 from tests.support.random_llama import write_random_llama
 
 
+@pytest.mark.xdist_group("models")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
