@@ -1,13 +1,14 @@
 """Check every file of a run against its commit records, its index and its captions.
 
 `python -m pipelines verify RUN` reads all shards, so it takes as long as downloading them. It
-changes nothing, unless `repair=true`: then it deletes damaged shards with their commit records and
-the index, so that the command of the stage makes them again, and unfinished files of processes that
-died.
+changes nothing, unless `repair=true`: then it deletes damaged shards, dead letters, commit records
+and indices, so that the command of the stage makes them again, and unfinished files of processes
+that died. A shard whose commit record or dead letters alone are damaged stays, and is adopted.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import NonNegativeInt, PositiveInt
 from tabulate import tabulate
@@ -37,7 +38,7 @@ class VerifyConfig(Config):
     threads: PositiveInt = 8
     """Shards read at once; each is held in memory as a whole."""
     repair: bool = False
-    """Delete damaged shards, so that they are made again, and unfinished files an hour old."""
+    """Delete damaged files, so that they are made again, and unfinished files an hour old."""
     max_shown: NonNegativeInt = 20
     """Problems shown of each stage; all are counted."""
 
@@ -66,28 +67,60 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
             f"key 'stages' names {absent[0]!r}: {config.run} holds {', '.join(outputs)}"
         )
     rows = []
-    num_problems, num_abandoned = 0, 0
-    damaged: dict[str, set[int]] = {}
+    found = []
     for name in wanted:
-        problems, abandoned = _check(config, outputs, name)
-        for problem in problems[: config.max_shown]:
+        findings = _check(config, outputs, name)
+        for problem in findings.problems[: config.max_shown]:
             print(f"{name}/{problem.path}: {problem.what}")
-        shards = {p.damaged_shard for p in problems if p.damaged_shard is not None}
         if config.repair:
-            _repair(outputs[name], shards, abandoned)
-        if shards:
-            damaged[name] = shards
-        num_problems += len(problems)
-        num_abandoned += len(abandoned)
-        rows.append([name, f"{outputs[name].num_shards:,}", f"{len(problems) or 'none'}"])
+            _repair(findings)
+        found.append(findings)
+        number = len(findings.problems)
+        rows.append([name, f"{outputs[name].num_shards:,}", f"{number or 'none'}"])
     align = ("left", "right", "left")
     headers = ("stage", "shards", "problems")
     print(tabulate(rows, headers, "plain", colalign=align, disable_numparse=True))
+    num_problems = sum(len(findings.problems) for findings in found)
     if num_problems:
-        commands = dict.fromkeys(c for name in damaged for c in _commands(outputs[name].folder))
-        num_damaged = sum(map(len, damaged.values()))
-        advice = _advice(config.repair, num_damaged, num_abandoned, list(commands))
+        advice = _advice(config.repair, found)
         raise UnfinishedError(f"{num_problems:,} problems in {config.run}: {advice}")
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What is wrong with a stage.
+
+    Attributes:
+        folder: Folder of the stage.
+        problems: All problems.
+        abandoned: Paths of unfinished files of dead processes, relative to the folder; each is a
+            problem, too.
+    """
+
+    folder: StageFolder
+    problems: Sequence[Problem]
+    abandoned: Sequence[str]
+
+    @property
+    def damaged(self) -> set[int]:
+        """Numbers of the shards that are damaged, or whose dead letters or commit records are."""
+        return {p.damaged_shard for p in self.problems if p.damaged_shard is not None}
+
+    @property
+    def has_wrong_index(self) -> bool:
+        """Whether the index or `_SUCCESS` is damaged or missing."""
+        return any(p.spoilt and p.damaged_shard is None for p in self.problems)
+
+    @property
+    def needs_command(self) -> bool:
+        """Whether the command of the stage has to run again."""
+        return bool(self.damaged) or any(p.unfinished for p in self.problems)
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether there is a problem whose line says what to do."""
+        others = [p for p in self.problems if not (p.spoilt or p.unfinished)]
+        return len(others) > len(self.abandoned)
 
 
 def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Problem]:
@@ -107,19 +140,19 @@ def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Pro
         records = read_commits(before.folder, range(before.num_shards))
         num_failed = sum(record.num_failures for record in records)
         failed = [letter for _, letters in dead_letters(before.folder) for letter in letters]
+        expected_ids = outputs[name].expected_ids()
+        painted = [key for n in range(outputs[name].num_shards) for key in expected_ids(n) or ()]
     except (DamagedFileError, MissingFileError):
-        return  # Reported with its shard, or not known yet.
+        return  # Reported with its shard or captions, or not known yet.
     if len(failed) != num_failed:
         return  # Reported with its shard.
-    expected_ids = outputs[name].expected_ids()
-    painted = [key for n in range(outputs[name].num_shards) for key in expected_ids(n) or ()]
     num_twice = len(set(painted) - set(failed))
     if num_twice:
         yield Problem(
             "captions",
             f"{num_twice:,} of its captions are painted twice, since a shard of what it retries "
             f"was made again: delete {outputs[name].folder.url} and the retries after it, then run "
-            "images and retry-failed again",
+            f"{outputs[name].folder.commands}",
         )
 
 
@@ -135,10 +168,8 @@ def abandoned_files(output: StageOutput, now: float) -> Iterator[str]:
             yield path
 
 
-def _check(
-    config: VerifyConfig, outputs: Mapping[str, StageOutput], name: str
-) -> tuple[list[Problem], list[str]]:
-    """Return the problems of a stage, and the paths of the abandoned files among them."""
+def _check(config: VerifyConfig, outputs: Mapping[str, StageOutput], name: str) -> _Findings:
+    """Find the problems of a stage or retry of a run."""
     output = outputs[name]
     shown = bar(output.num_shards, "shards", "verify")
     try:
@@ -149,59 +180,68 @@ def _check(
     problems += painted_twice(outputs, name)
     abandoned = list(abandoned_files(output, time.time()))
     problems += [Problem(path, "was left unfinished by a process that died") for path in abandoned]
-    return problems, abandoned
+    return _Findings(output.folder, problems, abandoned)
 
 
-def _repair(output: StageOutput, shards: Iterable[int], abandoned: Iterable[str]) -> None:
-    """Delete damaged shards and abandoned files.
+def _repair(findings: _Findings) -> None:
+    """Delete damaged and abandoned files of a stage.
+
+    The index goes first, so that nobody reads it meanwhile; the commit record of a shard goes after
+    its other files (see `commit.discard_shard`).
+    """
+    folder = findings.folder
+    spoilt = {path for problem in findings.problems for path in problem.spoilt}
+    folders = [folder]
+    if folder.is_retry:
+        # The index of the stage also lists the shards of its retries.
+        folders.append(StageFolder(folder.parent_url, folder.kind))
+    if any(path.startswith(("shards/", "_SUCCESS")) for path in spoilt):
+        for each in folders:
+            storage.delete(each.success_url)
+            storage.delete(each.index_url)
+    order = ("_SUCCESS", "index.parquet", "shards", "failures", "commits")
+    for path in sorted(spoilt, key=lambda path: (order.index(path.partition("/")[0]), path)):
+        storage.delete(storage.join(folder.url, path))
+    for path in findings.abandoned:
+        storage.delete(storage.join(folder.url, path))
+
+
+def _advice(repair: bool, found: Sequence[_Findings]) -> str:
+    """Return what is damaged or deleted, and which commands to run.
 
     Args:
-        output: The stage.
-        shards: Numbers of the damaged shards.
-        abandoned: Paths relative to the folder of the stage.
+        repair: Whether damaged and abandoned files are deleted already.
+        found: What is wrong with each stage.
     """
-    folder = output.folder
-    for shard in shards:
-        if folder.is_retry:
-            # The index of the stage also lists the shards of its retries.
-            stage = StageFolder(folder.parent_url, folder.kind)
-            storage.delete(stage.success_url)
-            storage.delete(stage.index_url)
-        # In the reverse of the order in which they were written.
-        for url in (
-            folder.success_url,
-            folder.index_url,
-            folder.commit_url(shard),
-            folder.failures_url(shard),
-            folder.shard_url(shard),
-        ):
-            storage.delete(url)
-    for path in abandoned:
-        storage.delete(storage.join(folder.url, path))
+    num_damaged = sum(len(findings.damaged) for findings in found)
+    num_abandoned = sum(len(findings.abandoned) for findings in found)
+    num_wrong = sum(findings.has_wrong_index for findings in found)
+    what = " and ".join(
+        f"{number:,} {are}"
+        for number, are in (
+            (num_damaged, "shards are damaged"),
+            (num_wrong, "indices are wrong"),
+            (num_abandoned, "files were left unfinished"),
+        )
+        if number
+    )
+    steps = ["do what the lines say"] if any(findings.by_hand for findings in found) else []
+    if not repair and (num_damaged or num_abandoned):
+        steps.append(f"run {found[0].folder.repair_command}, which deletes them")
+    commands = dict.fromkeys(c for f in found if f.needs_command for c in _commands(f.folder))
+    if commands:
+        steps.append(f"run {', then '.join(commands)} again")
+    steps += [
+        f"run {findings.folder.index_command}"
+        for findings in found
+        if findings.has_wrong_index and not findings.needs_command
+    ]
+    steps.append("verify again" if len(steps) == 0 else "verify")
+    deleted = " and deleted" if repair and what else ""
+    return f"{what}{deleted}{'; ' if what else ''}{', then '.join(steps)}"
 
 
 def _commands(folder: StageFolder) -> list[str]:
     """Return the commands that make deleted shards of a stage or of a retry again."""
     # A retry only starts once the stage has an index.
     return [folder.kind.command, folder.command] if folder.is_retry else [folder.command]
-
-
-def _advice(repair: bool, num_damaged: int, num_abandoned: int, commands: list[str]) -> str:
-    """Return what was deleted or has to be deleted, and which commands to run.
-
-    Args:
-        repair: Whether it is deleted already.
-        num_damaged: Number of damaged shards.
-        num_abandoned: Number of unfinished files of processes that died.
-        commands: Commands that make the damaged shards again.
-    """
-    if not num_damaged and not num_abandoned:
-        return "do what the lines say, or run the stage again, which finishes unfinished work"
-    damaged = f"{num_damaged:,} shards are damaged" if num_damaged else ""
-    left = f"{num_abandoned:,} files were left unfinished" if num_abandoned else ""
-    what = " and ".join(part for part in (damaged, left) if part)
-    again = f"run {', then '.join(commands)} again to make the shards" if commands else ""
-    if repair:
-        return f"{what} and deleted; {again + ', then verify' if again else 'verify again'}"
-    then = f", then {again}" if again else ""
-    return f"{what}; verify with repair=true, which deletes them{then}"

@@ -80,7 +80,7 @@ class _ProduceShard(beam.DoFn):
         expected_ids = self._stage.producer.record_ids(shard)
         tally = Tally()
         with contextlib.ExitStack() as scratch:
-            build = scratch.enter_context(ShardBuild(folder, shard))
+            build = scratch.enter_context(ShardBuild(folder, shard, self._stage.metadata))
             try:
                 adopted = build.published_by_another(expected_ids)
                 produced = None if adopted else self._make(shard, tally)

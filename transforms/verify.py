@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from transforms.core import shards, storage
+from transforms.core.commit import check_uncommitted
 from transforms.core.dead_letters import failed_ids
 from transforms.core.errors import DamagedFileError, MissingFileError, reading
-from transforms.core.index import index_table, parse_index, read_success
-from transforms.core.shards import CommitRecord, Contents
+from transforms.core.index import parse_index, read_success, rows_and_numbers
+from transforms.core.shards import CommitRecord
 from transforms.core.stages import StageOutput
 
 
@@ -25,13 +26,17 @@ class Problem:
     Attributes:
         path: The file, relative to the folder of the stage.
         what: What is wrong with it.
-        damaged_shard: Shard that has to be made again; None if it is enough to run the stage
-            again, or to delete the file.
+        damaged_shard: Shard that has to be committed again; None if no committed shard is damaged.
+        spoilt: Files to delete before the command of the stage can make what they hold again,
+            relative to the folder of the stage. Without a damaged shard: those of the index.
+        unfinished: True if it is enough to run the command of the stage again.
     """
 
     path: str
     what: str
     damaged_shard: int | None = None
+    spoilt: tuple[str, ...] = ()
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,12 @@ def verify(
     kinds = ("shards", "failures", "commits")
     listed = {kind: storage.list_files(storage.join(output.folder.url, kind)) for kind in kinds}
     committed = shards.committed_shards(output.folder)
-    yield from _check_names(verification, listed, committed)
+    expected = _ExpectedIds(verification.expected_ids)
+    checks = _Checks(output, expected, verification.decode)
+    yield from _check_names(checks, listed, committed)
 
     def check(shard: int) -> list[Problem]:
-        problems = [Problem(path, what, shard) for path, what in _check_shard(verification, shard)]
+        problems = list(checks.shard(shard))
         step()
         return problems
 
@@ -77,19 +84,41 @@ def verify(
         for start in range(0, len(planned), 1000):
             for problems in pool.map(check, planned[start : start + 1000]):
                 yield from problems
+    for fault in expected.faults:
+        # The captions of a retry are in its folder, and belong to no stage.
+        again = (
+            f": run {output.folder.commands} to write it again" if output.folder.is_retry else ""
+        )
+        yield Problem("shards", f"cannot be compared with what they were made of: {fault}{again}")
     if len(planned) < output.num_shards:
         missing = min(set(range(output.num_shards)) - committed)
         number = output.num_shards - len(planned)
-        yield Problem("commits", f"{number:,} shards are not committed (first: {missing})")
+        what = f"{number:,} shards are not committed (first: {missing})"
+        yield Problem("commits", what, unfinished=True)
     else:
         yield from _check_index(output)
 
 
+class _ExpectedIds:
+    """The record ids that shards must hold; notes why they are not known."""
+
+    def __init__(self, ids: Callable[[int], Sequence[str] | None]) -> None:
+        self._ids = ids
+        self.faults: dict[str, None] = {}
+
+    def __call__(self, shard: int) -> Sequence[str] | None:
+        try:
+            return self._ids(shard)
+        except (DamagedFileError, MissingFileError) as error:
+            self.faults[str(error)] = None
+            return None
+
+
 def _check_names(
-    verification: Verification, listed: Mapping[str, Iterable[str]], committed: set[int]
+    checks: "_Checks", listed: Mapping[str, Iterable[str]], committed: set[int]
 ) -> Iterator[Problem]:
     """Report files with unknown names, and shard files without a commit record."""
-    output, folder = verification.output, verification.output.folder
+    output, folder = checks.output, checks.output.folder
     url_of = {
         "shards": folder.shard_url,
         "failures": folder.failures_url,
@@ -98,103 +127,153 @@ def _check_names(
     for kind, names in listed.items():
         for name in names:
             number = name.rpartition("-")[2].partition(".")[0]
-            shard = int(number) if number.isdigit() else -1
+            shard = int(number) if number.isdecimal() else -1
             path = f"{kind}/{name}"
             if shard < 0 or url_of[kind](shard) != storage.join(folder.url, path):
                 yield Problem(path, "unknown file: no stage writes such a name; delete it")
             elif shard >= output.num_shards:
                 yield Problem(path, f"beyond the plan of {output.num_shards} shards; delete it")
             elif shard not in committed and kind == "shards":
-                yield _check_orphan(verification, path, shard)
+                yield checks.orphan(path, shard)
 
 
-def _check_orphan(verification: Verification, path: str, shard: int) -> Problem:
-    orphan = "an orphan: its worker died before it committed the shard"
-    try:
-        _check_content(
-            verification, storage.read_bytes(verification.output.folder.shard_url(shard))
-        )
-    except DamagedFileError as error:
-        return Problem(path, f"{orphan}, and {error}", shard)
-    return Problem(path, orphan)
+@dataclass(frozen=True)
+class _Checks:
+    """The checks of single shards of a stage."""
 
+    output: StageOutput
+    expected_ids: _ExpectedIds
+    decode: bool
 
-def _check_shard(verification: Verification, shard: int) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with a committed shard: path and sentence."""
-    folder = verification.output.folder
-    path = folder.shard_path(shard)
-    try:
-        record = shards.read_commit(folder, shard)
-        content = storage.read_bytes(folder.shard_url(shard))
-        failed = _failed_ids(verification.output, record)
-    except DamagedFileError as error:
-        yield path, str(error)
-        return
-    except MissingFileError:
-        yield path, "is missing, although it is committed"
-        return
-    if record.fingerprint != verification.output.fingerprint.digest:
-        yield path, f"was committed with another fingerprint ({record.fingerprint})"
-    if len(content) != record.num_bytes:
-        yield path, f"has {len(content):,} bytes, but its commit record says {record.num_bytes:,}"
-    elif sha256(content).hexdigest() != record.sha256:
-        yield path, "has another checksum than its commit record says"
-    try:
-        ids, faults = _check_content(verification, content)
-    except DamagedFileError as error:
-        yield path, str(error)
-        return
-    yield from ((path, fault) for fault in faults)
-    if (len(ids), len(failed)) != (record.num_samples, record.num_failures):
-        yield (
-            path,
-            f"holds {len(ids)} samples and {len(failed)} dead letters, but its commit record says "
-            f"{record.num_samples} and {record.num_failures}",
-        )
-    expected = verification.expected_ids(shard)
-    if expected is not None and ids != [each for each in expected if each not in failed]:
-        yield path, "does not hold the expected records in their order"
+    def orphan(self, path: str, shard: int) -> Problem:
+        """Check a shard file without a commit record as the worker does that will adopt it."""
+        orphan = "an orphan: its worker died before it committed the shard"
+        try:
+            content = storage.read_bytes(self.output.folder.shard_url(shard))
+            self._ids(shard, content)
+        except DamagedFileError as error:
+            return Problem(path, f"{orphan}, and {error}", shard, self._files(shard)[:2])
+        return Problem(path, orphan, unfinished=True)
 
+    def shard(self, shard: int) -> Iterator[Problem]:
+        """Yield what is wrong with a committed shard."""
+        folder = self.output.folder
+        path, letters, commit = files = self._files(shard)
+        record = None
+        try:
+            record = shards.read_commit(folder, shard)
+        except DamagedFileError as error:
+            # The file may be whole: it is adopted then.
+            yield Problem(commit, str(error), shard, (commit,))
+        except MissingFileError:
+            yield Problem(commit, "was deleted meanwhile", shard, (commit,))
+        try:
+            content = storage.read_bytes(folder.shard_url(shard))
+        except MissingFileError:
+            yield Problem(path, "is missing, although it is committed", shard, files)
+            return
+        if record is None:
+            try:
+                self._ids(shard, content)
+            except DamagedFileError as error:
+                yield Problem(path, str(error), shard, files)
+            return
+        faults = list(self._record_faults(record, content))
+        yield from (Problem(path, fault, shard, files) for fault in faults)
+        try:
+            failed = self._failed_ids(record)
+        except DamagedFileError as error:
+            # The shard is adopted, and its records that failed are made again, for their reasons.
+            yield Problem(path, str(error), shard, (letters, commit))
+            return
+        # If the file is what was committed, its dead letters are what is wrong.
+        spoilt = files if faults else (letters, commit)
+        for fault, by_content in self._content_faults(record, content, failed):
+            yield Problem(path, fault, shard, files if by_content else spoilt)
 
-def _failed_ids(output: StageOutput, record: CommitRecord) -> set[str]:
-    url = output.folder.failures_url(record.shard)
-    if record.num_failures == 0 and not storage.exists(url):
-        return set()
-    try:
-        return failed_ids(output.folder, record.shard)
-    except MissingFileError as error:
-        raise DamagedFileError(f"its dead letters in {url} are missing") from error
+    def _files(self, shard: int) -> tuple[str, str, str]:
+        """Return shard, dead letters and commit record, in the order in which they are deleted."""
+        folder = self.output.folder
+        urls = (folder.shard_url(shard), folder.failures_url(shard), folder.commit_url(shard))
+        path, letters, commit = (url.removeprefix(f"{folder.url.rstrip('/')}/") for url in urls)
+        return path, letters, commit
 
+    def _ids(self, shard: int, content: bytes) -> list[str]:
+        """Return the record ids of a file that has no commit record.
 
-def _check_content(verification: Verification, content: bytes) -> Contents:
-    """Return the record ids of a shard in order, and what is wrong with its samples.
+        Raises:
+            DamagedFileError: The content is not that of the shard.
+        """
+        output = self.output
+        expected = self.expected_ids(shard)
+        return check_uncommitted(output.folder, content, output.metadata, expected, self.decode)
 
-    Raises:
-        DamagedFileError: The content is not that of a shard.
-    """
-    output = verification.output
-    with reading("its content"):
-        return output.folder.kind.format.check(content, output.metadata, verification.decode)
+    def _record_faults(self, record: CommitRecord, content: bytes) -> Iterator[str]:
+        """Yield how a file differs from its commit record."""
+        if record.fingerprint != self.output.fingerprint.digest:
+            yield f"was committed with another fingerprint ({record.fingerprint})"
+        if len(content) != record.num_bytes:
+            says = f"its commit record says {record.num_bytes:,}"
+            yield f"has {len(content):,} bytes, but {says}"
+        elif sha256(content).hexdigest() != record.sha256:
+            yield "has another checksum than its commit record says"
+
+    def _content_faults(
+        self, record: CommitRecord, content: bytes, failed: set[str]
+    ) -> Iterator[tuple[str, bool]]:
+        """Yield what is wrong with the samples, and whether the shard file itself is wrong."""
+        output = self.output
+        try:
+            with reading("its content"):
+                ids, faults = output.folder.kind.format.check(content, output.metadata, self.decode)
+        except DamagedFileError as error:
+            yield str(error), True
+            return
+        yield from ((fault, True) for fault in faults)
+        if (len(ids), len(failed)) != (record.num_samples, record.num_failures):
+            holds = f"holds {len(ids)} samples and {len(failed)} dead letters"
+            says = f"its commit record says {record.num_samples} and {record.num_failures}"
+            yield f"{holds}, but {says}", len(ids) != record.num_samples
+        expected = self.expected_ids(record.shard)
+        if expected is not None and ids != [each for each in expected if each not in failed]:
+            held = set(ids)
+            in_order = ids == [each for each in expected if each in held]
+            yield "does not hold the expected records in their order", not in_order
+
+    def _failed_ids(self, record: CommitRecord) -> set[str]:
+        url = self.output.folder.failures_url(record.shard)
+        if record.num_failures == 0 and not storage.exists(url):
+            return set()
+        try:
+            return failed_ids(self.output.folder, record.shard)
+        except MissingFileError as error:
+            raise DamagedFileError(f"its dead letters in {url} are missing") from error
 
 
 def _check_index(output: StageOutput) -> Iterator[Problem]:
     """Check the index of a stage whose shards are all committed."""
     folder = output.folder
+    spoilt = ("_SUCCESS", "index.parquet")
     success = read_success(folder)
     if success is None:
-        yield Problem("_SUCCESS", "is missing or damaged: the index was not finished")
+        what = "is missing or damaged: the index was not finished"
+        yield Problem("_SUCCESS", what, spoilt=spoilt)
         return
     try:
         content = storage.read_bytes(folder.index_url)
         table = parse_index(content, folder.index_url).table
     except (MissingFileError, DamagedFileError) as error:
-        yield Problem("index.parquet", str(error))
+        yield Problem("index.parquet", str(error), spoilt=spoilt)
         return
     if sha256(content).hexdigest() != success["index_sha256"]:
-        yield Problem("index.parquet", "has another checksum than _SUCCESS says")
+        yield Problem("index.parquet", "has another checksum than _SUCCESS says", spoilt=spoilt)
     try:
-        records = index_table(shards.read_commits(folder, range(output.num_shards)))
+        records = shards.read_commits(folder, range(output.num_shards))
+        rows, numbers = rows_and_numbers(folder, records)
     except (DamagedFileError, MissingFileError):
-        return  # Reported with its shard.
-    if not table.slice(0, output.num_shards).replace_schema_metadata(None).equals(records):
-        yield Problem("index.parquet", "does not agree with the commit records")
+        return  # Reported with its shard, or with its retry.
+    if not table.replace_schema_metadata(None).equals(rows):
+        what = "does not agree with the commit records"
+        yield Problem("index.parquet", what, spoilt=spoilt)
+    elif any(success.get(name, number) != number for name, number in numbers.items()):
+        yield Problem("_SUCCESS", "has other numbers than the index", spoilt=spoilt)

@@ -1,6 +1,7 @@
 """The fault matrix: failing disks and servers, damaged files."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -106,6 +107,34 @@ def test_damaged_file_of_a_committed_shard(
     assert matrix.verify("repair=true") == 1
     assert matrix.verify() == 1, "a shard is missing now"
     matrix.ends_as_undisturbed()
+
+
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("number", range(1, 6))
+def test_killed_repair(matrix: Matrix, number: int) -> None:
+    """It deletes _SUCCESS, index, shard, dead letters and commit record, and dies after one."""
+    assert matrix.again() == 0
+    _overwrite(f"{matrix.run}/{SHARD}", garble(storage.read_bytes(f"{matrix.run}/{SHARD}")))
+    repair = ["verify", matrix.run, "repair=true"]
+    code, said = matrix.suffer(f"kill_while_deleting:{number}", job=repair)
+    assert code == -signal.SIGKILL, said
+    assert storage.exists(f"{matrix.run}/{SHARD}") == (number < 3)
+    assert storage.exists(f"{matrix.run}/{COMMIT}") == (number < 5)
+    assert matrix.verify() == 1
+    assert matrix.again() == 0
+    if matrix.verify() != 0:  # The damage is still there, and is not taken for whole.
+        assert number < 3
+        assert matrix.verify("repair=true") == 1
+    matrix.ends_as_undisturbed()
+
+
+def test_a_damaged_commit_record_does_not_cost_its_shard(matrix: Matrix) -> None:
+    assert matrix.again() == 0
+    _overwrite(f"{matrix.run}/{COMMIT}", halve(storage.read_bytes(f"{matrix.run}/{COMMIT}")))
+    before = os.stat(f"{matrix.run}/{SHARD}")
+    assert matrix.verify("repair=true") == 1
+    matrix.ends_as_undisturbed()
+    assert os.stat(f"{matrix.run}/{SHARD}").st_ino == before.st_ino, "it was adopted"
 
 
 def test_damaged_commit_record_stops_the_index(

@@ -1,6 +1,6 @@
 """Small images stage for fault tests: it suffers a fault, and must end as if nothing happened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,31 @@ class Matrix:
         }
         config.write_text(yaml.safe_dump(settings))
 
-    def start(self, fault: str, environment: Mapping[str, str] | None = None) -> WarmProcess:
-        """Start the stage in its own process, with a fault of `tests.support.fault_process`."""
-        command = ["tests.support.fault_process", fault, "images", str(self.config)]
+    def start(
+        self,
+        fault: str,
+        environment: Mapping[str, str] | None = None,
+        job: Sequence[str] | None = None,
+    ) -> WarmProcess:
+        """Start the stage in its own process, with a fault of `tests.support.fault_process`.
+
+        Args:
+            fault: Name of the fault and its argument.
+            environment: Further environment variables.
+            job: Name and arguments of another job.
+        """
+        job = ["images", str(self.config)] if job is None else job
+        command = ["tests.support.fault_process", fault, *job]
         return WarmProcess(*command, environment={"OMP_NUM_THREADS": "1", **(environment or {})})
 
-    def suffer(self, fault: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Run the stage with a fault; return the exit code and standard error."""
-        process = self.start(fault, environment)
+    def suffer(
+        self,
+        fault: str,
+        environment: Mapping[str, str] | None = None,
+        job: Sequence[str] | None = None,
+    ) -> tuple[int, str]:
+        """Run the stage, or another job, with a fault; return the exit code and standard error."""
+        process = self.start(fault, environment, job)
         errors = process.communicate()[1]
         return process.wait(), errors
 

@@ -154,6 +154,10 @@ def kill_between_index_and_success(number: str) -> None:
     strike(storage, "replace_bytes", kill, "after", int(number), "index.parquet")
 
 
+def kill_while_deleting(number: str) -> None:
+    strike(storage, "delete", kill, "after", int(number), "/")
+
+
 def hang(number: str) -> None:
     strike(Blocks, "paint", lambda: time.sleep(3600), "before", int(number), "")
 
@@ -188,6 +192,7 @@ FAULTS = {
         kill_before_index,
         kill_while_writing_index,
         kill_between_index_and_success,
+        kill_while_deleting,
         hang,
         meet,
     )

@@ -1,6 +1,7 @@
 """Each kind of damage to a stage is found and named; an undamaged stage has no problem."""
 
 import dataclasses
+import json
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from tests.support.image_sets import image_set
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
+from transforms.core.errors import DamagedFileError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.index import write_index
 from transforms.core.records import Caption, Failure, ImageSet
@@ -109,6 +111,92 @@ def test_wrong_files(any_storage: str) -> None:
     for name in [*strangers, "shards/001/images-000001.tar"]:
         assert problems[name].what.startswith("unknown file")
         assert problems[name].damaged_shard is None
+
+
+SHARD, LETTERS, COMMIT = (
+    "shards/000/images-000001.tar",
+    "failures/000/images-000001.parquet",
+    "commits/000/images-000001.json",
+)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "spoilt"),
+    [
+        ([SHARD], {SHARD, LETTERS, COMMIT}),
+        ([COMMIT], {COMMIT}),
+        ([LETTERS], {LETTERS, COMMIT}),
+        ([SHARD, COMMIT], {SHARD, LETTERS, COMMIT}),
+        ([LETTERS, COMMIT], {COMMIT}),  # The worker that adopts the shard writes them again.
+    ],
+)
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_only_what_is_damaged_has_to_go(
+    tmp_path: Path, damaged: list[str], spoilt: set[str], is_missing: bool
+) -> None:
+    whole = images(str(tmp_path))
+    if is_missing and COMMIT in damaged:
+        return  # Without a commit record, the shard is an orphan.
+    for name in damaged:
+        content = storage.read_bytes(f"{tmp_path}/{name}")
+        storage.delete(f"{tmp_path}/{name}")
+        if not is_missing:
+            storage.publish_bytes(content[: len(content) // 2], f"{tmp_path}/{name}")
+    problems = found(whole)
+    assert {problem.damaged_shard for problem in problems} == {1}
+    assert {path for problem in problems for path in problem.spoilt} == spoilt
+
+
+def test_dead_letters_of_other_records_have_to_go(tmp_path: Path) -> None:
+    whole = images(str(tmp_path))
+    folder = whole.output.folder
+    storage.replace_bytes(storage.read_bytes(folder.failures_url(0)), folder.failures_url(1))
+    (problem,) = found(whole)
+    assert problem.what == "does not hold the expected records in their order"
+    assert problem.spoilt == (LETTERS, COMMIT), "the shard has the checksum of its commit record"
+
+
+def test_captions_that_cannot_be_read_are_no_end_of_the_check(tmp_path: Path) -> None:
+    whole = images(str(tmp_path))
+    storage.replace_bytes(b"", whole.output.folder.shard_url(1))
+
+    def unknown(shard: int) -> list[str]:
+        raise DamagedFileError("the captions are damaged")
+
+    problems = found(dataclasses.replace(whole, expected_ids=unknown))
+    assert problems[-1].what.endswith("what they were made of: the captions are damaged")
+    assert {problem.damaged_shard for problem in problems} == {1, None}
+
+
+def test_an_index_of_other_shards_than_the_retries(tmp_path: Path) -> None:
+    whole = images(str(tmp_path))
+    retry = whole.output.folder.retry(1)
+    made = seeded(2)
+    with ShardBuild(retry, 0) as build:
+        build.write([made])
+        record = build.commit([made.caption.caption_id], "print", Tally())
+    write_index(retry, [record], {})
+    (problem,) = found(whole)
+    assert (problem.path, problem.what) == (
+        "index.parquet",
+        "does not agree with the commit records",
+    )
+    write_index(whole.output.folder, [read_commit(whole.output.folder, n) for n in range(2)], {})
+    assert found(whole) == []
+    storage.delete(retry.shard_url(0))
+    assert [problem.path for problem in found(whole)] == ["index.parquet"]
+
+
+def test_numbers_of_success_are_compared(tmp_path: Path) -> None:
+    whole = images(str(tmp_path))
+    url = whole.output.folder.success_url
+    summary = json.loads(storage.read_bytes(url))
+    storage.replace_bytes(json.dumps({**summary, "num_failures": 3}).encode(), url)
+    (problem,) = found(whole)
+    assert (problem.path, problem.spoilt) == ("_SUCCESS", ("_SUCCESS", "index.parquet"))
+    del summary["num_failures"]  # Earlier versions did not write it.
+    storage.replace_bytes(json.dumps(summary).encode(), url)
+    assert found(whole) == []
 
 
 def test_unfinished_business(tmp_path: Path) -> None:

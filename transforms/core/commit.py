@@ -12,13 +12,15 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.core import storage
 from transforms.core.counters import Count, Tally
+from transforms.core.dead_letters import failed_ids
 from transforms.core.errors import DamagedFileError, MissingFileError, reading
 from transforms.core.fingerprint import library_versions
 from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
@@ -34,11 +36,20 @@ from transforms.core.stages import Produced
 
 
 class ShardBuild:
-    """A shard under construction in scratch space; a context manager."""
+    """A shard under construction in scratch space; a context manager.
 
-    def __init__(self, folder: StageFolder, shard: int) -> None:
+    Args:
+        folder: Folder of the stage.
+        shard: Number of the shard.
+        metadata: Metadata of the stage, against which the file of another worker is checked.
+    """
+
+    def __init__(
+        self, folder: StageFolder, shard: int, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.shard = shard
+        self._metadata = metadata or {}
         self._failures: dict[str, Failure] = {}
         self._ids: list[str] = []
         self._built = False
@@ -68,8 +79,8 @@ class ShardBuild:
     def published_by_another(self, expected_ids: Sequence[str]) -> bool:
         """Return whether another worker left a file that needs nothing but its commit record.
 
-        If records are missing and there is no dead-letter file either, the shard is made again, to
-        learn the reasons.
+        If records are missing that no dead-letter file names, the shard is made again, to learn
+        the reasons.
 
         Args:
             expected_ids: Ids of all records of the shard.
@@ -77,9 +88,9 @@ class ShardBuild:
         url = self.folder.shard_url(self.shard)
         if not storage.exists(url):
             return False
-        self._adopt(url)
-        letters = self.folder.failures_url(self.shard)
-        return set(self._ids) == set(expected_ids) or storage.exists(letters)
+        self._adopt(url, expected_ids)
+        missing = set(expected_ids) - set(self._ids)
+        return not missing or self._letters_there() == missing
 
     def _samples(self, produced: Iterable[Produced]) -> Iterator[Produced]:
         for record in produced:
@@ -105,11 +116,10 @@ class ShardBuild:
         if not self._built or not storage.publish_file(self._path, url):
             if storage.exists(self.folder.commit_url(self.shard)):
                 return read_commit(self.folder, self.shard)
-            self._adopt(url)
+            self._adopt(url, expected_ids)
         held = set(self._ids)
         missing = [record_id for record_id in expected_ids if record_id not in held]
-        if missing:
-            self._publish_failures(missing, tally)
+        self._publish_failures(missing, tally)
         record = CommitRecord(
             shard=self.shard,
             path=self.folder.shard_path(self.shard),
@@ -135,18 +145,33 @@ class ShardBuild:
                 f"{len(self._failures)} failures ({len(set(made) ^ set(expected_ids))} differ)"
             )
 
-    def _adopt(self, url: str) -> None:
+    def _adopt(self, url: str, expected_ids: Sequence[str]) -> None:
         """Take over the file of another worker that published it and has not committed it (yet)."""
         storage.download(url, self._path)
+        content = Path(self._path).read_bytes()
         try:
-            with reading("it"):
-                self._ids = self.folder.kind.format.read_ids(self._path)
+            self._ids = check_uncommitted(self.folder, content, self._metadata, expected_ids)
         except DamagedFileError as error:
             raise DamagedFileError(
                 f"{url} is damaged and not committed ({error}): delete it and run again"
             ) from error
 
+    def _letters_there(self) -> set[str] | None:
+        """Return the ids in the dead-letter file, None if there is none or it is damaged."""
+        try:
+            return failed_ids(self.folder, self.shard)
+        except (DamagedFileError, MissingFileError):
+            return None
+
     def _publish_failures(self, missing: Sequence[str], tally: Tally) -> None:
+        """Write the dead letters, unless another worker wrote those of the same file.
+
+        Letters about other records belonged to a file that is deleted, and are replaced.
+        """
+        url = self.folder.failures_url(self.shard)
+        if not missing:
+            storage.delete(url)
+            return
         failures = []
         for record_id in missing:
             failure = self._failures.get(record_id)
@@ -157,7 +182,38 @@ class ShardBuild:
             failures.append(failure)
         path = self._path + ".failures"
         pq.write_table(to_table(failures, FAILURE_SCHEMA), path)
-        storage.publish_file(path, self.folder.failures_url(self.shard))
+        if not storage.publish_file(path, url) and self._letters_there() != set(missing):
+            storage.replace_bytes(Path(path).read_bytes(), url)
+
+
+def check_uncommitted(
+    folder: StageFolder,
+    content: bytes,
+    metadata: Mapping[str, str],
+    expected_ids: Sequence[str] | None,
+    decode: bool = True,
+) -> list[str]:
+    """Check a shard file that has no commit record, and return its record ids in order.
+
+    Args:
+        folder: Folder of the stage.
+        content: Content of the file.
+        metadata: Metadata of the stage.
+        expected_ids: Ids of the records that it may hold, in order, if they are known.
+        decode: Whether to decode images.
+
+    Raises:
+        DamagedFileError: The content is not that of the shard.
+    """
+    with reading("its content"):
+        ids, faults = folder.kind.format.check(content, metadata, decode)
+    if expected_ids is not None:
+        held = set(ids)
+        if ids != [each for each in expected_ids if each in held]:
+            faults.append("does not hold the expected records in their order")
+    if faults:
+        raise DamagedFileError(faults[0])
+    return ids
 
 
 def is_whole(folder: StageFolder, shard: int) -> bool:

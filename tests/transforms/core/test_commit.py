@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import threading
 from collections.abc import Sequence
@@ -6,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.captions import caption
+from tests.support.image_sets import image_set
 from transforms.core import storage
-from transforms.core.commit import ShardBuild
+from transforms.core.commit import ShardBuild, discard_shard, is_whole
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, StorageError, reading
 from transforms.core.parquet_shards import CAPTION_SHARDS
@@ -159,6 +161,109 @@ def test_a_damaged_file_is_not_adopted(tmp_path: Path, in_footer: bool) -> None:
     storage.replace_bytes(bytes(content), url)
     with pytest.raises(DamagedFileError, match=r"damaged and not committed.*delete it"):
         build(str(tmp_path), range(5))
+
+
+def test_a_file_that_verify_would_refuse_is_not_adopted(tmp_path: Path) -> None:
+    build(str(tmp_path), range(5))
+    wrong = [dataclasses.replace(caption(0), caption_id="0" * 16), *map(caption, range(1, 5))]
+    for made, fault in (
+        (wrong, "whose id is not the hash of their text"),
+        ([caption(number) for number in (0, 1, 9)], "does not hold the expected records"),
+        ([caption(number) for number in (1, 0, 2)], "does not hold the expected records"),
+        ([caption(number) for number in (1, 1, 2)], "holds a record twice"),
+    ):
+        storage.delete(folder(str(tmp_path)).commit_url(0))
+        CAPTION_SHARDS.write(folder(str(tmp_path)).shard_url(0), made)
+        with (
+            pytest.raises(DamagedFileError, match=f"not committed .*{fault}.*delete it and run"),
+            ShardBuild(folder(str(tmp_path)), 0) as again,
+        ):
+            again.published_by_another(EXPECTED)
+        with pytest.raises(DamagedFileError, match=fault):
+            build(str(tmp_path), range(5))
+        assert committed_shards(folder(str(tmp_path))) == set()
+
+
+def test_images_are_checked_against_the_metadata_before_adoption(tmp_path: Path) -> None:
+    images = StageFolder(str(tmp_path), STAGES["images"])
+    made = image_set(0)
+    ids = [made.caption.caption_id]
+    with ShardBuild(images, 0) as build:
+        build.write([made])
+        build.commit(ids, "print", Tally())
+    storage.delete(images.commit_url(0))
+    with ShardBuild(images, 0, {"images_per_caption": "4"}) as again:
+        assert again.published_by_another(ids)
+    other_seeds = {"images_per_caption": "4", "generator_digest": "generator"}
+    with (
+        pytest.raises(DamagedFileError, match="its seeds are not those of its caption"),
+        ShardBuild(images, 0, other_seeds) as again,
+    ):
+        again.published_by_another(ids)
+
+
+@pytest.mark.parametrize("left", [b"PAR1", [0], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("made", [[0, 1, 3], [0, 1, 2, 3, 4]])
+def test_dead_letters_of_a_deleted_shard_do_not_stay(
+    tmp_path: Path, left: bytes | list[int], made: list[int]
+) -> None:
+    """Someone deleted the shard and its commit record by hand."""
+    letters = folder(str(tmp_path)).failures_url(0)
+    if isinstance(left, bytes):
+        storage.publish_bytes(left, letters)
+    else:
+        build(str(tmp_path), [number for number in range(5) if number not in left])
+        storage.delete(folder(str(tmp_path)).commit_url(0))
+        storage.delete(folder(str(tmp_path)).shard_url(0))
+    record = build(str(tmp_path), made)
+    assert record.num_failures == 5 - len(made)
+    assert storage.exists(letters) == bool(record.num_failures)
+    if record.num_failures:
+        assert set(failed_ids(str(tmp_path), 0, f"{tmp_path}/copy")) == {"2", "4"}
+
+
+@pytest.mark.parametrize("left", [b"PAR1", [0], None])
+def test_an_orphan_without_its_own_dead_letters_is_made_again(
+    tmp_path: Path, left: bytes | list[int] | None
+) -> None:
+    letters = folder(str(tmp_path)).failures_url(0)
+    build(str(tmp_path), [1, 2, 3, 4], shard=1)
+    other = storage.read_bytes(folder(str(tmp_path)).failures_url(1))
+    build(str(tmp_path), [0, 1, 3])
+    storage.delete(folder(str(tmp_path)).commit_url(0))
+    storage.delete(letters)
+    if left is not None:
+        storage.publish_bytes(left if isinstance(left, bytes) else other, letters)
+    with ShardBuild(folder(str(tmp_path)), 0) as again:
+        assert not again.published_by_another(EXPECTED)
+    assert build(str(tmp_path), [0, 1, 3]).num_samples == 3
+    assert set(failed_ids(str(tmp_path), 0, f"{tmp_path}/copy")) == {"2", "4"}
+
+
+def test_what_is_left_of_a_shard_is_deleted_in_the_order_that_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = folder(str(tmp_path))
+    build(str(tmp_path), [0, 1, 3])
+    assert is_whole(made, 0)
+    deleted, delete = [], storage.delete
+
+    def noted(url: str) -> None:
+        deleted.append(url)
+        delete(url)
+
+    monkeypatch.setattr(storage, "delete", noted)
+    discard_shard(made, 0)
+    assert deleted == [made.shard_url(0), made.failures_url(0), made.commit_url(0)]
+    assert not is_whole(made, 0)
+
+
+@pytest.mark.parametrize("change", [b"", b"PAR1PAR1"])
+def test_a_changed_shard_is_not_whole(tmp_path: Path, change: bytes) -> None:
+    made = folder(str(tmp_path))
+    build(str(tmp_path), range(5))
+    storage.replace_bytes(change, made.shard_url(0))
+    assert not is_whole(made, 0)
 
 
 def test_an_error_of_the_system_is_no_damage() -> None:
