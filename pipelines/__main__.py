@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, job: Job, arguments: Sequence[str]) -> int:
     from pipelines.options import split_flags
     from transforms.core.errors import ConfigError, DamagedFileError, StorageError, UnfinishedError
+    from transforms.core.scratch import temporary_folder
 
     try:
         words, flags = split_flags(arguments)
@@ -99,6 +100,8 @@ def _run(name: str, job: Job, arguments: Sequence[str]) -> int:
             what = "the folder of a run" if job.takes_run else "a config file"
             word = "RUN" if job.takes_run else "CONFIG"
             raise ConfigError(f"{name} needs {what}: python -m pipelines {name} {word}")
+        if not job.takes_run:
+            temporary_folder()  # Beam and torch cannot even be imported without one.
         module = _module(job)
         module.run(_config(job, module.CONFIG, words[0], words[1:]), flags)
     except ConfigError as error:

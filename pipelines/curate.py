@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
-from pipelines.options import beam_options
 from pipelines.runner import (
     AGAIN,
     discard,
     finish,
     is_complete,
     lost_shards,
+    new_pipeline,
     plan,
     progress,
     run_pipeline,
@@ -218,7 +218,7 @@ def _drop_duplicates(
 
     if read_summary(tasks.summary_url) is None:
         say(f"looking for duplicates among {raw.num_samples:,} captions")
-        pipeline = beam.Pipeline(options=beam_options(flags))
+        pipeline = new_pipeline(flags)
         groups = in_groups(raw, CAPTIONS_PER_TASK)
         created = pipeline | "Groups" >> beam.Create(list(enumerate(groups)))
         _ = created | DropDuplicates(tasks)
@@ -266,7 +266,7 @@ def _reshard(
     pending = plan(curated)
     size = config.captions_per_shard
     with progress(curated, len(pending)):
-        pipeline = beam.Pipeline(options=beam_options(flags))
+        pipeline = new_pipeline(flags)
         partitions = pipeline | "Partitions" >> beam.Create(range(tasks.num_partitions))
         _ = partitions | CountCaptions(kept, config.num_captions, counts_url)
         shards = pipeline | "Shards" >> beam.Create(by_partition(pending, kept, size))

@@ -5,13 +5,14 @@ laptop, on Flink and on Dataflow.
 """
 
 import contextlib
+import os
 import random
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pipelines.options import beam_options
 from transforms.core import shards, storage
@@ -29,8 +30,12 @@ from transforms.core.index import (
 from transforms.core.processes import end_children_with_this_process
 from transforms.core.progress import bar
 from transforms.core.references import redacted
+from transforms.core.scratch import temporary_folder, write_details
 from transforms.core.shards import CommitRecord, StageFolder
 from transforms.core.stages import Stage, StageOutput, write_plan
+
+if TYPE_CHECKING:
+    from apache_beam import Pipeline
 
 POLL_INTERVAL_S = 1.0
 AGAIN = "run the same command again to continue"
@@ -265,9 +270,26 @@ def _produce(stage: Stage, pending: Sequence[int], beam_flags: Sequence[str]) ->
 
     from transforms.produce import ProduceShards
 
-    pipeline = beam.Pipeline(options=beam_options(beam_flags))
+    pipeline = new_pipeline(beam_flags)
     pipeline | "Plan" >> beam.Create(list(pending)) | ProduceShards(stage)
     run_pipeline(pipeline, f"{stage.folder.url}: {AGAIN}")
+
+
+def new_pipeline(beam_flags: Sequence[str]) -> "Pipeline":
+    """Return an empty Beam pipeline.
+
+    Raises:
+        ConfigError: A flag is wrong.
+        StorageError: There is no space for temporary files.
+    """
+    import apache_beam as beam
+
+    options = beam_options(beam_flags)
+    with storage.accessing("write", temporary_folder()):
+        pipeline = beam.Pipeline(options=options)
+        # It is for transforms in other languages. A process that is killed would leave it behind.
+        os.rmdir(pipeline.local_tempdir)
+    return pipeline
 
 
 def run_pipeline(pipeline: object, continuation: str) -> None:
@@ -308,9 +330,6 @@ def _write_details(error: Exception) -> str:
     """Write the whole traceback to a file and return its path."""
     text = redacted("".join(traceback.format_exception(error)))
     try:
-        descriptor, path = tempfile.mkstemp(prefix="synclr-", suffix=".log", text=True)
-        with open(descriptor, "w") as file:
-            file.write(text)
+        return write_details(text)
     except OSError as unwritable:
         return f"not written, {unwritable.strerror}"
-    return path

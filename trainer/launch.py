@@ -24,7 +24,9 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from trainer import cli
+from transforms.core.errors import StorageError
 from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from transforms.core.scratch import scratch_folder
 
 LOCALHOST = "127.0.0.1"
 DEFAULTS = {"signals_to_handle": "SIGTERM,SIGINT,SIGUSR1", "shutdown_timeout": 110}
@@ -79,7 +81,13 @@ def main(arguments: Sequence[str]) -> int:
         if options.nproc_per_node != "1":
             # As torchrun does, without its warning.
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-        run.run(options)
+        with scratch_folder() as folder:
+            # torchrun makes a folder for logs that are not wanted, and leaves it behind.
+            options.log_dir = options.log_dir or folder
+            run.run(options)
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return UNFINISHED
     except ChildFailedError as error:
         code = exit_code({failure.exitcode for failure in error.failures.values()})
         short = f"The launcher's exit code is {code} ({rank_codes(error.failures)})."

@@ -38,6 +38,18 @@ def test_every_key_of_every_job_has_help(job: str, capsys: pytest.CaptureFixture
         assert lines[number + 1].startswith("      "), f"{lines[number]} has no description"
 
 
+def test_without_space_for_temporary_files_a_job_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = str(tmp_path / "full")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [full])
+    assert main(["images", "absent.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"no folder .* written to .*{full}.*: .* set TMPDIR to a folder.*\n", said)
+    assert main(["status", "absent"]) == 2, "it needs none"
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

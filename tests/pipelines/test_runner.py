@@ -71,6 +71,16 @@ def test_processes_of_a_runner_end_with_this_one(
     assert done == ["watch", "run"], "before the runner starts any"
 
 
+def test_a_pipeline_that_never_ends_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pipeline = runner.new_pipeline([])
+    assert list(tmp_path.iterdir()) == []
+    runner.run_pipeline(pipeline, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_shard_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
     url = str(tmp_path / "run")
     with pytest.raises(UnfinishedError, match="this shard cannot be made") as caught:

@@ -114,6 +114,24 @@ def test_ranks_have_time_to_save_after_any_stop_signal(monkeypatch: pytest.Monke
     assert set(heard) == {number.name for number in STOP_SIGNALS}
 
 
+def test_torchruns_own_folder_goes_when_the_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def launched(options: Any) -> None:
+        folders.append(Path(options.log_dir))
+        assert folders[-1].is_dir()
+
+    monkeypatch.setattr("torch.distributed.run.run", launched)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["-m", "trainer.train", "some.yaml"]) == OK
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "logs").mkdir()
+    assert main([f"--log-dir={tmp_path / 'logs'}", "-m", "trainer.train", "some.yaml"]) == OK
+    assert folders[-1] == tmp_path / "logs"
+
+
 def test_help_says_what_is_not_torchruns(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
