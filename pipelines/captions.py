@@ -31,7 +31,7 @@ from transforms.captions.variants import (
 )
 from transforms.concepts.lists import load_concepts
 from transforms.core import storage
-from transforms.core.config import Config, fingerprint_fields, no_fingerprint
+from transforms.core.config import Config, Place, fingerprint_fields, no_fingerprint
 from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.stages import Stage, stage_folder
@@ -61,7 +61,7 @@ class CaptionSettings(Config):
 
     variant: Variant = "full"
     """Which captions of the paper's Table 2; `file` takes those of captions_file."""
-    captions_file: str = no_fingerprint("")
+    captions_file: Place = no_fingerprint("")
     """Captions for variant `file`: text with one caption per line, or .csv or .parquet with a
     column `text`. Each worker holds the whole file in memory: about 0.1 GB per million captions."""
     use_backgrounds: Literal["list", "run"] = "list"
@@ -72,10 +72,10 @@ class CaptionSettings(Config):
     """Completions tried per caption, each with a new seed, before it becomes a dead letter."""
     prompts: PromptConfig = PromptConfig()
     """How prompts are drawn."""
-    examples: str | None = no_fingerprint(None)
+    examples: Place | None = no_fingerprint(None)
     """Folder of in-context examples: objects, places, textures, background and relation, each a
     .yaml file; null takes ours."""
-    relations: str | None = no_fingerprint(None)
+    relations: Place | None = no_fingerprint(None)
     """List of relations, a .yaml file; null takes ours."""
     sampling: SamplingConfig = SamplingConfig()
     """How captions are sampled."""
@@ -91,11 +91,11 @@ class CaptionsConfig(Config):
         **{"engine": "engine.name", "vllm": "engine", "openai": "engine"},
     }
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run."""
     seed: int = 0
     """Seed of every random choice."""
-    concepts: str = no_fingerprint("")
+    concepts: Place = no_fingerprint("")
     """Concept list: a .yaml file of sources, or a .txt, .csv or .parquet table."""
     num_captions: PositiveInt = no_fingerprint()
     """Captions wanted after curation, a multiple of captions_per_shard; paper: 150 million."""

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pipelines.options import runs_here
 from pipelines.runner import run_stage
 from transforms.core import storage
-from transforms.core.config import Config, fingerprint_fields, no_fingerprint
+from transforms.core.config import Config, Place, fingerprint_fields, no_fingerprint
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.references import without_hashes, written_fields
 from transforms.core.shard_reader import CommittedShards
@@ -41,9 +41,9 @@ class ImagesConfig(Config):
         "encoder_threads": "encoding.threads",
     }
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run."""
-    captions: str | None = no_fingerprint(None)
+    captions: Place | None = no_fingerprint(None)
     """Folder or URL of the captions to paint; null takes `<run>/captions`."""
     seed: int = 0
     """Seed of every random choice."""

@@ -7,7 +7,7 @@ when its last shard is committed. The same commit records give the same bytes.
 from collections.abc import Sequence
 
 from pipelines.runner import finish, plan
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.stages import STAGES, find_outputs
 
@@ -15,7 +15,7 @@ from transforms.core.stages import STAGES, find_outputs
 class IndexConfig(Config):
     """Settings of `index`."""
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run."""
     stage: str = "images"
     """Folder of the stage in the run, for instance captions-raw or images/retry-1."""

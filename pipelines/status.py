@@ -15,7 +15,7 @@ from datetime import timedelta
 from tabulate import tabulate
 
 from transforms.core import storage
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.dead_letters import read_letters, shards_with_letters
 from transforms.core.errors import ConfigError
 from transforms.core.index import examine
@@ -40,7 +40,7 @@ HEADERS = ("stage", "shards", "done", "rate", "left", "failures", "state")
 class StatusConfig(Config):
     """Settings of `status`."""
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run."""
 
 

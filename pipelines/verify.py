@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from tabulate import tabulate
 
 from transforms.core import storage
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.dead_letters import dead_letters
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, UnfinishedError
 from transforms.core.progress import bar
@@ -29,7 +29,7 @@ ABANDONED_S = 3600.0
 class VerifyConfig(Config):
     """Settings of `verify`."""
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run."""
     stages: tuple[str, ...] | None = None
     """Folders of the run to check, for instance [captions,images]; null checks all."""

@@ -22,7 +22,7 @@ from trainer.objectives import registry
 from trainer.objectives.registry import AnyObjectiveConfig, objective_of
 from trainer.optim import OptimConfig
 from transforms.core import storage
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 
 CHANGEABLE = ("optim.clip_norm", "optim.learning_rate", "precision", "skip_steps")
 """Settings that change what is learned and can still be changed on a run, from its newest
@@ -35,13 +35,13 @@ StepRanges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 class TrainConfig(Config):
     """A training; except for `optim.warmup`, the defaults are the paper's final ViT-B/16 run."""
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run; results go to its `train` folder."""
     seed: int = 0
     """Seed of everything that is random."""
-    data: str | None = no_fingerprint(None)
+    data: Place | None = no_fingerprint(None)
     """Folder or URL of a complete images stage; null is `images` of the run."""
-    captions: str | None = no_fingerprint(None)
+    captions: Place | None = no_fingerprint(None)
     """Folder or URL of the complete captions stage that the images come from; null is `captions` of
     the run. Only the supervised objective reads it, for the list of concepts."""
     images_per_caption: PositiveInt = 4

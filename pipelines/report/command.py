@@ -15,14 +15,14 @@ from pipelines.report.data import RunReport, as_json, gather
 from pipelines.report.page import render
 from pipelines.report.tables import STAGE_HEADERS, score_table, stage_rows
 from transforms.core import storage
-from transforms.core.config import Config
+from transforms.core.config import Config, Place
 from transforms.core.errors import UnfinishedError
 
 
 class ReportConfig(Config):
     """Settings of the report."""
 
-    run: str
+    run: Place
     """Folder or URL of the run."""
     num_examples: NonNegativeInt = 24
     """Number of captions that are shown with their images."""

@@ -27,7 +27,7 @@ from trainer.data.prefetch import Prefetcher
 from trainer.data.sampler import RankSampler
 from trainer.data.shard_reader import DEFAULT_CACHE_BYTES, DEFAULT_CACHE_FOLDER
 from trainer.signals import block_stops
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.errors import DamagedFileError, StorageError
 from transforms.core.exit_codes import UNFINISHED
 
@@ -51,7 +51,7 @@ class LoaderConfig(Config):
     """Processes per rank that decode and crop; 0 does it in the training process."""
     prefetch: PositiveInt = no_fingerprint(2)
     """Batches that each worker prepares ahead."""
-    cache_folder: str = no_fingerprint(DEFAULT_CACHE_FOLDER)
+    cache_folder: Place = no_fingerprint(DEFAULT_CACHE_FOLDER)
     """Folder for copies of remote shards; local shards are read in place."""
     cache_gib: PositiveFloat = no_fingerprint(DEFAULT_CACHE_BYTES / (1 << 30))
     """Bound of `cache_folder` in GiB, for all ranks of a machine. The shards of one window and of

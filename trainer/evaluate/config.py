@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 
 
 class EvaluateConfig(Config):
@@ -13,9 +13,9 @@ class EvaluateConfig(Config):
     `trainer.evaluate.protocols.config_class` adds a section for each protocol.
     """
 
-    run: str = no_fingerprint()
+    run: Place = no_fingerprint()
     """Folder or URL of the run; scores are written to its `scores` folder."""
-    checkpoint: str | None = no_fingerprint(None)
+    checkpoint: Place | None = no_fingerprint(None)
     """A checkpoint file or the folder of a training; null is the newest checkpoint of the run."""
     which: Literal["teacher", "student"] = "teacher"
     """Which of the checkpoint's two encoders is scored."""

@@ -98,7 +98,7 @@ def load_dataset(reference: str) -> LabelledSet:
         ConfigError: There is no such data set, or the folder has another layout.
     """
     if reference.startswith(FOLDER_PREFIX):
-        return _folder(reference, Path(reference.removeprefix(FOLDER_PREFIX)))
+        return _folder(reference, Path(reference.removeprefix(FOLDER_PREFIX)).expanduser())
     if reference in BUILT_IN:
         return _built_in(reference)
     raise ConfigError(

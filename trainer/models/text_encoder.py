@@ -5,6 +5,7 @@ Deliberate difference: by default the tokens are the caption's UTF-8 bytes, whic
 vocabulary. With CLIP's `tokenizer.json` they are its 77 BPE tokens.
 """
 
+import os
 from functools import cache
 from typing import Any, Self
 
@@ -69,7 +70,7 @@ def _tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(path)
+        return Tokenizer.from_file(os.path.expanduser(path))
     except Exception as error:  # The package raises nothing more specific.
         raise ConfigError(
             f"objective.text.tokenizer is {path!r}: expected 'bytes' or a tokenizer.json that can "

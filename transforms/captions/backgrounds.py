@@ -21,7 +21,7 @@ from pydantic import PositiveInt, model_validator
 
 from transforms.captions.examples import EXAMPLES_PER_PROMPT, query
 from transforms.captions.filters import base_forms, words_of
-from transforms.core.config import Config, load_data, no_fingerprint
+from transforms.core.config import Config, Place, load_data, no_fingerprint
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import ConfigError
 from transforms.core.records import Backgrounds, Concept, Failure, from_table
@@ -66,7 +66,7 @@ class BackgroundsConfig(Config):
     """Concepts of a shard; their prompts are completed together."""
     sampling: SamplingConfig = SamplingConfig()
     """How places are sampled."""
-    examples: str | None = no_fingerprint(None)
+    examples: Place | None = no_fingerprint(None)
     """In-context examples, a .yaml file of things with their places; null takes ours."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from transforms.core.config import Config, no_fingerprint
+from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.counters import Count
 from transforms.core.errors import ConfigError
 from transforms.core.records import Prompt
@@ -77,7 +77,7 @@ class FilterConfig(Config):
     """Share of the words of a concept's name that its caption must contain; 0 turns this off."""
     min_letters: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Minimum share of letters among the characters that are not spaces."""
-    block_list: str | None = no_fingerprint(None)
+    block_list: Place | None = no_fingerprint(None)
     """File of words and phrases that no caption may contain, one per line in the singular; plurals
     are found, too. Empty lines and lines that start with `#` do not count."""
 

@@ -8,6 +8,7 @@ was expected.
 import io
 import logging
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -78,6 +79,14 @@ class Config(BaseModel):
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability, from 0 to 1."""
+
+
+def _from_home(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Place = Annotated[str, BeforeValidator(_from_home)]
+"""A folder, file or URL; `~` at its beginning is the home folder of the user who starts the job."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 

@@ -108,7 +108,7 @@ def compile_networks(pipeline: Any, cache: str | None) -> None:
     """
     if cache is not None:
         # Inductor looks here for kernels that any worker has compiled.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.expanduser(cache)
     decoder: Any = getattr(getattr(pipeline, "vae", None), "decoder", None)
     for part in filter(None, (denoiser(pipeline), decoder)):
         # Shapes never change. No autotuning, since it chooses kernels by measured time, and
