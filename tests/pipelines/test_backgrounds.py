@@ -143,6 +143,17 @@ def test_a_limit_of_one_engine_does_not_bind_another(tmp_path: Path) -> None:
         stage(load_config(CaptionsConfig, DEMO, local))
 
 
+def test_concepts_with_the_same_id_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text(
+        "sources:\n"
+        "- {source: a/b, kind: object, concepts: [c]}\n"
+        "- {source: a, kind: object, concepts: [b/c]}\n"
+    )
+    with pytest.raises(ConfigError, match="'c' of source 'a/b' and 'b/c' of source 'a'"):
+        stage(config(tmp_path, "http://nowhere/v1", f"concepts={path}"))
+
+
 def test_a_list_without_objects_needs_no_places(tmp_path: Path) -> None:
     path = tmp_path / "places.yaml"
     path.write_text("sources: [{source: a, kind: place, concepts: [harbour]}]")

@@ -119,6 +119,9 @@ class BackgroundProducer:
         engine: Engine that completes the prompts.
         config: How places are asked for, and which are kept.
         seed: Seed of the run.
+
+    Raises:
+        ConfigError: Two concepts have the same id.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class BackgroundProducer:
     ) -> None:
         # Without the places of the list, which workers do not need.
         self.concepts = tuple(replace(c, backgrounds=()) for c in concepts if c.kind == "object")
+        _check_ids(self.concepts)
         self._examples = examples
         self._spec = engine
         self._config = config
@@ -247,6 +251,19 @@ def record_id(concept: Concept) -> str:
     return Backgrounds(concept.source, concept.name, ()).record_id
 
 
+def _check_ids(concepts: tuple[Concept, ...]) -> None:
+    """Check that ids differ: a source may contain the "/" that ends it in an id."""
+    known: dict[str, Concept] = {}
+    for concept in concepts:
+        other = known.setdefault(record_id(concept), concept)
+        if other is not concept:
+            raise ConfigError(
+                f"concepts {other.name!r} of source {other.source!r} and {concept.name!r} of "
+                f"source {concept.source!r} have the same id {record_id(concept)!r} in the "
+                "backgrounds stage: rename one of the sources"
+            )
+
+
 def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Concept, ...]:
     """Return the concepts with the places that the backgrounds stage of `run` found for them.
 
@@ -263,8 +280,7 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
 
     shards = CommittedShards.open(stage_folder(run, "backgrounds"))
     rows = (row for table in shards.tables() for row in from_table(table, Backgrounds))
-    found = {row.record_id: shared(row.places) for row in rows}
+    found = {(row.source, row.concept): shared(row.places) for row in rows}
     return tuple(
-        replace(concept, backgrounds=found.get(record_id(concept), concept.backgrounds))
-        for concept in concepts
+        replace(c, backgrounds=found.get((c.source, c.name), c.backgrounds)) for c in concepts
     )

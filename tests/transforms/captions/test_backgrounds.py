@@ -200,6 +200,13 @@ def test_captions_take_what_a_run_has_found(any_storage: str) -> None:
     assert (owl, ox, harbour) == (*CONCEPTS[1:], HARBOUR)
 
 
+def test_places_are_those_of_the_same_source(tmp_path: Path) -> None:
+    """The id of the other concept is the same."""
+    write(str(tmp_path), [Backgrounds("a/b", "c", ("den",))])
+    other = Concept("b/c", "a", "object", 1.0, ("zoo",))
+    assert with_run_backgrounds((other,), str(tmp_path)) == (other,)
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     write(str(tmp_path), [Backgrounds("animals", "fox", ("den",))])
     path = next(tmp_path.rglob("backgrounds-*.parquet"))
