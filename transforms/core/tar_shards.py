@@ -181,6 +181,8 @@ def list_members(descriptor: int) -> list[tuple[str, int, int]]:
     """
     headers, members, offset = [], [], 0
     while (header := os.pread(descriptor, tarfile.BLOCKSIZE, offset)) != _END[: tarfile.BLOCKSIZE]:
+        if len(header) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it is cut off")
         if not _OCTAL.fullmatch(header, 124, 136):
             return _list_any_members(descriptor)
         content, size, kind = offset + len(header), int(header[124:135], 8), header[156:157]
@@ -225,9 +227,11 @@ def _list_any_members(descriptor: int) -> list[tuple[str, int, int]]:
         os.fdopen(os.dup(descriptor), "rb") as file,
         tarfile.open(fileobj=file, mode="r:") as archive,
     ):
-        return [
+        members = [
             (member.name, member.offset_data, member.size) for member in archive if member.isfile()
         ]
+        check_end(file)
+        return members
 
 
 def check_end(file: BinaryIO) -> None:

@@ -163,6 +163,16 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, kept: int) -> None:
         reader[0]
 
 
+def test_a_shard_that_is_cut_off_between_two_files_is_named(tmp_path: Path) -> None:
+    """Python's tarfile reads it as a shorter one: the last sample has no text and fewer images."""
+    folder = write_images(tmp_path)
+    content = Path(folder.shard_url(0)).read_bytes()
+    last = content.index(f"{caption_id(text_of(2))}.txt".encode())
+    os.truncate(folder.shard_url(0), last)
+    with pytest.raises(DamagedFileError, match=r"images-000000\.tar is damaged: .*cut off"):
+        ShardReader(folder.index_url)[2]
+
+
 def test_a_folder_in_a_shards_place_is_named(tmp_path: Path) -> None:
     folder = write_images(tmp_path)
     os.unlink(folder.shard_url(0))
