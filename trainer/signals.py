@@ -43,6 +43,20 @@ def stop_signals() -> Iterator[list[str]]:
                 signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end this process at once while the body waits inside torch for other ranks.
+
+    Python's own handler would run after the wait only. (SIGTERM and SIGUSR1 end the process anyway,
+    unless `stop_signals` collects them.)
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def ignore_stops() -> None:
     """Ignore all stop signals except Ctrl-C, in a process that is about to end.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.machines import children, ranks_of
 from tests.support.recorded_training import captions_of_steps
 from tests.support.training_runs import (
     assert_bitwise_equal,
@@ -87,21 +88,6 @@ def test_stopped_it_continues_exactly_with_as_many_ranks_or_others(
     if before == after:
         assert ours == theirs
         assert_bitwise_equal(run, undisturbed[after], STEPS)
-
-
-def children(pid: int) -> list[int]:
-    """Return the running children of a process."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(number) for number in listed.split()]
-
-
-def ranks_of(launcher: int) -> dict[int, int]:
-    """Return the ranks that `torchrun` started: rank -> process."""
-    ranks: dict[int, int] = {}
-    for pid in children(launcher):
-        names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks |= {int(name[5:]): pid for name in names if name.startswith(b"RANK=")}
-    return ranks
 
 
 def assert_gone(pids: list[int]) -> None:

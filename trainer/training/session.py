@@ -1,8 +1,10 @@
 """One process of a training or a replay: the other ranks, its device and the data it reads."""
 
 import contextlib
+import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -13,12 +15,16 @@ from trainer.data.host_memory import ADVICE, is_memory_error
 from trainer.data.loader import batches
 from trainer.data.sampler import ShuffleSampler
 from trainer.data.shard_reader import ShardReader
+from trainer.distributed import LostRankError
 from trainer.execution import device_type
 from trainer.objectives.registry import objective_of
-from trainer.signals import ignore_stops
+from trainer.signals import ignore_stops, interruptible
 from trainer.training.errors import RankConfigError, RankError, StoppedError
 from transforms.core import storage
+from transforms.core.config_keys import flatten
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
+from transforms.core.fingerprint import Fingerprint
+from transforms.core.references import field_hash, redacted
 
 
 @contextlib.contextmanager
@@ -60,18 +66,65 @@ def start_rank(config: TrainConfig) -> torch.device:
     """Join the other ranks, if `torchrun` started this process; return the device of this rank.
 
     Raises:
-        ConfigError: There is no such device, or the environment does not name the other ranks.
+        ConfigError: There is no such device, the environment does not name the other ranks, or
+            these have other settings.
     """
     device = rank_device(config, int(os.environ.get("LOCAL_RANK", "0")))
     if "WORLD_SIZE" in os.environ:
         try:
-            distributed.start(device)
+            with interruptible():
+                distributed.start(device)
         except ValueError as error:
             raise ConfigError(
                 f"WORLD_SIZE is set as for one process of several, but {error}: start them with "
                 "torchrun, or unset WORLD_SIZE"
             ) from error
+    with interruptible():
+        check_same_settings(config)
     return device
+
+
+def check_same_settings(config: TrainConfig) -> None:
+    """Check that all ranks have the same config; all ranks must call this together.
+
+    Also settings that change nothing that is learned must be the same: ranks that disagree about
+    when to write a line of metrics wait for each other in different places.
+
+    Raises:
+        ConfigError: The config of another rank differs; all ranks raise the same sentence.
+    """
+    settings = dict(flatten(config.model_dump(mode="json")))
+    digests = distributed.gather_objects(Fingerprint(settings).digest)
+    if len(set(digests)) == 1:
+        return
+    mine = {key: (field_hash(key, value), _text(value)) for key, value in settings.items()}
+    sentence = _differences(distributed.gather_objects(mine))
+    with contextlib.suppress(LostRankError):
+        distributed.gather_objects(None)  # No rank leaves before all have the sentence.
+    # One rank of each machine prints it.
+    error = RankConfigError if distributed.first_rank_here() == distributed.rank() else ConfigError
+    raise error(f"{sentence}: expected the same command on every machine")
+
+
+def _text(value: Any) -> str:
+    """Return a value of a config for people; those from the environment only this rank can hide."""
+    return redacted(json.dumps(value, ensure_ascii=False))
+
+
+def _differences(settings: Sequence[Mapping[str, tuple[str, str]]]) -> str:
+    """Return which settings differ, as text.
+
+    Args:
+        settings: For each rank: dotted key -> (hash of the value, text of the value).
+    """
+    parts = []
+    for key in sorted(set().union(*settings)):
+        values = [of_rank.get(key, ("", "nothing")) for of_rank in settings]
+        other = next((rank for rank, value in enumerate(values) if value[0] != values[0][0]), None)
+        if other is not None:
+            texts = f"{values[0][1]} on rank 0 and {values[other][1]} on rank {other}"
+            parts.append(f"key {key!r} is {texts}")
+    return "; ".join(parts)
 
 
 def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
