@@ -6,7 +6,6 @@ and indices, so that the command of the stage makes them again, and unfinished f
 that died. A shard whose commit record or dead letters alone are damaged stays, and is adopted.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -156,15 +155,10 @@ def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Pro
         )
 
 
-def abandoned_files(output: StageOutput, now: float) -> Iterator[str]:
-    """Yield the unfinished files of dead processes in a stage, without its retries.
-
-    Args:
-        output: The stage.
-        now: The time, in seconds since 1970.
-    """
-    for path, written in storage.list_unfinished(output.folder.url).items():
-        if written < now - ABANDONED_S and not path.startswith("retry-"):
+def abandoned_files(output: StageOutput) -> Iterator[str]:
+    """Yield the unfinished files of dead processes in a stage, without its retries."""
+    for path in storage.list_abandoned(output.folder.url, ABANDONED_S):
+        if not path.startswith("retry-"):
             yield path
 
 
@@ -178,7 +172,7 @@ def _check(config: VerifyConfig, outputs: Mapping[str, StageOutput], name: str) 
     finally:
         shown.close()
     problems += painted_twice(outputs, name)
-    abandoned = list(abandoned_files(output, time.time()))
+    abandoned = list(abandoned_files(output))
     problems += [Problem(path, "was left unfinished by a process that died") for path in abandoned]
     return _Findings(output.folder, problems, abandoned)
 

@@ -181,7 +181,8 @@ class ShardBuild:
                 failure = Failure(record_id, str(Count.LOST_RECORD), detail)
             failures.append(failure)
         path = self._path + ".failures"
-        pq.write_table(to_table(failures, FAILURE_SCHEMA), path)
+        with storage.accessing("write", path):
+            pq.write_table(to_table(failures, FAILURE_SCHEMA), path)
         if not storage.publish_file(path, url) and self._letters_there() != set(missing):
             storage.replace_bytes(Path(path).read_bytes(), url)
 

@@ -273,3 +273,23 @@ def test_an_error_of_the_system_is_no_damage() -> None:
         raise StorageError(None, "the server is gone")
     with pytest.raises(DamagedFileError, match="a file is damaged"), reading("a file"):
         raise OSError("ZSTD decompression failed")
+
+
+def test_no_space_for_dead_letters_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    write = pq.write_table
+
+    def full(table: object, path: str, **options: object) -> None:
+        if path.endswith(".failures"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(table, path, **options)
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(StorageError, match=r"cannot write .*failures: the disk is full; nothing"):
+        build(str(tmp_path), [0, 1, 3])
+    monkeypatch.undo()
+    assert not committed_shards(folder(str(tmp_path)))
+    assert build(str(tmp_path), [0, 1, 3]).num_failures == 2

@@ -10,6 +10,7 @@ itself.
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -20,7 +21,12 @@ from transforms.core.errors import (
     StorageError,
 )
 from transforms.core.storage import local, memory, object_store
-from transforms.core.storage.local import is_temporary, sync, temporary_path
+from transforms.core.storage.local import (
+    is_temporary,
+    sync,
+    temporary_name,
+    temporary_path,
+)
 
 _CONTINUE = "nothing committed is lost; fix the cause and run the same command again"
 
@@ -130,6 +136,28 @@ def list_unfinished(url: str) -> dict[str, float]:
     a server the parts of a large file.
     """
     return {name: written for name, _, written in _walk(url) if is_temporary(name)}
+
+
+def list_abandoned(url: str, age_s: float) -> list[str]:
+    """Return the names of the temporary files below a folder that nobody writes to any more.
+
+    Ages are by the clock of the storage, which may differ from ours: by the time of a file that is
+    written there for this purpose. If it cannot be written, they are by our clock.
+
+    Args:
+        url: The folder.
+        age_s: Seconds since the last writing after which a file is abandoned.
+    """
+    probe = temporary_name("clock")
+    with contextlib.suppress(StorageError):
+        publish_bytes(b"", join(url, probe))
+    try:
+        written = list_unfinished(url)
+    finally:
+        with contextlib.suppress(StorageError):
+            delete(join(url, probe))
+    now = written.pop(probe, time.time())
+    return [name for name, time_s in written.items() if time_s < now - age_s]
 
 
 def publish_file(local_path: str, url: str) -> bool:

@@ -134,6 +134,36 @@ def test_an_upload_in_parts_that_fails_leaves_the_old_file_and_no_parts(
     assert storage.list_unfinished(gcs_bucket) == {}
 
 
+def test_files_are_abandoned_by_the_clock_of_their_storage(
+    any_storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.publish_bytes(b"whole", f"{any_storage}/shards/whole")
+    storage.publish_bytes(b"half", f"{any_storage}/shards/.half.part")
+    hour, now = 3600.0, time.time()
+    assert storage.list_abandoned(any_storage, hour) == []
+    time.sleep(0.05)
+    assert storage.list_abandoned(any_storage, 0.01) == ["shards/.half.part"]
+    for wrong in (now - 9 * hour, now + 9 * hour):
+        monkeypatch.setattr(time, "time", lambda wrong=wrong: wrong)
+        assert storage.list_abandoned(any_storage, hour) == []
+        assert storage.list_abandoned(any_storage, 0.01) == ["shards/.half.part"]
+    assert storage.list_unfinished(any_storage).keys() == {"shards/.half.part"}
+
+
+def test_storage_that_cannot_be_written_has_our_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".half.part").write_bytes(b"half")
+
+    def refused(path: str, data: bytes) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(storage.local, "create", refused)
+    assert storage.list_abandoned(str(tmp_path), 3600.0) == []
+    monkeypatch.setattr(time, "time", lambda: os.stat(tmp_path / ".half.part").st_mtime + 3601)
+    assert storage.list_abandoned(str(tmp_path), 3600.0) == [".half.part"]
+
+
 def test_update_leaves_what_says_the_same(tmp_path: Path) -> None:
     url = str(tmp_path / "derived")
     storage.update_bytes(b"one", url)
