@@ -115,12 +115,6 @@ class _Findings:
         """Whether the command of the stage has to run again."""
         return bool(self.damaged) or any(p.unfinished for p in self.problems)
 
-    @property
-    def by_hand(self) -> bool:
-        """Whether there is a problem whose line says what to do."""
-        others = [p for p in self.problems if not (p.spoilt or p.unfinished)]
-        return len(others) > len(self.abandoned)
-
 
 def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Problem]:
     """Report records of a retry that are not dead letters of what it retries.
@@ -152,6 +146,7 @@ def painted_twice(outputs: Mapping[str, StageOutput], name: str) -> Iterator[Pro
             f"{num_twice:,} of its captions are painted twice, since a shard of what it retries "
             f"was made again: delete {outputs[name].folder.url} and the retries after it, then run "
             f"{outputs[name].folder.commands}",
+            by_hand=True,
         )
 
 
@@ -219,7 +214,7 @@ def _advice(repair: bool, found: Sequence[_Findings]) -> str:
         )
         if number
     )
-    steps = ["do what the lines say"] if any(findings.by_hand for findings in found) else []
+    steps = ["do what the lines say"] if any(p.by_hand for f in found for p in f.problems) else []
     if not repair and (num_damaged or num_abandoned):
         steps.append(f"run {found[0].folder.repair_command}, which deletes them")
     commands = dict.fromkeys(c for f in found if f.needs_command for c in _commands(f.folder))
@@ -231,7 +226,7 @@ def _advice(repair: bool, found: Sequence[_Findings]) -> str:
         if findings.has_wrong_index and not findings.needs_command
     ]
     steps.append("verify again" if len(steps) == 0 else "verify")
-    deleted = " and deleted" if repair and what else ""
+    deleted = "; the files are deleted" if repair and what else ""
     return f"{what}{deleted}{'; ' if what else ''}{', then '.join(steps)}"
 
 

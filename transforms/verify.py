@@ -30,6 +30,7 @@ class Problem:
         spoilt: Files to delete before the command of the stage can make what they hold again,
             relative to the folder of the stage. Without a damaged shard: those of the index.
         unfinished: True if it is enough to run the command of the stage again.
+        by_hand: True if `what` says what to do.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Problem:
     damaged_shard: int | None = None
     spoilt: tuple[str, ...] = ()
     unfinished: bool = False
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ def verify(
             for problems in pool.map(check, planned[start : start + 1000]):
                 yield from problems
     for fault in expected.faults:
-        # The captions of a retry are in its folder, and belong to no stage.
-        again = (
-            f": run {output.folder.commands} to write it again" if output.folder.is_retry else ""
-        )
-        yield Problem("shards", f"cannot be compared with what they were made of: {fault}{again}")
+        what = f"cannot be compared with what they were made of: {fault.partition(';')[0]}"
+        if output.folder.is_retry:
+            # Its captions are in its folder, and belong to no stage.
+            what = f"{what}; run {output.folder.commands} to write it again"
+        yield Problem("shards", what, by_hand=output.folder.is_retry)
     if len(planned) < output.num_shards:
         missing = min(set(range(output.num_shards)) - committed)
         number = output.num_shards - len(planned)
@@ -130,9 +132,11 @@ def _check_names(
             shard = int(number) if number.isdecimal() else -1
             path = f"{kind}/{name}"
             if shard < 0 or url_of[kind](shard) != storage.join(folder.url, path):
-                yield Problem(path, "unknown file: no stage writes such a name; delete it")
+                what = "unknown file: no stage writes such a name; delete it"
+                yield Problem(path, what, by_hand=True)
             elif shard >= output.num_shards:
-                yield Problem(path, f"beyond the plan of {output.num_shards} shards; delete it")
+                what = f"beyond the plan of {output.num_shards} shards; delete it"
+                yield Problem(path, what, by_hand=True)
             elif shard not in committed and kind == "shards":
                 yield checks.orphan(path, shard)
 

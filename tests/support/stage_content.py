@@ -13,12 +13,13 @@ from transforms.core.stages import stage_folder
 def content(url: str) -> dict[str, str]:
     """Return file name -> checksum of the files of a stage that is the same after any run.
 
-    Commit records hold times, and `run.yaml` versions.
+    Commit records hold times, and `run.yaml` versions; those of retries, too.
     """
+    names = (name for name in storage.list_files(url) if "commits" not in name.split("/"))
     return {
         name: hashlib.sha256(storage.read_bytes(storage.join(url, name))).hexdigest()
-        for name in storage.list_files(url)
-        if not name.startswith(("commits/", "run.yaml"))
+        for name in names
+        if name.rpartition("/")[2] != "run.yaml"
     }
 
 

@@ -121,7 +121,8 @@ class CroppedSamples:
                 return sample, self._crops(sample, position), attempt
         raise DamagedFileError(
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
-            f"do not have {self.spec.images_per_caption} images; run `verify` on the run"
+            f"do not have {self.spec.images_per_caption} images; check its "
+            f"run with {self.reader.shards.folder.verify_command}"
         )
 
     def _crops(self, sample: Sample, position: int) -> list[Crops]:

@@ -203,7 +203,7 @@ class StageFolder:
         A stage may also be in a folder of its own; then the person has to know its run.
         """
         run, _, name = self.url.rpartition("/")
-        while _is_retry(name) or _is_retry(run.rpartition("/")[2]):
+        while _is_retry(name.partition("/")[0]) or _is_retry(run.rpartition("/")[2]):
             run, _, outer = run.rpartition("/")
             name = f"{outer}/{name}"
         in_run = name == self.kind.folder or "/" in name
