@@ -1,12 +1,28 @@
-"""Storage on local disk: a file has its final name only once it is whole."""
+"""Storage on local disk: a file has its final name only once it is whole.
+
+A name is taken exclusively by a hard link or, on a file system that has none (FAT, some network
+disks), by a rename that fails if the name exists.
+"""
 
 import contextlib
+import ctypes
 import errno
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Errors of a hard link on a file system that has none."""
+NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Errors of a system call, or of an option, that a file system does not have."""
+_HERE, _NO_REPLACE = -100, 1
+"""AT_FDCWD and RENAME_NOREPLACE of Linux."""
 
 
 def exists(path: str) -> bool:
@@ -58,13 +74,13 @@ def create_from_file(path: str, local_path: str) -> bool:
         try:
             os.link(local_path, path)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno != errno.EXDEV and error.errno not in NO_LINKS:
                 raise
             # Scratch is on another disk: copy the file to the disk of the final name first.
             with temporary_path(path) as temporary:
                 shutil.copyfile(local_path, temporary)
                 sync(temporary)
-                os.link(temporary, path)
+                _take_name(temporary, path)
     except FileExistsError:
         return False
     _sync_folder_of(path)
@@ -129,6 +145,57 @@ def _write_synced(data: bytes, path: str) -> None:
         os.fsync(file.fileno())
 
 
+def _take_name(temporary: str, path: str) -> None:
+    """Give a temporary file of the same folder its final name.
+
+    Raises:
+        FileExistsError: The name is taken.
+        OSError: The file system has no way to take a name exclusively.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _rename_exclusively(temporary, path)
+
+
+def _rename_exclusively(source: str, target: str) -> None:
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    number = errno.ENOSYS
+    if rename is not None:
+        names = os.fsencode(source), os.fsencode(target)
+        if rename(_HERE, names[0], _HERE, names[1], _NO_REPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+    reason = os.strerror(number)
+    if number in NOT_SUPPORTED:
+        reason = (
+            "its file system has neither hard links nor renames that never replace a file, so that "
+            "two workers could overwrite each other's files: choose a `run` on another disk"
+        )
+    raise OSError(number, reason, target)
+
+
 def _sync_folder_of(path: str) -> None:
     """Wait until the name of a file is on the disk."""
-    sync(os.path.dirname(path) or ".")
+    folder = os.path.dirname(path) or "."
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        mount = os.path.abspath(folder)
+        while not os.path.ismount(mount):
+            mount = os.path.dirname(mount)
+        _warn_of_folders(mount)
+
+
+@lru_cache
+def _warn_of_folders(mount: str) -> None:
+    """Log once that a disk cannot promise to keep the names of files."""
+    log.warning(
+        "the file system of %s cannot sync folders: a power failure may lose its newest files; "
+        "after one, check the run with `python -m pipelines verify RUN`",
+        mount,
+    )
