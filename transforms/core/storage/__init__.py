@@ -246,8 +246,11 @@ def accessing(action: str, url: str) -> Iterator[None]:
             reason = "its folder cannot be made" if is_local(url) else "there is no such bucket"
         raise MissingFileError(error.errno, f"cannot {action} {url}: {reason}") from error
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        reason = "the disk is full" if full else error.strerror or _one_line(error)
+        reason = error.strerror or _one_line(error)
+        if error.errno == errno.ENOSPC:
+            reason = "the disk is full"
+        elif isinstance(error, TimeoutError) and not is_local(url):
+            reason = "the server does not answer"
         name = error.filename
         if isinstance(name, str) and name != url and not is_temporary(name):
             reason = f"{reason} ({name})"

@@ -2,23 +2,26 @@
 
 gcsfs tries each request six times, after 1, 2, 4, 8 and 16 seconds and a random part of one more,
 when the server answers 408, 429 or 5xx or the connection is lost; then it raises the error. It has
-no limit for a server that accepts a request and sends nothing more, so we set one.
+no limit for a server that sends nothing more, or reads nothing more of an upload, so we set one.
 """
 
 import logging
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from transforms.core.storage.local import temporary_name
 
 log = logging.getLogger(__name__)
 
-SILENCE_S = 120.0
-"""Seconds without any traffic after which a connection is lost, and the request tried again."""
+SILENCE_S = 15.0
+"""Seconds without any traffic after which a connection is lost, and the request tried again. With
+six tries and the waits between them, a silent server is given up after two minutes."""
 
 _STREAMS = 16
 """Connections at once, at most, in a listing and for a large file."""
@@ -43,7 +46,8 @@ def read(url: str) -> bytes:
 
 def download(url: str, local_path: str) -> None:
     """Copy a file to local disk."""
-    filesystem().get_file(url, local_path)
+    # gcsfs would ask several times at once, and try each of these requests 36 times.
+    filesystem().get_file(url, local_path, concurrency=1)
 
 
 def walk(url: str) -> Iterator[tuple[str, int, float]]:
@@ -174,10 +178,43 @@ def filesystem() -> Any:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # The plain class: the one that fsspec chooses asks for a gRPC endpoint first, which emulators
     # and proxies of GCS do not have (it waits a minute for it).
-    from gcsfs.core import GCSFileSystem
+    from gcsfs.core import GCSFileSystem, _location
+
+    _check_address(urlsplit(_location()).hostname)
+
+    class Connection(GCSFileSystem):
+        session_kwargs: dict[str, Any]
+
+        async def _set_session(self) -> Any:
+            if self._session is None and not getattr(self, "_use_client_cert", False):
+                connector = aiohttp.TCPConnector(socket_factory=_open_socket)
+                self.session_kwargs = {**self.session_kwargs, "connector": connector}
+            return await super()._set_session()
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
-    return GCSFileSystem(use_listings_cache=False, requests_timeout=limits)
+    return Connection(use_listings_cache=False, requests_timeout=limits)
+
+
+def _check_address(host: str | None) -> None:
+    """Raise an `OSError` if the name of the server is unknown: trying again would not help.
+
+    gcsfs would try for half a minute, after a search for credentials on this machine's network.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_NONAME:
+            reason = f"the network of this machine knows no address of the server {host}"
+            raise OSError(error.errno, reason) from error
+
+
+def _open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket that also fails when the server reads nothing more of an upload."""
+    family, kind, protocol, *_ = address
+    opened = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENCE_S * 1000))
+    return opened
 
 
 def forget_connections() -> None:
