@@ -151,7 +151,9 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     with caplog.at_level(logging.WARNING):
         painted = [small.paint(TEXTS, SEEDS) for _ in range(2)]
     assert small.batch_size == 2
-    assert [record.message.split(";")[0][-1] for record in caplog.records] == ["3", "2"]
+    # Another test of this process may have let information through as well.
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.message.split(";")[0][-1] for record in warnings] == ["3", "2"]
     for again in painted:
         assert again.rejects == expected.rejects
         difference = again.pixels.astype(int) - expected.pixels
