@@ -5,8 +5,9 @@
 `torchrun` itself exits with 1 for any failure, so a job manager cannot tell a wrong config from a
 machine that was taken away. This command exits with the code of the ranks: 0, all steps are done;
 1, data, storage or a rank failed: fix the cause, then start it again; 2, a setting is wrong; 3, a
-loss or gradient is not finite; 75, start it again. `torchrun`'s summary of the ranks is printed
-only for 1; for the other codes the last lines of the ranks say what to do.
+loss or gradient is not finite; 75, start it again. After a signal the code is 75 if the ranks have
+saved a checkpoint since the start, otherwise 1. `torchrun`'s summary of the ranks is printed if one
+of them has failed with 1 or died; otherwise the last lines of the ranks say what to do.
 
 Options are those of `torchrun`. Two defaults differ: `--signals-to-handle=SIGTERM,SIGINT,SIGUSR1`
 forwards the signals that the training handles, and `--shutdown-timeout=110` gives the ranks 110 s
@@ -24,6 +25,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from trainer import cli
+from trainer.training.progress import progress_of_ranks
 from transforms.core.errors import StorageError
 from transforms.core.exit_codes import NOT_FINITE, OK, RESTART, UNFINISHED, WRONG_CONFIG
 from transforms.core.scratch import scratch_folder
@@ -84,20 +86,35 @@ def main(arguments: Sequence[str]) -> int:
         with scratch_folder() as folder:
             # torchrun makes a folder for logs that are not wanted, and leaves it behind.
             options.log_dir = options.log_dir or folder
-            run.run(options)
+            return _run(options, folder)
     except StorageError as error:
         print(error, file=sys.stderr)
         return UNFINISHED
-    except ChildFailedError as error:
-        code = exit_code({failure.exitcode for failure in error.failures.values()})
-        short = f"The launcher's exit code is {code} ({rank_codes(error.failures)})."
-        print(error if code == UNFINISHED else short, file=sys.stderr)
-        return code
-    except SignalException:
-        return RESTART
     except ValueError as error:  # torchrun raises it for a wrong option.
         print(f"The launcher's options do not fit: {error}", file=sys.stderr)
         return WRONG_CONFIG
+
+
+def _run(options: argparse.Namespace, folder: str) -> int:
+    """Run the ranks of this machine; return the exit code.
+
+    Args:
+        options: Options of `torchrun`.
+        folder: An empty folder.
+    """
+    with progress_of_ranks(folder) as has_progress:
+        try:
+            run.run(options)
+        except ChildFailedError as error:
+            code = exit_code({failure.exitcode for failure in error.failures.values()})
+            short = f"The launcher's exit code is {code} ({rank_codes(error.failures)})."
+            print(error if code == UNFINISHED else short, file=sys.stderr)
+            return code
+        except SignalException as error:
+            code, saved = (RESTART, "a") if has_progress() else (UNFINISHED, "no")
+            reason = f"{error.sigval.name}; this start saved {saved} checkpoint"
+            print(f"The launcher's exit code is {code} ({reason}).", file=sys.stderr)
+            return code
     return OK
 
 

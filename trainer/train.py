@@ -30,8 +30,15 @@ from trainer.distributed import LostRankError
 from trainer.objectives.registry import objective_of
 from trainer.signals import stop_signals
 from trainer.training import nonfinite
-from trainer.training.errors import NotFiniteError, RankConfigError, RankError, StoppedError
+from trainer.training.errors import (
+    NotFiniteError,
+    NothingSavedError,
+    RankConfigError,
+    RankError,
+    StoppedError,
+)
 from trainer.training.loop import open_knn, run_steps
+from trainer.training.progress import Progress
 from trainer.training.session import check_ranks, open_samples, rank_session, start_rank
 from trainer.training.settings_history import fixed, note_settings
 from trainer.training.step import Training
@@ -57,19 +64,23 @@ ENDINGS = (
         "Training is not finished: {}; once that is fixed, run the same command to continue.",
         every_rank=True,
     ),
-    # Before the first step, or the second Ctrl-C: nothing is saved, but checkpoints are kept.
+    Ending(NothingSavedError, UNFINISHED, CONTINUE.replace(";", ","), every_rank=True),
+    # The second Ctrl-C: nothing is saved, but checkpoints are kept.
     Ending(KeyboardInterrupt, RESTART, CONTINUE.replace("{}", "interrupted")),
     *cli.ENDINGS,
 )
-"""Endings of a training that is not finished."""
+"""Endings of a training that is not finished. Those with `RESTART` need progress."""
+RESTARTING = (StoppedError, LostWorkerError, LostRankError, KeyboardInterrupt)
+"""Errors after which the same command may be run again without a change."""
 
 
-def train(config: TrainConfig, device: torch.device) -> str:
+def train(config: TrainConfig, device: torch.device, progress: Progress) -> str:
     """Run all steps that are left.
 
     Args:
         config: The training.
         device: Device of this rank.
+        progress: Progress of this start.
 
     Returns:
         The last line for the user.
@@ -115,7 +126,7 @@ def train(config: TrainConfig, device: torch.device) -> str:
             note_settings(config, folder, training.step)
         with stop_signals() as stop:
             try:
-                url = run_steps(training, samples, knn, folder, stop)
+                url = run_steps(training, samples, knn, folder, stop, progress)
             except NotFiniteError as error:
                 raise nonfinite.keep(training, folder, error) from error
     return f"Trained {config.steps} steps: {url}"
@@ -157,11 +168,12 @@ def main(arguments: Sequence[str]) -> int:
     cli.add_config_arguments(parser, "config", "YAML file of the training")
     parsed = parser.parse_args(arguments)
     cli.show_log()
+    progress = Progress()
 
     def work() -> str:
-        with rank_session():
+        with progress.needed_after(*RESTARTING), rank_session():
             config = load_config(TrainConfig, parsed.config, parsed.overrides)
-            return train(config, start_rank(config))
+            return train(config, start_rank(config), progress)
 
     return cli.run_command(work, ENDINGS)
 

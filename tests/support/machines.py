@@ -4,13 +4,11 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.support.paths import ROOT
+from tests.support.warm_process import WarmProcess
 
 
 def children(pid: int) -> list[int]:
@@ -29,7 +27,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
     return ranks
 
 
-def wait_for_rank(launcher: "subprocess.Popen[str]") -> int:
+def wait_for_rank(launcher: WarmProcess) -> int:
     """Return the process of the rank of a launcher, as soon as it exists."""
     while True:
         for pid in ranks_of(launcher.pid).values():
@@ -53,7 +51,7 @@ def machines(
     run: Path,
     *overrides: Sequence[str],
     module: Sequence[str] = ("trainer.train",),
-) -> Iterator[list["subprocess.Popen[str]"]]:
+) -> Iterator[list[WarmProcess]]:
     """Start a training over several machines; kill at the end what is left of it.
 
     Args:
@@ -65,17 +63,11 @@ def machines(
         free.bind(("", 0))
         port = free.getsockname()[1]
     launchers = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "trainer.launch", f"--nnodes={len(overrides)}"),
-                *(f"--node-rank={number}", "--master-addr=localhost", f"--master-port={port}"),
-                *("--nproc-per-node=1", "-m", *module, str(run / "train.yaml"), *settings),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        WarmProcess(
+            *("trainer.launch", f"--nnodes={len(overrides)}", f"--node-rank={number}"),
+            *("--master-addr=localhost", f"--master-port={port}", "--nproc-per-node=1"),
+            *("-m", *module, str(run / "train.yaml"), *settings),
+            environment={"OMP_NUM_THREADS": "1"},
         )
         for number, settings in enumerate(overrides)
     ]

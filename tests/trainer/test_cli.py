@@ -23,7 +23,7 @@ from transforms.core.errors import (
     StorageError,
     UnfinishedError,
 )
-from transforms.core.exit_codes import INTERRUPTED, OK, RESTART, UNFINISHED, WRONG_CONFIG
+from transforms.core.exit_codes import INTERRUPTED, OK, UNFINISHED, WRONG_CONFIG
 
 COMMANDS = (train, launch, replay, export, evaluate)
 
@@ -127,7 +127,7 @@ def test_other_ranks_print_only_what_rank_0_cannot_know(
 @pytest.mark.parametrize(
     ("module", "work", "arguments", "code"),
     [
-        (train, "load_config", ["train.yaml"], RESTART),
+        (train, "load_config", ["train.yaml"], UNFINISHED),
         (replay, "load_checkpoint", ["replay-step-000000001.pt"], INTERRUPTED),
         (export, "export", ["checkpoint", "out"], INTERRUPTED),
         (evaluate, "load_config", ["knn", "evaluate.yaml"], INTERRUPTED),

@@ -19,7 +19,7 @@ from trainer.training.session import check_ranks, open_samples
 from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.errors import ConfigError
-from transforms.core.exit_codes import RESTART, WRONG_CONFIG
+from transforms.core.exit_codes import UNFINISHED, WRONG_CONFIG
 
 
 @pytest.fixture
@@ -161,9 +161,10 @@ def test_collectives_inside_torch_that_fail_are_a_sentence(
         raise error
 
     monkeypatch.setattr(Training, "update", fail)
-    assert command(run) == RESTART
+    assert command(run) == UNFINISHED, "no checkpoint was saved"
     said = last_line(capsys)
     assert "rank 0 lost the others (" in said and "remote process exited); the launcher" in said
+    assert "; this start saved no checkpoint; " in said
     assert said.endswith("once that is fixed, run the same command to continue.")
     assert "gloo" not in said
 

@@ -4,6 +4,7 @@ The training waits only while its state is copied to the host; a thread writes t
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -23,11 +24,15 @@ class CheckpointWriter:
     Args:
         folder: Folder of the checkpoints.
         config: Which checkpoints to keep.
+        written: Called by the writing thread after each checkpoint.
     """
 
-    def __init__(self, folder: str, config: CheckpointConfig) -> None:
+    def __init__(
+        self, folder: str, config: CheckpointConfig, written: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
         self._config = config
+        self._written = written
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[str] | None = None
 
@@ -46,9 +51,12 @@ class CheckpointWriter:
         self.wait()
         if self._last is None:
             self._thread.submit(_remove_unfinished, self._folder)
-        self._last = self._thread.submit(
-            save_checkpoint, copy_to_host(state), self._folder, self._config
-        )
+        self._last = self._thread.submit(self._write, copy_to_host(state))
+
+    def _write(self, state: State) -> str:
+        url = save_checkpoint(state, self._folder, self._config)
+        self._written()
+        return url
 
     def is_writing(self) -> bool:
         """Return True while the last checkpoint is still being written."""

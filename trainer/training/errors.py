@@ -11,6 +11,10 @@ class StoppedError(TrainingError):
     """A signal stopped the training; its state is saved."""
 
 
+class NothingSavedError(TrainingError):
+    """The training could be started again, but this start of it has saved no checkpoint."""
+
+
 class NotFiniteError(TrainingError):
     """A loss or a gradient is not finite.
 

@@ -21,6 +21,7 @@ from trainer.data.batch import CroppedSamples
 from trainer.monitor.monitor import Monitor
 from trainer.monitor.online_knn import OnlineKNN
 from trainer.training.errors import StoppedError
+from trainer.training.progress import Progress
 from trainer.training.session import rank_batches
 from trainer.training.step import Training
 from trainer.training.throughput import ThroughputMeter
@@ -73,6 +74,7 @@ def run_steps(
     knn: OnlineKNN | None,
     folder: str,
     stop: list[str],
+    progress: Progress,
 ) -> str:
     """Run all steps that are left.
 
@@ -82,6 +84,7 @@ def run_steps(
         knn: Online kNN, from `open_knn`.
         folder: Output folder of the training.
         stop: Names of the stop signals received so far, see `trainer.signals`; read in every step.
+        progress: Progress of this start; noted when a checkpoint is complete.
 
     Returns:
         URL of the last checkpoint, which is written ("" on ranks other than the first).
@@ -99,7 +102,7 @@ def run_steps(
     with (
         contextlib.closing(rank_batches(config, samples, steps)) as stream,
         _monitor(config, folder, first) as monitor,
-        CheckpointWriter(checkpoints_folder(folder), config.checkpoint) as writer,
+        CheckpointWriter(checkpoints_folder(folder), config.checkpoint, progress.make) as writer,
     ):
         while training.step < config.steps:
             with meter.waiting():
@@ -108,34 +111,46 @@ def run_steps(
             step = training.step
             if monitor is not None:
                 monitor.advance(batch_images(config))
-            due = _due_on_all_ranks(config, step, stop, time.monotonic() - saved_at, writer)
+            due = _due_on_all_ranks(
+                config, step, stop, time.monotonic() - saved_at, writer, progress
+            )
             if step - 1 == first_update:  # Every rank has compiled by now.
                 distributed.expect_answers_within(config.execution.timeout_s)
             if due.check:
-                values = training.values()
-                if due.log or due.knn:
-                    values |= _measure(training, meter, knn if due.knn else None)
-                    if monitor is not None:
-                        monitor.write(step - 1, values)
+                _report(training, meter, monitor, due, knn if due.knn else None)
             if due.save:
                 _save(training, meter, monitor, writer)
                 saved_at, saved_step = time.monotonic(), step
             if due.stop:
                 distributed.run_on_all_ranks(writer.wait)
-                signal = stop[0] if stop else "a signal to another rank"
-                raise StoppedError(
-                    f"stopped by {signal}, saved at step {saved_step} of {config.steps}"
-                )
+                progress.make()
+                raise _stopped(stop, saved_step, config.steps)
         return distributed.run_on_all_ranks(writer.wait)
 
 
+def _stopped(stop: list[str], saved_step: int, steps: int) -> StoppedError:
+    """Return the error about a stop signal, once the checkpoint of a step is written."""
+    signal = stop[0] if stop else "a signal to another rank"
+    return StoppedError(f"stopped by {signal}, saved at step {saved_step} of {steps}")
+
+
 def _due_on_all_ranks(
-    config: TrainConfig, step: int, stop: list[str], since_save_s: float, writer: CheckpointWriter
+    config: TrainConfig,
+    step: int,
+    stop: list[str],
+    since_save_s: float,
+    writer: CheckpointWriter,
+    progress: Progress,
 ) -> Due:
-    """Return what is due after a step; rank 0 decides on checkpoints, any rank on a stop."""
+    """Return what is due after a step; rank 0 decides on checkpoints, any rank on a stop.
+
+    All ranks learn of the progress that rank 0 has made.
+    """
     checkpoint_due = distributed.rank() == 0 and config.checkpoint.is_due(step, since_save_s)
-    flags = distributed.any_rank(bool(stop), checkpoint_due, writer.is_writing())
-    stopped, checkpoint_due, writing = flags
+    mine = (bool(stop), checkpoint_due, writer.is_writing(), progress.made)
+    stopped, checkpoint_due, writing, saved = distributed.any_rank(*mine)
+    if saved:
+        progress.make()
     return due_after(config, step, stopped=stopped, checkpoint_due=checkpoint_due, writing=writing)
 
 
@@ -149,6 +164,21 @@ def _save(
         if monitor is not None:
             monitor.flush()
             writer.save(state)
+
+
+def _report(
+    training: Training,
+    meter: ThroughputMeter,
+    monitor: Monitor | None,
+    due: Due,
+    knn: OnlineKNN | None,
+) -> None:
+    """Check that all steps so far are finite, and write a line of metrics if it is due."""
+    values = training.values()
+    if due.log or due.knn:
+        values |= _measure(training, meter, knn)
+        if monitor is not None:
+            monitor.write(training.step - 1, values)
 
 
 def _measure(training: Training, meter: ThroughputMeter, knn: OnlineKNN | None) -> dict[str, float]:

@@ -13,8 +13,10 @@ WRONG_CONFIG = 2
 NOT_FINITE = 3
 """A loss or a gradient is not finite. The same command fails again unless something is changed."""
 RESTART = 75
-"""A signal stopped a training, which saved its state, or a rank of another machine is lost: run the
-same command again. `sysexits.h` calls 75 a temporary failure."""
+"""A signal stopped a training, its loader processes died, or a rank of another machine is lost, and
+this start of the training has saved a checkpoint: run the same command again. Without a checkpoint
+the code is `UNFINISHED`, so that nothing that always fails is started again forever. `sysexits.h`
+calls 75 a temporary failure."""
 INTERRUPTED = 130
 """Ctrl-C stopped a batch job. Committed shards are kept: run the same command again."""
 TERMINATED = 143

@@ -19,7 +19,7 @@ from trainer.training.errors import RankConfigError
 from trainer.training.session import check_same_settings
 from transforms.core.config import parse_config
 from transforms.core.errors import ConfigError
-from transforms.core.exit_codes import WRONG_CONFIG
+from transforms.core.exit_codes import UNFINISHED, WRONG_CONFIG
 
 RANKS_HERE = 2
 
@@ -119,4 +119,6 @@ def test_a_rank_that_waits_for_the_others_at_the_start_answers_signals(
         os.kill(wait_for_rank(second), signal.SIGSTOP)
         wait_until_idle(wait_for_rank(first))
         first.send_signal(number)
-        first.communicate(timeout=20)
+        errors = first.communicate(timeout=20)[1]
+        assert first.returncode == UNFINISHED
+        assert f"exit code is 1 ({number.name}; this start saved no checkpoint)" in errors
