@@ -203,6 +203,9 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     "transforms/core/index.py": [
         ("did not fail again", faults.a_retried_caption_does_not_fail_again),
     ],
+    "transforms/core/scratch.py": [
+        ("free some space there", faults.the_scratch_disk_is_full),
+    ],
     "transforms/core/shard_reader.py": [
         ("is not complete", faults.captions_lost_their_index),
         ("is not complete", faults.captions_lost_a_shard_before_images),

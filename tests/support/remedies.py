@@ -241,7 +241,7 @@ class Scene:
         failed: list[str] = []
 
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            if not failed and any(of in str(argument) for argument in arguments):
+            if not failed and (not of or any(of in str(argument) for argument in arguments)):
                 failed.append(name)
                 raise error
             return function(*arguments, **named)

@@ -9,7 +9,7 @@ from typing import Any
 import pipelines.captions
 from pipelines.verify import ABANDONED_S
 from tests.support.remedies import TEXTS, Scene, write_configs
-from transforms.core import storage
+from transforms.core import scratch, storage
 from transforms.core.errors import StorageError
 from transforms.core.shard_reader import CommittedShards
 from transforms.core.shards import encode_commit, read_commit
@@ -154,6 +154,12 @@ def the_disk_is_full(scene: Scene) -> None:
     scene.delete(IMAGE)
     full = OSError(28, "No space left on device")
     scene.fail_once(storage.local, "create_from_file", full, ".tar")
+    fails(scene, "images")
+
+
+def the_scratch_disk_is_full(scene: Scene) -> None:
+    scene.delete(IMAGE)
+    scene.fail_once(scratch, "_locked_folder", OSError(28, "No space left on device"))
     fails(scene, "images")
 
 
