@@ -2,10 +2,11 @@
 
     python -m benchmarks.plan [--shards 600000] [--storage local gcs] [--index]
 
-The commit records are written as files; for GCS, into the folder of a GCS server on this machine
-(uploading them would take too long). Then a new process plans the stage as a rerun does. The
-alternatives are plain `find` and the client's own recursive listing of the same folder. `--index`
-also commits the other half and times reading all records and writing the index (local disk only).
+The commit records and empty shards are written as files; for GCS, into the folder of a GCS server
+on this machine (uploading them would take too long). Then a new process plans the stage as a rerun
+does. The alternatives are plain `find` and the client's own recursive listing of the same folder.
+`--index` also commits the other half, and times reading all records and writing the index, and the
+check that the stage is complete (local disk only).
 """
 
 import argparse
@@ -21,11 +22,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.runner import finish, plan
+from pipelines.runner import finish, is_complete, plan
 from tests.support.counting_stage import RECORDS_PER_SHARD, stage
 from transforms.core import storage
 from transforms.core.fingerprint import library_versions
 from transforms.core.shards import CommitRecord, encode_commit
+from transforms.core.stages import Stage
 from transforms.core.storage import object_store
 
 
@@ -36,13 +38,16 @@ def commit(url: str, shards: range, attributes: dict[str, bytes]) -> None:
         path = Path(output.folder.commit_url(shard))
         if not path.parent.exists():
             path.parent.mkdir(parents=True)
+        shard_path = Path(output.folder.shard_url(shard))
+        shard_path.parent.mkdir(parents=True, exist_ok=True)
+        shard_path.touch()
         path.write_bytes(
             encode_commit(
                 CommitRecord(
                     shard=shard,
                     path=output.folder.shard_path(shard),
                     sha256=f"{shard:064x}",
-                    num_bytes=50_000_000,
+                    num_bytes=0,
                     num_samples=RECORDS_PER_SHARD,
                     num_failures=0,
                     fingerprint=output.fingerprint.digest,
@@ -54,6 +59,7 @@ def commit(url: str, shards: range, attributes: dict[str, bytes]) -> None:
         )
         for name, value in attributes.items():
             os.setxattr(path, name, value)
+            os.setxattr(shard_path, name, value)
 
 
 def measure(task: str, url: str, num_shards: int) -> None:
@@ -61,6 +67,7 @@ def measure(task: str, url: str, num_shards: int) -> None:
     tasks: dict[str, Callable[[], object]] = {
         "plan": lambda: check_half(plan(stage(url, num_shards)), num_shards),
         "index": lambda: finish(stage(url, num_shards)),
+        "complete": lambda: check_complete(stage(url, num_shards)),
         "alternative": lambda: alternative(url),
     }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,6 +86,10 @@ def measure(task: str, url: str, num_shards: int) -> None:
 
 def check_half(pending: list[int], num_shards: int) -> None:
     assert pending == list(range(1, num_shards, 2))
+
+
+def check_complete(output: Stage) -> None:
+    assert is_complete(output)
 
 
 def alternative(url: str) -> object:
@@ -112,6 +123,7 @@ def local(num_shards: int, index: bool) -> None:
         if index:
             commit(folder, range(1, num_shards, 2), {})
             report("local disk, index of all shards", "index", folder, num_shards)
+            report("local disk, complete or not", "complete", folder, num_shards)
 
 
 def gcs(num_shards: int) -> None:
