@@ -181,10 +181,11 @@ from pipelines import __main__ as cli
 def work() -> int:
     child = os.fork()
     if not child:
+        # From the child: Python drops a signal that comes while a fork is under way.
+        print(os.getpid(), flush=True)
         time.sleep(600)
     working = threading.Thread(target=time.sleep, args=(600,))
     working.start()
-    print(child, flush=True)
     working.join()
     return 0
 
