@@ -21,6 +21,7 @@ from transforms.core import storage
 from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.records import CONCEPT_SCHEMA, Concept, to_table
+from transforms.core.references import redacted
 
 CONFIG = CaptionsConfig
 
@@ -52,10 +53,8 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     )
     print(table(content))
     if len(content["sources"]) > 1 and abs(found.total_share - 1) > 1e-9:
-        print(
-            f"The shares in {config.concepts} add up to {found.total_share:g} and were divided by "
-            "that sum."
-        )
+        sentence = f"The shares in {config.concepts} add up to {found.total_share:g}"
+        print(f"{redacted(sentence)} and were divided by that sum.")
     say(f"{folder}: {len(found.concepts):,} concepts of {len(digests)} sources")
 
 

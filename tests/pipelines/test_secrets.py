@@ -1,5 +1,6 @@
 """What a config takes from the environment is nowhere in a run, and has its effect."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
+from pipelines.runner import say
 from tests.support.random_sd import write_random_sd
 from transforms.core import storage
+from transforms.core.progress import LogHandler
 
 SECRET = "s3cr3t-of-this-run"
 CAPTIONS = """
@@ -102,6 +105,29 @@ def test_an_endpoint_that_fails_shows_no_secret(
     assert SECRET not in output.out + output.err
     assert "http://user:${oc.env:SECRET}@127.0.0.1:9/v1 cannot be reached" in output.err
     assert files_with(run.parents[1] / "scratch", SECRET) == []
+
+
+def test_lines_of_progress_and_log_show_no_secret(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"{SECRET}.yaml").write_text(
+        "sources:\n"
+        "- {source: pets, kind: object, share: 1, concepts: [cat]}\n"
+        "- {source: things, kind: object, share: 1, concepts: [kettle]}\n"
+    )
+    arguments = ["captions.variant=full", "concepts=${oc.env:SECRET}.yaml"]
+    assert main(["concepts", "captions.yaml", *arguments]) == 0
+    say(f"{SECRET} is complete")
+    log = logging.getLogger("a-test")
+    log.addHandler(handler := LogHandler())
+    log.warning("loading %s", SECRET)
+    log.removeHandler(handler)
+    output = capfd.readouterr()
+    assert "The shares in ${oc.env:SECRET}.yaml add up to 2" in output.out
+    assert "${oc.env:SECRET} is complete" in output.err
+    assert "loading ${oc.env:SECRET}" in output.err
+    assert SECRET not in output.out + output.err
+    assert files_with(run, SECRET) == []
 
 
 def test_lists_do_not_read_the_environment(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
