@@ -15,6 +15,7 @@ from trainer.config import TrainConfig
 from trainer.evaluate import __main__ as evaluate
 from trainer.evaluate.protocols import config_class
 from trainer.training.errors import RankConfigError
+from transforms.core import references
 from transforms.core.config_keys import describe
 from transforms.core.errors import (
     ConfigError,
@@ -33,6 +34,15 @@ def failing(error: BaseException) -> Callable[[], str]:
         raise error
 
     return work
+
+
+def test_last_lines_show_references_to_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(references._hidden, "s3cr3t", "${oc.env:KEY}")
+    assert cli.run_command(lambda: "read with s3cr3t") == OK
+    assert cli.run_command(failing(ConfigError("s3cr3t is wrong"))) == WRONG_CONFIG
+    assert capsys.readouterr() == ("read with ${oc.env:KEY}\n", "${oc.env:KEY} is wrong\n")
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -8,6 +8,7 @@ Safe when two workers make the same shard at once, and when a worker dies at any
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
@@ -24,6 +25,7 @@ from transforms.core.dead_letters import failed_ids
 from transforms.core.errors import DamagedFileError, MissingFileError, reading
 from transforms.core.fingerprint import library_versions
 from transforms.core.records import FAILURE_SCHEMA, Failure, to_table
+from transforms.core.references import redacted
 from transforms.core.scratch import scratch_folder
 from transforms.core.shards import (
     CommitRecord,
@@ -95,7 +97,9 @@ class ShardBuild:
     def _samples(self, produced: Iterable[Produced]) -> Iterator[Produced]:
         for record in produced:
             if isinstance(record, Failure):
-                self._failures[record.record_id] = record
+                # An exception may name an address or a folder.
+                detail = redacted(record.detail)
+                self._failures[record.record_id] = dataclasses.replace(record, detail=detail)
             else:
                 yield record
 

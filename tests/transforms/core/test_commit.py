@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.captions import caption
 from tests.support.image_sets import image_set
-from transforms.core import storage
+from transforms.core import references, storage
 from transforms.core.commit import ShardBuild, discard_shard, is_whole
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError, StorageError, reading
@@ -293,3 +293,16 @@ def test_no_space_for_dead_letters_is_one_sentence(
     monkeypatch.undo()
     assert not committed_shards(folder(str(tmp_path)))
     assert build(str(tmp_path), [0, 1, 3]).num_failures == 2
+
+
+def test_dead_letters_hold_no_value_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setitem(references._hidden, "s3cr3t", "${oc.env:KEY}")
+    with ShardBuild(folder(str(tmp_path)), 0) as shard_build:
+        shard_build.write([Failure("0", str(Count.ENGINE_ERROR), "http://s3cr3t@host is gone")])
+        shard_build.commit(["0"], "print", Tally())
+    letters = pq.read_table(folder(str(tmp_path)).failures_url(0))
+    assert letters["detail"].to_pylist() == ["http://${oc.env:KEY}@host is gone"]

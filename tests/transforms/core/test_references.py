@@ -84,7 +84,7 @@ LITERAL = st.text("a\\${}:. ", max_size=12)
 
 
 @given(st.dictionaries(st.sampled_from("abc"), LITERAL | st.lists(LITERAL) | st.integers()))
-def test_what_looks_like_a_reference_and_is_none_stays(values: dict[str, Any]) -> None:
+def test_a_text_that_only_looks_like_a_reference_stays(values: dict[str, Any]) -> None:
     assert resolved(with_references(values, {})) == values
 
 
