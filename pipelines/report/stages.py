@@ -19,7 +19,7 @@ from transforms.core import storage
 from transforms.core.dead_letters import read_letters, shards_with_letters
 from transforms.core.errors import MissingFileError, reading
 from transforms.core.index import complete_retries, examine
-from transforms.core.references import resolved
+from transforms.core.references import resolved, whole_number
 from transforms.core.shards import CommitRecord, StageFolder, committed_shards, read_commits
 from transforms.core.stages import STAGES, stage_folder
 
@@ -165,7 +165,7 @@ def read_settings(url: str, advice: str = "") -> dict[str, Any]:
 
 def _images_per_sample(settings: Mapping[str, Any]) -> int:
     number = resolved(dict(settings.get("config", {}))).get("images_per_caption", 0)
-    return number if isinstance(number, int) else 0  # It may come from another environment.
+    return whole_number(number) or 0  # It may come from another environment.
 
 
 _Item = TypeVar("_Item")

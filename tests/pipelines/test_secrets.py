@@ -1,5 +1,6 @@
 """What a config takes from the environment is nowhere in a run, and has its effect."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines import backgrounds
 from pipelines.__main__ import main
+from pipelines.captions import CaptionsConfig
 from pipelines.runner import say
 from tests.support.random_sd import write_random_sd
 from transforms.core import storage
+from transforms.core.config import load_config
 from transforms.core.progress import LogHandler
+from transforms.core.stages import find_outputs
 
 SECRET = "s3cr3t-of-this-run"
 CAPTIONS = """
@@ -21,13 +26,14 @@ captions_per_shard: 3
 model: a-model-of-${oc.env:SECRET}
 engine: {name: openai, base_url: "http://user:${oc.env:SECRET}@127.0.0.1:9/v1", max_retries: 0}
 captions: {variant: file, captions_file: "in-${oc.env:SECRET}/captions.txt"}
+curation: {near_duplicate_threshold: "${oc.env:THRESHOLD}"}
 """
 IMAGES = """
 run: ${oc.env:RUN_FOLDER}/run
 seed: ${oc.env:SEED}
 model: ${oc.env:SECRET}
-captions_per_shard: 3
-images_per_caption: 1
+captions_per_shard: ${oc.env:PER_SHARD}
+images_per_caption: ${oc.env:PER_CAPTION}
 engine: {batch_size: 6}
 generator: {num_steps: 1, size: 32, stored_size: 32, negative_prompt: "not ${oc.env:SECRET}"}
 """
@@ -48,6 +54,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RUN_FOLDER", str(tmp_path / "there"))
     monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.setenv("SEED", "918273")
+    monkeypatch.setenv("THRESHOLD", "0.812345")
+    monkeypatch.setenv("PER_SHARD", "3")
+    monkeypatch.setenv("PER_CAPTION", "1")
     (tmp_path / "captions.yaml").write_text(CAPTIONS)
     (tmp_path / "images.yaml").write_text(IMAGES)
     captions = "".join(f"a cat on chair number {number}\n" for number in range(9))
@@ -69,6 +78,12 @@ def test_a_secret_is_nowhere_in_a_run(
     assert files_with(run / "images", "918273") == []
     written = yaml.safe_load((run / "images" / "run.yaml").read_text())
     assert written["config"]["model"] == written["fields"]["model"]["from"] == "${oc.env:SECRET}"
+
+    assert files_with(run / "captions", "0.812345") == []
+    report = json.loads((run / "report.json").read_text())
+    assert report["stages"]["images"]["images_per_sample"] == 1
+    (images,) = find_outputs(str(run), ["images"])
+    assert [len(images.expected_ids()(shard) or ()) for shard in range(2)] == [3, 3]
 
     for command in commands:
         assert main(command) == 0, command
@@ -128,6 +143,14 @@ def test_lines_of_progress_and_log_show_no_secret(
     assert "loading ${oc.env:SECRET}" in output.err
     assert SECRET not in output.out + output.err
     assert files_with(run, SECRET) == []
+
+
+def test_the_backgrounds_stage_writes_references(run: Path) -> None:
+    Path("concepts.txt").write_text("cat\ndog\n")
+    given = load_config(CaptionsConfig, "captions.yaml", ["concepts=concepts.txt"])
+    planned = backgrounds.stage(given)
+    assert planned.config["model"] == "a-model-of-${oc.env:SECRET}"
+    assert SECRET in planned.fingerprint.fields["model"]
 
 
 def test_lists_do_not_read_the_environment(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,9 @@
 """What a config takes from the environment is nowhere in a training, and has its effect."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,7 +11,9 @@ import yaml
 from tests.support.training_runs import checkpoints, command, final_state, make_run, write_config
 from trainer import export, replay
 from trainer.checkpoints.files import list_checkpoints, load_checkpoint, write_state
+from trainer.monitor.monitor import Monitor
 from transforms.core import storage
+from transforms.core.exit_codes import NOT_FINITE
 
 SECRET = "s3cr3t-of-this-run"
 
@@ -53,6 +58,33 @@ def test_values_are_used_and_references_are_written(
     error = capfd.readouterr().err
     assert "seed: " in error and "91827" not in error
     assert SECRET not in error
+
+
+def test_trackers_get_references(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Mapping[str, Any]] = []
+
+    class Noting(Monitor):
+        def __init__(self, config: Any, folder: str, resolved: Any, **numbers: int) -> None:
+            given.append(resolved)
+            super().__init__(config, folder, resolved, **numbers)
+
+    monkeypatch.setattr("trainer.training.loop.Monitor", Noting)
+    assert command(run, *SETTINGS) == 0
+    assert [config["seed"] for config in given] == ["${oc.env:SEED}"]
+
+
+def test_the_note_of_a_step_that_is_not_finite_holds_references(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATE", "1e38")
+    assert command(run, *SETTINGS) == NOT_FINITE
+    note = json.loads((run / "train" / "not-finite.json").read_text())
+    assert note["settings"]["seed"]["from"] == "${oc.env:SEED}"
+    before = (run / "train" / "metrics.jsonl").read_bytes()
+    assert command(run, *SETTINGS) == NOT_FINITE
+    assert (run / "train" / "metrics.jsonl").read_bytes() == before, "at once, by the note"
+    monkeypatch.setenv("RATE", "0.0009")
+    assert command(run, *SETTINGS) == 0
 
 
 def test_a_changed_value_of_a_setting_that_may_change_is_noted(

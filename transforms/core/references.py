@@ -137,6 +137,17 @@ def resolved(values: Mapping[str, Any], section: str = "", where: str = "") -> d
     return nest(flat)
 
 
+def whole_number(value: Any) -> int | None:
+    """Return a resolved whole number, which is a text if it comes from the environment.
+
+    Returns:
+        The number; None if the value is something else, for instance an unresolved reference.
+    """
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
 def written_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a fingerprint as they are written.
 

@@ -17,7 +17,7 @@ from transforms.core.counters import Tally
 from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS
-from transforms.core.references import resolved
+from transforms.core.references import resolved, whole_number
 from transforms.core.shard_reader import RowReader
 from transforms.core.shards import ShardIds, StageFolder, StageKind, unknown_ids
 from transforms.core.tar_shards import ImageTars
@@ -81,8 +81,8 @@ class Stage(StageOutput):
 
 def _raw_caption_ids(folder: StageFolder, config: Mapping[str, Any], num_records: int) -> ShardIds:
     """Return the ordinals of each shard."""
-    per_shard = config.get("captions_per_shard")
-    if not isinstance(per_shard, int):
+    per_shard = whole_number(config.get("captions_per_shard"))
+    if per_shard is None:
         return unknown_ids(folder, config, num_records)
     ordinals = range(num_records)
     return lambda shard: [str(n) for n in ordinals[shard * per_shard :][:per_shard]]
@@ -92,12 +92,12 @@ def _painted_caption_ids(
     folder: StageFolder, config: Mapping[str, Any], num_records: int
 ) -> ShardIds:
     """Return the caption ids of each image shard, read from the captions that are painted."""
-    per_shard = config.get("captions_per_shard")
+    per_shard = whole_number(config.get("captions_per_shard"))
     url = storage.join(folder.url if folder.is_retry else folder.parent_url, "captions")
     if not folder.is_retry:
         url = config.get("captions") or url
     captions = StageFolder(url, STAGES["captions"])
-    if not isinstance(per_shard, int) or not storage.exists(captions.index_url):
+    if per_shard is None or not storage.exists(captions.index_url):
         return unknown_ids(folder, config, num_records)
     rows = cache(partial(RowReader.open, captions))
 

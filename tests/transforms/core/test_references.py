@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import field_validator
 
 from transforms.core.config import Config, load_data, parse_config, stored_config
 from transforms.core.errors import ConfigError
@@ -27,6 +28,13 @@ class Job(Config):
     seed: int = 0
     sampler: Sampler = Sampler()
     other: Sampler = Sampler()
+
+    @field_validator("tags")
+    @classmethod
+    def _check(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tags)) < len(tags):
+            raise ValueError(f"expected different tags, not {', '.join(tags)}")
+        return tags
 
 
 TEXT = """
@@ -96,6 +104,7 @@ def test_a_text_that_only_looks_like_a_reference_stays(values: dict[str, Any]) -
         ("naem: '${oc.env:SECRET}'", "(value '${oc.env:SECRET}')"),
         ("tags: '${oc.env:SECRET}'", "key 'tags' has value '${oc.env:SECRET}'"),
         ("seed: ${oc.env:SHORT}", "key 'seed' has value '${oc.env:SHORT}'"),
+        ("tags: [a, a, '${oc.env:SECRET}']", "different tags, not a, a, ${oc.env:SECRET}"),
     ],
 )
 def test_errors_show_the_reference(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
