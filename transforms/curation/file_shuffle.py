@@ -148,8 +148,11 @@ def read_json(url: str) -> Any:
         content = storage.read_bytes(url)
         with reading(url):
             value = json.loads(content)
-            if isinstance(value, dict) and value.keys() == {"value", "blake2b"}:
-                if value["blake2b"] != _checksum(value["value"]):
+            # Earlier versions wrote the value alone, which had neither of these keys.
+            if isinstance(value, dict) and {"value", "blake2b"} & value.keys():
+                if value.keys() != {"value", "blake2b"} or (
+                    value["blake2b"] != _checksum(value["value"])
+                ):
                     raise ValueError("its content does not have its checksum")
                 value = value["value"]
             return value
