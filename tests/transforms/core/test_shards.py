@@ -28,6 +28,8 @@ def test_names_are_padded_and_spread_over_folders() -> None:
     assert folder.shard_url(12345) == "gs://bucket/run/images/shards/012/images-012345.tar"
     assert folder.commit_url(12345) == "gs://bucket/run/images/commits/012/images-012345.json"
     assert folder.failures_url(7) == "gs://bucket/run/images/failures/000/images-000007.parquet"
+    assert folder.parent_url == "gs://bucket/run"
+    assert folder.retry(1).parent_url == folder.url
 
 
 def test_commits_are_read_in_order(any_storage: str) -> None:

@@ -174,5 +174,7 @@ def test_a_server_whose_name_is_unknown_is_a_sentence_at_once(
 )
 def test_what_a_server_does_wrong_is_a_failure_of_storage(error: Exception) -> None:
     expected = pytest.raises(StorageError, match=r"cannot read gs://.*run the same command again")
-    with expected, storage.accessing("read", URL):
+    with expected as caught, storage.accessing("read", URL):
         raise error
+    is_silent = isinstance(error, TimeoutError)
+    assert ("the server does not answer" in str(caught.value)) == is_silent

@@ -261,6 +261,8 @@ def test_no_temporary_file_is_left(tmp_path: Path) -> None:
         (FileNotFoundError(2, "No such file"), MissingFileError, "there is no such file"),
         (PermissionError(13, "Permission denied"), StorageError, "Permission denied; nothing"),
         (OSError(errno.ENOSPC, "No space left"), StorageError, "the disk is full; nothing"),
+        (TimeoutError(errno.ETIMEDOUT, "Timed out"), StorageError, "Timed out; nothing"),
+        (OSError(), StorageError, "OSError; nothing"),
         (StorageError(None, "kept as it is"), StorageError, "^kept as it is$"),
         (RuntimeError("not of the disk"), RuntimeError, "^not of the disk$"),
     ],
