@@ -82,6 +82,8 @@ def stage(config: CaptionsConfig) -> Stage:
         num_shards=math.ceil(len(producer.concepts) / settings.concepts_per_shard),
         num_records=len(producer.concepts),
         producer=producer,
+        libraries=(*config.engine.libraries, "pyarrow"),
+        strict_versions=config.strict_versions,
     )
 
 

@@ -106,6 +106,9 @@ class CaptionsConfig(Config):
     an endpoint, its name for the model."""
     revision: str | None = no_fingerprint(None)
     """Branch, tag or commit of a hub id; the commit that it names is part of the fingerprint."""
+    strict_versions: bool = no_fingerprint(False)
+    """Refuse to continue with another major or minor version of a library that may change the
+    output, such as torch; otherwise warn."""
     engine: AnyTextEngineConfig = DEFAULT_ENGINE
     """What runs the model."""
     captions: CaptionSettings = CaptionSettings()
@@ -194,6 +197,8 @@ def stage(config: CaptionsConfig) -> Stage:
             settings.max_tries,
         ),
         feeds=stage_folder(config.run, "captions") if engine else None,
+        libraries=(*(config.engine.libraries if engine else ()), "pyarrow"),
+        strict_versions=config.strict_versions,
     )
 
 

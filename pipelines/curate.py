@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pipelines.captions import CaptionsConfig, num_raw_shards, prompt_source
 from pipelines.runner import (
     AGAIN,
+    check_versions,
     discard,
     finish,
     is_complete,
@@ -132,7 +133,8 @@ def _write_shards(
     removed = _removed(config, num_raw, summary)
     curated = stage(config, raw.checksum, removed)
     # Not earlier: with too few captions there is no output yet, so that the input may still grow.
-    claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
+    made_with = claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
+    check_versions(curated, made_with)
     discard(curated.folder, lost_shards(curated.folder, examine(curated.folder)))
     write_plan(curated)
     return curated, removed, _reshard(config, curated, tasks, summary, flags)
@@ -170,6 +172,8 @@ def stage(
         num_shards=config.num_captions // config.captions_per_shard,
         num_records=config.num_captions,
         metadata=counts,
+        libraries=("pyarrow",),
+        strict_versions=config.strict_versions,
     )
 
 

@@ -55,6 +55,9 @@ class ImagesConfig(Config):
     """Captions of an image shard: the unit of work, retry and commit; it should take minutes."""
     images_per_caption: PositiveInt = 4
     """Images painted for each caption; paper: 4."""
+    strict_versions: bool = no_fingerprint(False)
+    """Refuse to continue with another major or minor version of a library that may change the
+    output, such as torch; otherwise warn."""
     engine: AnyImageEngineConfig = DEFAULT_ENGINE
     """What runs the model."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -151,6 +154,8 @@ def stage(config: ImagesConfig, retry: int = 0) -> Stage:
             "images_per_caption": str(config.images_per_caption),
             "generator_digest": digest,
         },
+        libraries=(*config.engine.libraries, "pillow", "webdataset"),
+        strict_versions=config.strict_versions,
     )
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from pipelines.images import ImagesConfig, paint, stage
-from pipelines.runner import finish, is_complete, say
+from pipelines.runner import check_versions, finish, is_complete, say
 from transforms.core import storage
 from transforms.core.commit import ShardBuild, discard_shard, is_whole
 from transforms.core.counters import Tally
@@ -35,10 +35,10 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
         ConfigError: The images were made with other settings, or the device is missing.
         UnfinishedError: The images are not complete.
     """
-    images = stage(config)
+    images, made_with = stage(config), dict[str, str]()
     if storage.exists(images.folder.run_yaml_url):
         # First of all: a retry with other settings would spoil the index of the images.
-        claim(images.folder.run_yaml_url, images.fingerprint, images.config)
+        made_with = claim(images.folder.run_yaml_url, images.fingerprint, images.config)
     fault = examine(images.folder, images.num_shards).fault
     if fault is not None:
         raise UnfinishedError(
@@ -52,6 +52,7 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
             break
         before = stage(config, number)
         if not is_complete(before):
+            check_versions(images, made_with)
             paint(config, before, flags)
             break
     finish(images)

@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.options import beam_options
 from transforms.core import shards, storage
 from transforms.core.commit import discard_shard, is_whole
 from transforms.core.errors import ConfigError, StorageError, UnfinishedError
-from transforms.core.fingerprint import claim
+from transforms.core.fingerprint import accept_versions, claim
 from transforms.core.index import (
     StageFiles,
     StageState,
@@ -53,7 +53,8 @@ def run_stage(
             or the input, for instance.
 
     Raises:
-        ConfigError: The folder was made with other settings, or holds more than the plan.
+        ConfigError: The folder was made with other settings, or with other library versions and
+            `strict_versions`, or holds more than the plan.
         UnfinishedError: Some shards could not be made; committed shards are kept.
     """
     if beam_flags:
@@ -62,7 +63,7 @@ def run_stage(
     if prepare is not None and (_unmade(stage, state.files) or state.doubtful):
         prepare()
     _check_index_fingerprint(stage, state)
-    claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
+    made_with = claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
     unmade = plan(stage, state.files)
     if state.fault is None:
         write_plan(stage)  # A larger plan may have been given up before its first shard.
@@ -70,8 +71,10 @@ def run_stage(
         return
     lost = lost_shards(stage.folder, state)
     _check_replacement(stage, state.files, unmade, lost)
-    discard(stage.folder, lost)
     pending = sorted({*unmade, *lost})
+    if pending:
+        check_versions(stage, made_with)
+    discard(stage.folder, lost)
     write_plan(stage)
     if pending:
         # In random order, two launchers on one output seldom work on the same shard.
@@ -90,6 +93,12 @@ def _check_index_fingerprint(stage: StageOutput, state: StageState) -> None:
         f"{stage.folder.url} was made with other settings, and its run.yaml, which says which, is "
         "lost: restore the settings, or choose another `run`"
     )
+
+
+def check_versions(stage: StageOutput, made_with: Mapping[str, str]) -> None:
+    """Compare the versions that `claim` has returned; see `accept_versions`."""
+    url = stage.folder.run_yaml_url
+    accept_versions(made_with, url, stage.libraries, stage.strict_versions)
 
 
 def is_complete(stage: StageOutput) -> bool:

@@ -65,6 +65,9 @@ class TrainConfig(Config):
     on a run."""
     log_every: PositiveInt = no_fingerprint(10)
     """Steps between two lines of metrics."""
+    strict_versions: bool = no_fingerprint(False)
+    """Refuse to continue with another major or minor version of a library that may change what
+    is learned, such as torch; otherwise warn."""
     model: EncoderConfig = EncoderConfig()
     crops: CropsConfig = CropsConfig()
     photometric: PhotometricConfig = PhotometricConfig()

@@ -16,12 +16,12 @@ kills the ranks 30 s after a signal unless `--shutdown-timeout=SECONDS` gives mo
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from trainer import cli, distributed
-from trainer.checkpoints.files import checkpoints_folder, list_checkpoints
+from trainer.checkpoints.files import Checkpoint, checkpoints_folder, list_checkpoints
 from trainer.checkpoints.resume import check_shared_folder, newest_on_all_ranks
 from trainer.cli import Ending
 from trainer.config import TrainConfig, data_folder, train_folder
@@ -47,10 +47,12 @@ from transforms.core.config import fields_of_other_choices, load_config
 from transforms.core.cpu import SLOW_BFLOAT16, bfloat16_is_slow
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.exit_codes import NOT_FINITE, RESTART, UNFINISHED, WRONG_CONFIG
-from transforms.core.fingerprint import Fingerprint, claim
+from transforms.core.fingerprint import Fingerprint, accept_versions, claim
 
 log = logging.getLogger(__name__)
 
+LIBRARIES = ("pillow", "timm", "torch", "torchvision")
+"""Libraries whose versions may change what is learned."""
 CONTINUE = "Training is not finished: {}; run the same command to continue."
 ENDINGS = (
     Ending(RankConfigError, WRONG_CONFIG, every_rank=True),
@@ -108,7 +110,7 @@ def train(config: TrainConfig, device: torch.device, progress: Progress) -> str:
     # Settings are claimed after everything that may fail because of them: they may be changed then.
     fields = {**fixed(config), "data": samples.reader.checksum}
     check_shared_folder(checkpoints)
-    claim(
+    made_with = claim(
         storage.join(folder, "run.yaml"),
         Fingerprint(fields),
         config.written(),
@@ -118,6 +120,7 @@ def train(config: TrainConfig, device: torch.device, progress: Progress) -> str:
         with newest_on_all_ranks(checkpoints) as found:
             if found is not None:
                 training.restore(found.state)
+                _check_versions(training, found, made_with)
         if training.step == config.steps:
             url = list_checkpoints(checkpoints)[config.steps]
             return f"Trained already: {config.steps} steps, {url}"
@@ -130,6 +133,29 @@ def train(config: TrainConfig, device: torch.device, progress: Progress) -> str:
             except NotFiniteError as error:
                 raise nonfinite.keep(training, folder, error) from error
     return f"Trained {config.steps} steps: {url}"
+
+
+def _check_versions(training: Training, found: Checkpoint, begun_with: Mapping[str, str]) -> None:
+    """Warn if a training goes on with other libraries than its checkpoint, or refuse it.
+
+    Args:
+        training: The training, restored.
+        found: Its checkpoint. Those of earlier versions do not record libraries.
+        begun_with: Library versions that `run.yaml` records.
+
+    Raises:
+        ConfigError: The libraries differ, and `strict_versions` is set.
+    """
+    config = training.config
+    if training.step == config.steps:
+        return
+    recorded = found.state.get("versions", begun_with)
+
+    def check() -> None:
+        if config.strict_versions or distributed.rank() == 0:
+            accept_versions(recorded, found.url, LIBRARIES, config.strict_versions)
+
+    distributed.run_on_all_ranks(check)
 
 
 @contextlib.contextmanager

@@ -149,6 +149,23 @@ def test_captions_have_their_fingerprints(
     assert curated == "afb88716a475051649fbd936464f3c54"
 
 
+def test_strict_versions_is_obeyed_and_not_in_fingerprints(
+    tmp_path: Path, text_config: list[str]
+) -> None:
+    strict = "strict_versions=true"
+    for overrides in ([*text_config], [*text_config, strict]):
+        config = load_config(CaptionsConfig, DEMO, overrides)
+        stages = (captions.stage(config), backgrounds.stage(config), curate.stage(config, "input"))
+        assert {planned.strict_versions for planned in stages} == {strict in overrides}
+        assert all("pyarrow" in planned.libraries for planned in stages)
+        assert ["vllm" in planned.libraries for planned in stages] == [True, True, False]
+        assert not any("strict_versions" in planned.fingerprint.fields for planned in stages)
+    painted = image_stage(tmp_path, DEMO_IMAGES, [strict])
+    assert painted.strict_versions
+    assert {"diffusers", "torch", "pillow"} <= {*painted.libraries}
+    assert "strict_versions" not in painted.fingerprint.fields
+
+
 def test_backgrounds_have_their_fingerprints(text_config: list[str]) -> None:
     local = load_config(CaptionsConfig, DEMO, text_config)
     assert backgrounds.stage(local).fingerprint.digest == "58539f306388192a32dae18150c3bb0f"

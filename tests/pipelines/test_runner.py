@@ -4,21 +4,26 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import yaml
 
 from pipelines import runner
 from pipelines.runner import finish, is_complete, plan, progress, run_stage, worker_sentence
 from tests.support.counting_stage import stage
 from tests.support.stage_content import content
+from trainer import train
 from transforms.core import storage
 from transforms.core.errors import ConfigError, UnfinishedError
-from transforms.core.fingerprint import Fingerprint
+from transforms.core.fingerprint import PACKAGES, Fingerprint
 from transforms.core.index import read_index, read_success, write_index
 from transforms.core.progress import LogHandler
 from transforms.core.shards import read_commit
 from transforms.core.stages import Stage, read_output, write_plan
+from transforms.engines.image import registry as image_registry
+from transforms.engines.text import registry as text_registry
 
 NUM_SHARDS = 5
 
@@ -54,6 +59,31 @@ def test_a_run_can_grow_but_not_shrink(tmp_path: Path) -> None:
     assert success["num_shards"] == 4
     with pytest.raises(ConfigError, match="holds shard 3, but the config plans only 3"):
         plan(stage(url, 3))
+
+
+def test_other_library_versions_are_named_or_refused_while_shards_are_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def larger(num_shards: int, strict: bool) -> Stage:
+        planned = stage(url, num_shards)
+        return dataclasses.replace(planned, libraries=("pyarrow",), strict_versions=strict)
+
+    url = str(tmp_path / "run")
+    run_stage(larger(2, strict=True), [])
+    run_yaml = tmp_path / "run" / "run.yaml"
+    recorded = yaml.safe_load(run_yaml.read_text())
+    recorded["versions"] |= {"pyarrow": "1.2.3", "torch": "1.2.3"}
+    run_yaml.write_text(yaml.safe_dump(recorded))
+    before = content(url)
+    run_stage(larger(2, strict=True), [])
+    with pytest.raises(ConfigError, match=r"\(pyarrow 1\.2\.3 there, \S+ here\), and strict"):
+        run_stage(larger(4, strict=True), [])
+    assert content(url) == before
+    assert "library versions" not in caplog.text
+    run_stage(larger(4, strict=False), [])
+    assert "library versions (pyarrow 1.2.3 there, " in caplog.text
+    assert plan(larger(4, strict=True)) == []
+    assert yaml.safe_load(run_yaml.read_text())["versions"]["pyarrow"] == "1.2.3"
 
 
 def test_processes_of_a_runner_end_with_this_one(
@@ -260,3 +290,9 @@ def test_rate_and_time_left_are_those_since_this_start(
         logger.addHandler(LogHandler())
         logger.warning("loading fox")
         assert "\rloading fox\n\rmade" in capsys.readouterr().err, "on a line of its own"
+
+
+def test_libraries_of_stages_and_trainer_are_recorded() -> None:
+    engines: list[Any] = [*text_registry.ENGINES, *image_registry.ENGINES]
+    named = {library for engine in engines for library in engine.libraries} | {*train.LIBRARIES}
+    assert {"diffusers", "timm", "torch", "vllm"} <= named <= {*PACKAGES}

@@ -23,6 +23,7 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
     whole_sections = ("checkpoint.", "execution.", "monitor.")
     assert {key for key in free if not key.startswith(whole_sections)} == {
         *("run", "data", "captions", "device", "num_threads", "accumulation", "log_every"),
+        "strict_versions",
         *("objective.contrastive_chunk", "objective.ibot_chunk"),
         *(f"loader.{key}" for key in ("num_workers", "prefetch", "cache_folder", "cache_gib")),
     }

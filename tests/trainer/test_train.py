@@ -14,6 +14,7 @@ from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
 from tests.support.training_runs import command, final_state, flat, losses, make_run, write_config
 from trainer import distributed
+from trainer.checkpoints.files import load_checkpoint, write_state
 from trainer.data.sampler import RankSampler
 from trainer.training.session import check_ranks, open_samples
 from trainer.training.step import Training
@@ -189,6 +190,35 @@ def test_other_settings_and_other_data_are_refused_by_name(
     assert command(run, f"data={tmp_path}/more") == 2
     assert "data: " in last_line(capsys)
     assert command(run, "loader.num_workers=1", "accumulation=2", "log_every=3") == 0
+
+
+@pytest.mark.parametrize("is_in", ["checkpoint", "run.yaml"])
+def test_other_library_versions_are_named_or_refused_while_steps_are_left(
+    is_in: str, run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert command(run, "checkpoint.every_steps=2", "strict_versions=true") == 0
+    older = {"torch": "1.13.1", "vllm": "0.1.0"}
+    first, last = sorted((run / "train").rglob("step-*.pt"))
+    state = load_checkpoint(str(first))
+    assert state.pop("versions")["torch"] == torch.__version__.partition("+")[0]
+    if is_in == "checkpoint":
+        write_state({**state, "versions": older}, str(first))
+    else:  # Checkpoints of earlier versions do not say.
+        write_state(state, str(first))
+        recorded = yaml.safe_load((run / "train" / "run.yaml").read_text())
+        (run / "train" / "run.yaml").write_text(yaml.safe_dump({**recorded, "versions": older}))
+    assert command(run, "strict_versions=true") == 0, "it is finished"
+    last.unlink()
+    assert command(run, "strict_versions=true") == WRONG_CONFIG
+    said = last_line(capsys)
+    assert f"{first} was written with other library versions (torch 1.13.1 there, " in said
+    assert "strict_versions=false" in said
+    assert not last.exists()
+    caplog.clear()
+    assert command(run) == 0
+    (warning,) = [line for line in caplog.messages if "library versions" in line]
+    assert "(torch 1.13.1 there, " in warning
+    assert "vllm" not in warning
 
 
 def test_steps_that_are_skipped_change_nothing_but_the_position(run: Path) -> None:

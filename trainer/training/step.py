@@ -23,6 +23,7 @@ from trainer.objectives.registry import build_networks, build_objective
 from trainer.optim import build_optimizer, set_schedule
 from trainer.training.errors import NotFiniteError
 from transforms.core.errors import ConfigError
+from transforms.core.fingerprint import library_versions
 
 
 class Training:
@@ -144,6 +145,7 @@ class Training:
             "position": self.step * self.config.captions_per_batch,
             "num_replaced": int(self._num_replaced),
             "config": self.config.written(),
+            "versions": dict(library_versions()),
             "student": unsharded(self.student.state_dict(), to_host=True),
             "teacher": self.teacher and unsharded(self.teacher.state_dict(), to_host=True),
             "optimizer": unsharded(self.optimizer.state_dict(), to_host=True),

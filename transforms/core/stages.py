@@ -58,6 +58,10 @@ class StageOutput:
     """Explanation of that number for people, if it is not what the config asks for."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Facts that readers of the index need, for instance images_per_caption."""
+    libraries: Sequence[str] = ()
+    """Libraries whose versions may change the bytes, see `fingerprint.accept_versions`."""
+    strict_versions: bool = False
+    """Whether the stage may only go on with the library versions that it was begun with."""
 
     @property
     def unit(self) -> str:

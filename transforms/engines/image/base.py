@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,8 @@ class ImageEngineConfig(Config):
     methods. Importing its module must be quick, so heavy packages are imported in the methods.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages of `fingerprint.PACKAGES` whose versions may change the images."""
     name: str
     """Name of the engine."""
     batch_timeout_s: PositiveFloat = no_fingerprint(1800.0)

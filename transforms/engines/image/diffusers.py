@@ -18,7 +18,7 @@ noise; they encode a caption again for each of its images.
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 class DiffusersConfig(ImageEngineConfig):
     """diffusers: runs the model in the workers."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("diffusers", "torch", "transformers")
     name: Literal["diffusers"] = "diffusers"
     """Run the model with diffusers in the workers."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -12,7 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -84,6 +84,8 @@ class TextEngineConfig(Config):
     methods. Importing its module must be quick, so heavy packages are imported in the methods.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages of `fingerprint.PACKAGES` whose versions may change the completions."""
     name: str
     """Name of the engine."""
 

@@ -19,7 +19,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -52,6 +52,7 @@ _until_exit = contextlib.ExitStack()
 class VllmConfig(TextEngineConfig):
     """vLLM: runs the model in the workers."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "vllm")
     name: Literal["vllm"] = "vllm"
     """Run the model with vLLM in the workers."""
     device: Literal["cuda", "cpu"] = no_fingerprint("cuda")
