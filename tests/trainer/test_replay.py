@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from trainer.data.shard_reader import ShardReader
 from trainer.training import nonfinite
 from trainer.training.errors import NotFiniteError
 from trainer.training.step import Training
+from transforms.core import storage
 from transforms.core.config import load_config
-from transforms.core.errors import ConfigError
+from transforms.core.errors import ConfigError, StorageError
 from transforms.core.exit_codes import NOT_FINITE, UNFINISHED
 
 BAD_STEP = 2
@@ -104,7 +106,11 @@ def test_the_same_again_is_refused_at_once_until_something_is_changed(
     before.clear()
     assert command(run, *settings, "optim.clip_norm=1") == NOT_FINITE
     assert before
+    note = run / "train" / nonfinite.NOTE
+    assert note.exists(), "checkpoints of the steps before do not delete it"
     assert command(run, *settings, f"skip_steps=[[{BAD_STEP},{BAD_STEP}]]") == 0
+    assert not note.exists()
+    assert replay_file(run).exists()
     rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").open()]
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 3, 4, 5]
 
@@ -127,6 +133,24 @@ def test_a_note_counts_until_it_is_left_behind_or_deleted(
     (folder / nonfinite.NOTE).unlink()
     monkeypatch.undo()
     assert command(run, "steps=6") == 0
+
+
+def test_a_note_that_is_left_does_not_end_the_training(
+    run: Path,
+    before: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert command(run, "steps=6") == NOT_FINITE
+    note = run / "train" / nonfinite.NOTE
+    nonfinite.forget(str(note.parent), BAD_STEP)
+    assert note.exists(), "the step is still ahead"
+    fails = Mock(side_effect=StorageError(13, "cannot delete it: permission denied"))
+    monkeypatch.setattr(storage, "delete", fails)
+    nonfinite.forget(str(note.parent), BAD_STEP + 1)
+    assert note.exists()
+    assert "is left: " in caplog.text
+    assert "permission denied" in caplog.text
 
 
 def test_the_step_can_be_looked_into(

@@ -24,11 +24,11 @@ class CheckpointWriter:
     Args:
         folder: Folder of the checkpoints.
         config: Which checkpoints to keep.
-        written: Called by the writing thread after each checkpoint.
+        written: Called by the writing thread after each checkpoint, with its step.
     """
 
     def __init__(
-        self, folder: str, config: CheckpointConfig, written: Callable[[], None] = lambda: None
+        self, folder: str, config: CheckpointConfig, written: Callable[[int], None] = lambda _: None
     ) -> None:
         self._folder = folder
         self._config = config
@@ -55,7 +55,7 @@ class CheckpointWriter:
 
     def _write(self, state: State) -> str:
         url = save_checkpoint(state, self._folder, self._config)
-        self._written()
+        self._written(state["step"])
         return url
 
     def is_writing(self) -> bool:

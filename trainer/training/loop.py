@@ -20,6 +20,7 @@ from trainer.config import TrainConfig, batch_images, is_skipped
 from trainer.data.batch import CroppedSamples
 from trainer.monitor.monitor import Monitor
 from trainer.monitor.online_knn import OnlineKNN
+from trainer.training import nonfinite
 from trainer.training.errors import StoppedError
 from trainer.training.progress import Progress
 from trainer.training.session import rank_batches
@@ -99,10 +100,11 @@ def run_steps(
     first_update = next((step for step in steps if not is_skipped(config, step)), None)
     meter = ThroughputMeter(config, training.objective.device, first)
     saved_at, saved_step = time.monotonic(), first
+
     with (
         contextlib.closing(rank_batches(config, samples, steps)) as stream,
         _monitor(config, folder, first) as monitor,
-        CheckpointWriter(checkpoints_folder(folder), config.checkpoint, progress.make) as writer,
+        _writer(config, folder, progress) as writer,
     ):
         while training.step < config.steps:
             with meter.waiting():
@@ -126,6 +128,16 @@ def run_steps(
                 progress.make()
                 raise _stopped(stop, saved_step, config.steps)
         return distributed.run_on_all_ranks(writer.wait)
+
+
+def _writer(config: TrainConfig, folder: str, progress: Progress) -> CheckpointWriter:
+    """Return the writer of a training's checkpoints."""
+
+    def written(step: int) -> None:
+        progress.make()
+        nonfinite.forget(folder, step)
+
+    return CheckpointWriter(checkpoints_folder(folder), config.checkpoint, written)
 
 
 def _stopped(stop: list[str], saved_step: int, steps: int) -> StoppedError:

@@ -3,10 +3,12 @@
 Such a step leaves a replay file, which holds the state before it, and a note, `not-finite.json`. A
 training is a pure function of its config and data, so the same command would fail at the same step
 again, hours later. It fails at once instead, until a setting that numbers depend on is changed, the
-training continues from a later step, or the note is deleted.
+training continues from a later step, or the note is deleted. The first checkpoint after the step
+deletes the note; the replay file stays.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +20,10 @@ from trainer.training.step import Training
 from transforms.core import storage
 from transforms.core.config import fields_of_other_choices, fingerprint_fields
 from transforms.core.config_keys import flatten
-from transforms.core.errors import MissingFileError, reading
+from transforms.core.errors import DamagedFileError, MissingFileError, StorageError, reading
 from transforms.core.references import written_fields
+
+log = logging.getLogger(__name__)
 
 NOTE = "not-finite.json"
 ABSURD = 1e3
@@ -96,17 +100,44 @@ def refuse_to_repeat(config: TrainConfig, folder: str, step: int) -> None:
         NotFiniteError: This step or a later one was not finite with the same settings.
         DamagedFileError: The note is damaged.
     """
+    found = _read(folder)
+    if found is None:
+        return
+    error, settings = found
+    if error.step >= step and _same_settings(settings, config):
+        raise error
+
+
+def forget(folder: str, step: int) -> None:
+    """Delete the note of a step that the training has passed; if it cannot be, only log this.
+
+    Args:
+        folder: Output folder of the training.
+        step: Number of steps that a complete checkpoint holds.
+    """
+    try:
+        found = _read(folder)
+        if found is not None and found[0].step < step:
+            storage.delete(storage.join(folder, NOTE))
+    except (StorageError, DamagedFileError) as error:
+        log.warning("the note of a step that was not finite is left: %s", error)
+
+
+def _read(folder: str) -> tuple[NotFiniteError, dict[str, Any]] | None:
+    """Return the error that the note of a training describes, and its settings; None without one.
+
+    Raises:
+        DamagedFileError: The note is damaged.
+    """
     url = storage.join(folder, NOTE)
     try:
         content = storage.read_bytes(url)
     except MissingFileError:
-        return
+        return None
     with reading(f"{url} (delete it to train on)"):
         note = json.loads(content)
         error = NotFiniteError(str(note["sentence"]), int(note["step"]), list(note["caption_ids"]))
-        same = _same_settings(dict(note["settings"]), config)
-    if same and error.step >= step:
-        raise error
+        return error, dict(note["settings"])
 
 
 def ruined_weights(state: State) -> Iterator[str]:
