@@ -92,6 +92,7 @@ def test_no_two_examples_are_alike() -> None:
         ("food", 101),
         ("pets", 37),
         ("places", 439),
+        ("places-365", 365),
         ("textures", 47),
     ],
 )

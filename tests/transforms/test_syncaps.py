@@ -1,4 +1,4 @@
-"""The paper's concept list, as it is in the repository."""
+"""The paper's concept lists, as they are in the repository."""
 
 import random
 from collections import Counter, defaultdict
@@ -11,6 +11,7 @@ from transforms.captions.prompts import ConceptSampler
 from transforms.concepts.lists import ConceptList, read_list
 
 SYNCAPS = PIPELINE_DATA / "concepts/syncaps.yaml"
+IMAGENET_PLACES = PIPELINE_DATA / "concepts/imagenet-places.yaml"
 SHARES = {
     "imagenet-1k": 0.47,
     "aircraft": 0.05,
@@ -77,3 +78,16 @@ def test_a_million_draws_meet_the_shares(syncaps: ConceptList) -> None:
         [drawn[id(c)] for c in syncaps.concepts], [1e6 * c.weight for c in syncaps.concepts]
     )
     assert min(sources.pvalue, concepts.pvalue) > 1e-3
+
+
+def test_the_list_of_table_2_has_the_classes_and_scenes_of_the_paper() -> None:
+    classes, places = (
+        [c for c in read_list(str(IMAGENET_PLACES)).concepts if c.kind == kind]
+        for kind in ("object", "place")
+    )
+    assert {c.source for c in classes} == {"imagenet-1k"}
+    assert {c.source for c in places} == {"places-365"}
+    assert len({c.weight for c in classes}) == 1, "the classes have equal shares"
+    assert all(c.hypernym and len(c.backgrounds) >= 30 for c in classes)
+    # The paper: joining ImageNet's and Places' classes gives 365k different captions at most.
+    assert len(classes) * len(places) == 365_000
