@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     for seed in options.seeds:
         run = options.out / f"seed-{seed}"
         own = [f"run={run}", f"seed={seed}"]
-        training = [options.train_config, *own, f"data={options.data}", *options.overrides]
+        training = [options.train_config, *own, f"data.images={options.data}", *options.overrides]
         call("trainer.train", *training)
         call("trainer.evaluate", "all", options.evaluate_config, *own)
         runs.append(decode_scores((run / "scores" / FILE_NAME).read_bytes()))

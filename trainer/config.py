@@ -1,6 +1,6 @@
 """The config of a training, composed of sections that are defined in the modules they configure."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     NonNegativeInt,
@@ -15,6 +15,7 @@ from trainer.checkpoints.files import CheckpointConfig
 from trainer.data.crops import CropsConfig
 from trainer.data.loader import LoaderConfig
 from trainer.data.photometric import PhotometricConfig
+from trainer.data.shard_reader import DataConfig
 from trainer.execution import ExecutionConfig, Precision
 from trainer.models.vit import EncoderConfig
 from trainer.monitor.config import MonitorConfig
@@ -35,12 +36,13 @@ StepRanges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 class TrainConfig(Config):
     """A training; except for `optim.warmup`, the defaults are the paper's final ViT-B/16 run."""
 
+    moved: ClassVar[dict[str, str]] = {"data": "data.images"}
+
     run: Place = no_fingerprint()
     """Folder or URL of the run; results go to its `train` folder."""
     seed: int = 0
     """Seed of everything that is random."""
-    data: Place | None = no_fingerprint(None)
-    """Folder or URL of a complete images stage; null is `images` of the run."""
+    data: DataConfig = DataConfig()
     captions: Place | None = no_fingerprint(None)
     """Folder or URL of the complete captions stage that the images come from; null is `captions` of
     the run. Only the supervised objective reads it, for the list of concepts."""
@@ -117,7 +119,7 @@ def train_folder(config: TrainConfig) -> str:
 
 def data_folder(config: TrainConfig) -> str:
     """Return the folder or URL of the image shards."""
-    return config.data or storage.join(config.run, "images")
+    return config.data.images or storage.join(config.run, "images")
 
 
 def is_skipped(config: TrainConfig, step: int) -> bool:

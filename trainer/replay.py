@@ -102,7 +102,7 @@ def _check_captions(batch: Batch, expected: Sequence[str]) -> None:
     if others:
         raise ConfigError(
             f"the data have other captions at this step than the file (first: {others[0]}): "
-            "expected the data of the training; set data=FOLDER"
+            "expected the data of the training; set data.images=FOLDER"
         )
 
 

@@ -172,9 +172,12 @@ def _naming_rank() -> Iterator[None]:
 def _check_batch(config: TrainConfig, num_samples: int) -> None:
     """Check that no batch needs a caption twice."""
     if config.captions_per_batch > num_samples:
+        where = f"{data_folder(config)} holds {num_samples} captions"
+        if config.data.num_captions is not None:
+            where = f"data.num_captions is {num_samples}"
         raise ConfigError(
-            f"captions_per_batch is {config.captions_per_batch}, but {data_folder(config)} holds "
-            f"{num_samples} captions: expected at most that many"
+            f"captions_per_batch is {config.captions_per_batch}, but {where}: expected at most "
+            "that many"
         )
 
 

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from tests.support.gradients import tiny_config
 from tests.support.training_runs import flat
 from trainer.config import TrainConfig, data_folder, train_folder
-from transforms.core.config import fingerprint_fields
+from trainer.data.shard_reader import DataConfig
+from transforms.core.config import fingerprint_fields, stored_config
 from transforms.core.config_keys import describe
 
 
@@ -14,7 +15,23 @@ def test_results_and_data_are_in_the_run_unless_data_are_elsewhere() -> None:
     config = TrainConfig(run="gs://bucket/run")
     assert train_folder(config) == "gs://bucket/run/train"
     assert data_folder(config) == "gs://bucket/run/images"
-    assert data_folder(config.model_copy(update={"data": "elsewhere"})) == "elsewhere"
+    elsewhere = TrainConfig.model_validate({"run": "here", "data": {"images": "elsewhere"}})
+    assert data_folder(elsewhere) == "elsewhere"
+
+
+@pytest.mark.parametrize("images", [None, "gs://bucket/images"])
+def test_a_stored_config_may_name_its_data_by_the_old_key(images: str | None) -> None:
+    stored = TrainConfig(run="here").model_dump(mode="json") | {"data": images}
+    config = stored_config(TrainConfig, stored, "a checkpoint")
+    assert config.data == DataConfig(images=images)
+
+
+def test_part_of_the_data_is_in_the_fingerprint_if_it_is_chosen() -> None:
+    whole, part = (
+        fingerprint_fields(TrainConfig.model_validate({"run": "here", "data": data}))
+        for data in ({}, {"num_captions": 1000})
+    )
+    assert part == {**whole, "data.num_captions": 1000}
 
 
 def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
@@ -22,7 +39,8 @@ def test_what_only_changes_speed_or_place_is_not_in_the_fingerprint() -> None:
     free = flat(config.model_dump()).keys() - fingerprint_fields(config).keys()
     whole_sections = ("checkpoint.", "execution.", "monitor.")
     assert {key for key in free if not key.startswith(whole_sections)} == {
-        *("run", "data", "captions", "device", "num_threads", "accumulation", "log_every"),
+        *("data.images", "data.num_captions"),
+        *("run", "captions", "device", "num_threads", "accumulation", "log_every"),
         "strict_versions",
         *("objective.contrastive_chunk", "objective.ibot_chunk"),
         *(f"loader.{key}" for key in ("num_workers", "prefetch", "cache_folder", "cache_gib")),

@@ -47,7 +47,7 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(
     name: str,
 ) -> None:
     other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
+    write_config(other, data={"images": str(run / "images")})
     assert command(other, "loader.num_workers=1") == 0
 
     update = Training.update
@@ -151,7 +151,7 @@ def test_a_stop_while_a_checkpoint_is_written_finishes_that_one(
     assert list(list_checkpoints(checkpoints(run))) == [2]
     monkeypatch.undo()
     other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
+    write_config(other, data={"images": str(run / "images")})
     assert command(other) == command(run) == 0
     assert_bitwise_equal(run, other)
     assert losses(run) == losses(other)
@@ -161,7 +161,7 @@ def test_a_stop_while_a_checkpoint_is_written_finishes_that_one(
 @pytest.mark.slow
 def test_killed_at_any_moment_it_continues_bit_for_bit(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
+    write_config(other, data={"images": str(run / "images")})
     # Sums in another order have other bits, so both trainings use one thread.
     settings = ["steps=40", "optim.warmup=5", "checkpoint.every_s=0", "num_threads=1"]
     assert command(other, *settings, "checkpoint.every_s=600") == 0

@@ -217,7 +217,7 @@ def test_files_and_data_that_do_not_fit_are_named(
 ) -> None:
     assert command(run, "steps=6") == NOT_FINITE
     write_images(tmp_path / "other", (40,))
-    assert replay.main([str(replay_file(run)), f"data={tmp_path}/other"]) == 2
+    assert replay.main([str(replay_file(run)), f"data.images={tmp_path}/other"]) == 2
     assert "have other captions at this step" in capsys.readouterr().err
     assert replay.main([str(replay_file(run)), "model.width=24"]) == 2
     assert "another architecture" in capsys.readouterr().err

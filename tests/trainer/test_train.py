@@ -12,9 +12,17 @@ import yaml
 from tests.support.evaluation import save_pictures
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
-from tests.support.training_runs import command, final_state, flat, losses, make_run, write_config
+from tests.support.training_runs import (
+    checkpoints,
+    command,
+    final_state,
+    flat,
+    losses,
+    make_run,
+    write_config,
+)
 from trainer import distributed
-from trainer.checkpoints.files import load_checkpoint, write_state
+from trainer.checkpoints.files import list_checkpoints, load_checkpoint, write_state
 from trainer.data.sampler import RankSampler
 from trainer.training.session import check_ranks, open_samples
 from trainer.training.step import Training
@@ -62,7 +70,7 @@ def test_a_finished_checkpoint_of_another_architecture_is_no_end(
 ) -> None:
     assert command(run) == 0
     other = tmp_path / "other"
-    write_config(other, data=str(run / "images"))
+    write_config(other, data={"images": str(run / "images")})
     assert command(other, "model.width=24") == 0
     (ours,), (theirs,) = ((r / "train").rglob("step-000000004.pt") for r in (run, other))
     ours.write_bytes(theirs.read_bytes())
@@ -90,8 +98,15 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("crops.local_size=9", "not a multiple of model.patch_size 8"),
         ("accumulation=3", "expected a multiple of 3"),
         ("captions_per_batch=13", "images holds 12 captions: expected at most that many"),
+        ("data.num_captions=0", "'data.num_captions' has value 0: expected more than 0"),
+        ("data.num_captions=13", "images holds 12 captions: expected at most that many"),
+        ("data.num_captions=3", "captions_per_batch is 4, but data.num_captions is 3: expected"),
+        ("data=nowhere", "key 'data' is now 'data.images'"),
         ("skip_steps=2", "'skip_steps' has value 2: expected ranges [[first,last],...]"),
-        ("data=nowhere", "nowhere (key data, or run) holds no stage: expected the folder of a"),
+        (
+            "data.images=nowhere",
+            "nowhere (key data.images, or run) holds no stage: expected",
+        ),
         ("images_per_caption=4", "hold 2 images per caption"),
         ("objective.teacher=false", "'objective': iBOT needs a teacher: without one, set obj"),
         ("monitor={knn_every: 2, knn_dataset: pictures}", "unknown data set 'pictures'"),
@@ -187,7 +202,7 @@ def test_other_settings_and_other_data_are_refused_by_name(
     said = last_line(capsys)
     assert "model.width: 12 there, 24 here; seed: 3 there, 9 here" in said
     write_images(tmp_path / "more", (3, 5, 5))
-    assert command(run, f"data={tmp_path}/more") == 2
+    assert command(run, f"data.images={tmp_path}/more") == 2
     assert "data: " in last_line(capsys)
     assert command(run, "loader.num_workers=1", "accumulation=2", "log_every=3") == 0
 
@@ -219,6 +234,27 @@ def test_other_library_versions_are_named_or_refused_while_steps_are_left(
     (warning,) = [line for line in caplog.messages if "library versions" in line]
     assert "(torch 1.13.1 there, " in warning
     assert "vllm" not in warning
+
+
+def test_the_first_captions_are_trained_on_as_if_there_were_no_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = ["data.num_captions=7", "steps=6", "checkpoint.every_steps=2", "checkpoint.keep=9"]
+    assert command(run, *part) == 0
+    alone = tmp_path / "alone"
+    write_images(alone / "images", (3, 4))
+    write_config(alone)
+    assert command(alone, *part[1:]) == 0
+    ours, theirs = (flat(final_state(r, 6)["student"]) for r in (run, alone))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert losses(run) == losses(alone)
+    for step in (4, 6):
+        Path(list_checkpoints(checkpoints(run))[step]).unlink()
+    assert command(run, *part) == 0
+    resumed = flat(final_state(run, 6)["student"])
+    assert all(torch.equal(value, ours[name]) for name, value in resumed.items())
+    assert command(run, *part[1:]) == 2
+    assert "data.num_captions: 7 there, nothing here" in last_line(capsys)
 
 
 def test_steps_that_are_skipped_change_nothing_but_the_position(run: Path) -> None:

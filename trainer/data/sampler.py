@@ -81,6 +81,18 @@ class ShuffleSampler:
         return self._windows[key]
 
 
+def first_captions(shard_sizes: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Return the sizes of the shards that hold the first captions; the last one may be cut.
+
+    Args:
+        shard_sizes: int64 [number of shards], number of samples in each shard.
+        number: Captions to take, from 1 to the sum of the sizes.
+    """
+    before = np.cumsum(shard_sizes) - shard_sizes
+    taken = np.minimum(shard_sizes, number - before)
+    return taken[taken > 0]
+
+
 @dataclass(frozen=True)
 class BatchIndices:
     """The positions and samples of one rank in one step, sorted by sample."""

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from trainer.data.shard_cache import ShardCache
 from trainer.data.tar_index import TarIndex, read_tar_index
 from transforms.core import storage
+from transforms.core.config import Config, Place, added, no_fingerprint
 from transforms.core.errors import ConfigError, MissingFileError, reading
 from transforms.core.shard_reader import CommittedShards
 from transforms.core.shards import StageFolder
@@ -71,6 +73,17 @@ _META_TYPES = {
 }
 
 
+class DataConfig(Config):
+    """The images that are trained on."""
+
+    images: Place | None = no_fingerprint(None)
+    """Folder or URL of a complete images stage; null is `images` of the run."""
+    num_captions: PositiveInt | None = added(None)
+    """Train on this number of captions only: the first ones, in the order of the shards. Curation
+    has put them in random order, so they are a random part of the run, and a smaller number takes a
+    part of them (paper, scaling plots: 1M, 3M, 10M, 40M of 150M). Null takes all."""
+
+
 class BrokenSampleError(ValueError):
     """One sample cannot be used, because of its content; the shard itself is whole."""
 
@@ -104,7 +117,7 @@ class ShardReader:
     ) -> None:
         self.index_path = index_path
         folder = StageFolder(os.path.dirname(index_path) or ".", STAGES["images"])
-        shards = CommittedShards.open(folder, "data")
+        shards = CommittedShards.open(folder, "data.images")
         held = shards.metadata.get("images_per_caption")
         if images_per_caption is not None and held not in (None, str(images_per_caption)):
             raise ConfigError(

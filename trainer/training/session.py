@@ -6,14 +6,16 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trainer import distributed
 from trainer.config import TrainConfig, data_folder
 from trainer.data.batch import Batch, CroppedSamples, CropSpec
 from trainer.data.host_memory import ADVICE, is_memory_error
 from trainer.data.loader import batches
-from trainer.data.sampler import ShuffleSampler
+from trainer.data.sampler import ShuffleSampler, first_captions
 from trainer.data.shard_reader import ShardReader
 from trainer.distributed import LostRankError
 from trainer.execution import device_type
@@ -183,7 +185,9 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
     )
     if len(reader) == 0:
         raise DamagedFileError(f"index {index_url} lists no samples: there is nothing to train on")
-    sampler = ShuffleSampler(reader.shard_sizes, config.seed, config.loader.shuffle_shards)
+    sampler = ShuffleSampler(
+        _sizes_taken(config, reader), config.seed, config.loader.shuffle_shards
+    )
     objective = objective_of(config)
     spec = CropSpec(
         crops=config.crops,
@@ -195,6 +199,23 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
         one_image=objective.one_image_per_caption,
     )
     return CroppedSamples(reader, sampler, spec, config.seed, objective.target_reader(config))
+
+
+def _sizes_taken(config: TrainConfig, reader: ShardReader) -> NDArray[np.int64]:
+    """Return the number of captions that are taken of each shard, from the first shard on.
+
+    Raises:
+        ConfigError: More captions are asked for than there are.
+    """
+    number = config.data.num_captions
+    if number is None:
+        return reader.shard_sizes
+    if number > len(reader):
+        raise ConfigError(
+            f"key 'data.num_captions' has value {number}, but {data_folder(config)} holds "
+            f"{len(reader)} captions: expected at most that many"
+        )
+    return first_captions(reader.shard_sizes, number)
 
 
 def rank_batches(

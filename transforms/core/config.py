@@ -130,6 +130,14 @@ def no_fingerprint(default: Any = ...) -> Any:
     return Field(default, json_schema_extra={"fingerprint": False})
 
 
+def added(default: Any) -> Any:
+    """Declare a field that a later version added: in the fingerprint unless it has its default.
+
+    With its default the bytes are those of earlier versions, so runs of these continue.
+    """
+    return Field(default, json_schema_extra={"fingerprint": "unless default"})
+
+
 def load_config(cls: type[ConfigT], path: str, overrides: Sequence[str] = ()) -> ConfigT:
     """Read `path`, apply `overrides` and validate.
 
@@ -309,9 +317,9 @@ def fingerprint_fields(config: Config) -> dict[str, Any]:
     """Return the settings that change the bytes of a stage, as dotted keys with JSON values."""
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
-        if not _in_fingerprint(info):
-            continue
         value = getattr(config, name)
+        if not _in_fingerprint(info, value):
+            continue
         if isinstance(value, Config):
             for key, inner in fingerprint_fields(value).items():
                 fields[f"{name}.{key}"] = inner
@@ -320,9 +328,10 @@ def fingerprint_fields(config: Config) -> dict[str, Any]:
     return fields
 
 
-def _in_fingerprint(info: FieldInfo) -> bool:
+def _in_fingerprint(info: FieldInfo, value: Any) -> bool:
     extra = info.json_schema_extra
-    return not (isinstance(extra, dict) and extra.get("fingerprint") is False)
+    rule = extra.get("fingerprint", True) if isinstance(extra, dict) else True
+    return bool(value != info.default if rule == "unless default" else rule)
 
 
 def _one_line(error: Exception) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 from transforms.core.config_keys import flatten, nest
 from transforms.core.errors import ConfigError
 
-PLACES = ("run", "captions", "data", "checkpoint")
-"""Top-level keys of jobs that hold a folder or URL."""
+PLACES = ("run", "captions", "data.images", "checkpoint")
+"""Dotted keys of jobs that hold a folder or URL."""
 
 _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 """A `${` that no backslash escapes."""

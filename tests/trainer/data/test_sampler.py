@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.sampler import RankSampler, ShuffleSampler
+from trainer.data.sampler import RankSampler, ShuffleSampler, first_captions
 
 
 @given(
@@ -34,6 +34,19 @@ def test_every_epoch_visits_every_sample_once_within_windows_of_shards(
         assert sampler(range(first, last)).tolist() == together[first:last], (
             "asked for in any order"
         )
+
+
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=9), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_first_captions_are_those_of_the_first_shards(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    number = data.draw(st.integers(1, sum(sizes)))
+    taken = first_captions(np.array(sizes), number)
+    assert taken.min() > 0 and taken.sum() == number
+    assert taken[:-1].tolist() == sizes[: len(taken) - 1] and taken[-1] <= sizes[len(taken) - 1]
+    samples = ShuffleSampler(taken, 0, 2)(range(2 * number))
+    assert sorted(samples) == sorted([*range(number), *range(number)]), "each once per epoch"
 
 
 @pytest.mark.parametrize("sizes", [[60], [1] * 60], ids=["inside a shard", "of shards"])

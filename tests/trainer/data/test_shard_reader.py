@@ -134,7 +134,9 @@ def test_a_missing_index_says_that_the_stage_is_not_complete(tmp_path: Path) -> 
 
 
 def test_another_stage_is_refused_before_a_shard_is_read(tmp_path: Path) -> None:
-    held = r"captions \(key data, or run\) holds shards/000/captions-000000.parquet: expected"
+    held = (
+        r"captions \(key data\.images, or run\) holds shards/000/captions-000000.parquet: expected"
+    )
     with pytest.raises(ConfigError, match=held):
         ShardReader(write_image_captions(tmp_path / "captions").index_url)
 

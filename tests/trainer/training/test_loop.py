@@ -174,7 +174,7 @@ def test_the_log_is_durable_before_a_checkpoint_that_goes_on_from_there(
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", watched)
     every_two = "checkpoint.every_steps=2"
-    assert command(run, f"run={there}", f"data={run / 'images'}", every_two) == 0
+    assert command(run, f"run={there}", f"data.images={run / 'images'}", every_two) == 0
     assert lines == [2, 4]
 
 
