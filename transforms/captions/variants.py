@@ -7,9 +7,10 @@
   Sariyildiz et al. (2023), "c, h inside b";
 - `file`: captions from a file.
 
-The names are the paper's. Objects and places are those of the run's concept list, so a list of
-ImageNet and Places-365 gives the paper's variants. In the last two variants, the text of a prompt
-is already the caption: everything after that, filters included, is the same for all variants.
+The names are the paper's. IN is the source `imagenet-1k` of the run's concept list; in a list
+without it, all objects count as IN. Places are those of the list, so ImageNet and Places-365 give
+the paper's variants. In the last two variants, the text of a prompt is already the caption:
+everything after that, filters included, is the same for all variants.
 """
 
 import dataclasses
@@ -32,6 +33,9 @@ from transforms.core.seeding import derive
 
 Variant = Literal["full", "IN+h+Places", "IN+Places+LLM", "IN+OurBG+LLM", "file"]
 
+IMAGENET = "imagenet-1k"
+"""Source of the classes that IN stands for."""
+
 WITHOUT_MODEL: frozenset[Variant] = frozenset({"IN+h+Places", "file"})
 
 _TEXT_COLUMNS = ("text", "caption")
@@ -46,6 +50,8 @@ def variant_concepts(variant: Variant, concepts: tuple[Concept, ...]) -> tuple[C
     if variant == "full":
         return concepts
     objects = tuple(concept for concept in concepts if concept.kind == "object")
+    classes = tuple(concept for concept in objects if concept.source == IMAGENET)
+    objects = classes or objects
     places = tuple(concept.name for concept in concepts if concept.kind == "place")
     if variant != "IN+OurBG+LLM":
         _expect(variant, "place", bool(places))

@@ -33,6 +33,13 @@ def test_places_stand_in_for_backgrounds() -> None:
         assert {c.backgrounds for c in concepts} == {("harbour", "quarry")}
 
 
+def test_of_a_list_with_imagenet_only_its_classes_are_in() -> None:
+    wren = Concept("wren", "imagenet-1k", "object", 0.5, ("hedge",), "bird")
+    for variant in ("IN+OurBG+LLM", "IN+Places+LLM", "IN+h+Places"):
+        assert [c.name for c in variant_concepts(variant, (*LISTED, wren))] == ["wren"]
+    assert variant_concepts("full", (*LISTED, wren)) == (*LISTED, wren)
+
+
 @pytest.mark.parametrize(
     ("variant", "concepts", "missing"),
     [
