@@ -68,15 +68,18 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=version)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, name: str, description: str) -> None:
+def add_config_arguments(
+    parser: argparse.ArgumentParser, name: str, description: str, *, optional: bool = False
+) -> None:
     """Add the argument for the file that holds the config, and `overrides` of single keys.
 
     Args:
         parser: The parser of the command.
         name: Name of the argument for the file.
         description: Its help.
+        optional: Whether the argument may be left out.
     """
-    parser.add_argument(name, help=description)
+    parser.add_argument(name, help=description, nargs="?" if optional else None)
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="change single settings"
     )

@@ -5,27 +5,40 @@
 TASK is a protocol (`knn`, `logistic`) or `all`. The command scores the newest checkpoint of
 `<run>/train` (or `checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json`
 and `scores.md`. Run again for the same checkpoint, it scores only what is missing and prints all
-scores. Exit code 0: all requested scores are there; 2: a setting is wrong; 1: something is missing,
-and the last line says what; 130: Ctrl-C.
+scores. Data sets that are not on this machine are left out, one line each. Exit code 0: all scores
+that can be had are there; 2: a setting is wrong; 1: something is missing, and the last line says
+what; 130: Ctrl-C.
+
+    python -m trainer.evaluate check [CONFIG] [data=FOLDER]
+
+lists the data sets that are there, those that are missing, and how to get them.
 """
 
 import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import cli
 from trainer.evaluate import scoresheet
+from trainer.evaluate.check import check
 from trainer.evaluate.config import EvaluateConfig
-from trainer.evaluate.datasets import LabelledSet, load_dataset
+from trainer.evaluate.datasets import (
+    AbsentSetError,
+    LabelledSet,
+    expand,
+    load_dataset,
+    name_of,
+)
 from trainer.evaluate.features import Extraction, Subject, encoder_subject, pixels_subject
 from trainer.evaluate.protocols import PROTOCOLS, config_class
 from trainer.evaluate.protocols.base import Evaluation
 from trainer.evaluate.scoresheet import TaskScores
 from transforms.core import storage
-from transforms.core.config import fingerprint_fields, load_config
-from transforms.core.errors import ConfigError
+from transforms.core.config import fingerprint_fields, load_config, parse_config
+from transforms.core.errors import ConfigError, UnfinishedError
 from transforms.core.seeding import derive
 
 if TYPE_CHECKING:
@@ -33,7 +46,7 @@ if TYPE_CHECKING:
 
     from trainer.models.vit import EncoderConfig
 
-ALL = "all"
+ALL, CHECK = "all", "check"
 VERSION = 1
 """Version of the protocols. Raise it when scores change, so that old ones are computed again."""
 
@@ -48,7 +61,8 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
     """
     from trainer.checkpoints.files import find_checkpoint, load_encoder
 
-    folder, datasets = storage.join(config.run, "scores"), _datasets(config)
+    folder = storage.join(config.run, "scores")
+    datasets, absent = _datasets(config)
     with find_checkpoint(config.checkpoint or config.run) as checkpoint:
         digest = _digest(checkpoint.path)
         encoder, shape = load_encoder(checkpoint, config.which)
@@ -74,9 +88,9 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
                 scoresheet.save(folder, TaskScores(task, dataset.name, digest, made_from, rows))
     sheet = scoresheet.publish(folder, PROTOCOLS, digest)
     done = "Scored" if missing else "Scored already:"
-    return (
-        f"{scoresheet.plain(sheet)}\n{done} {checkpoint.url}; {storage.join(folder, 'scores.md')}"
-    )
+    lines = [f"{name} is absent: {reason}" for name, reason in absent.items()]
+    last = f"{done} {checkpoint.url}; {storage.join(folder, 'scores.md')}"
+    return "\n".join([scoresheet.plain(sheet), *lines, last])
 
 
 def _digest(path: str) -> str:
@@ -84,16 +98,28 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _datasets(config: EvaluateConfig) -> list[LabelledSet]:
-    datasets = [load_dataset(reference) for reference in config.datasets]
-    names = [dataset.name for dataset in datasets]
+def _datasets(config: EvaluateConfig) -> tuple[list[LabelledSet], dict[str, str]]:
+    """Return the data sets that are there, and why each of the others is not."""
+    references = expand(config.datasets)
+    names = [name_of(reference) for reference in references]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
             f"key 'datasets' has value {list(config.datasets)}: expected different names, but "
             f"{twice[0]!r} is listed twice"
         )
-    return datasets
+    found, absent = [], {}
+    for reference, name in zip(references, names, strict=True):
+        try:
+            found.append(load_dataset(reference, Path(config.data) if config.data else None))
+        except AbsentSetError as error:
+            absent[name] = str(error)
+    if not found:
+        raise UnfinishedError(
+            f"none of the {len(absent)} data sets is there: {next(iter(absent.values()))}; "
+            "`python -m trainer.evaluate check` lists all of them"
+        )
+    return found, absent
 
 
 def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
@@ -116,6 +142,14 @@ def _subjects(
     return [*subjects, pixels_subject()] if config.pixels else subjects
 
 
+def _checked_config(path: str | None, overrides: Sequence[str]) -> EvaluateConfig:
+    """Return the config of a check, which may be without a file and without a run."""
+    if path is None or "=" in path:
+        overrides = ["run=unused", *([path] if path else []), *overrides]
+        return parse_config(config_class(), "{}", "the command line", overrides)
+    return load_config(config_class(), path, overrides)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = cli.command_parser(
@@ -123,12 +157,18 @@ def main(arguments: Sequence[str]) -> int:
         "Score an encoder on labelled pictures that its training never saw.",
         config_class(),
     )
-    parser.add_argument("task", choices=[*PROTOCOLS, ALL], help="what to score it by")
-    cli.add_config_arguments(parser, "config", "YAML file of the evaluation")
+    parser.add_argument(
+        "task", choices=[*PROTOCOLS, ALL, CHECK], help="what to score it by, or list data sets"
+    )
+    cli.add_config_arguments(parser, "config", "YAML file of the evaluation", optional=True)
     parsed = parser.parse_args(arguments)
+    if parsed.task != CHECK and parsed.config is None:
+        parser.error("the following arguments are required: config")
     cli.show_log()
 
     def work() -> str:
+        if parsed.task == CHECK:
+            return check(_checked_config(parsed.config, parsed.overrides))
         config = load_config(config_class(), parsed.config, parsed.overrides)
         return evaluate(list(PROTOCOLS) if parsed.task == ALL else [parsed.task], config)
 

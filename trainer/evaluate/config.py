@@ -20,8 +20,12 @@ class EvaluateConfig(Config):
     which: Literal["teacher", "student"] = "teacher"
     """Which of the checkpoint's two encoders is scored."""
     datasets: tuple[str, ...] = Field(("drawings", "fashion-mnist"), min_length=1)
-    """Data sets: `drawings`, `fashion-mnist`, or `folder:PATH` for your own pictures in
-    PATH/train/CLASS/ and PATH/test/CLASS/ (and PATH/val/CLASS/ if there is a validation split)."""
+    """Data sets: `drawings`, `fashion-mnist`; `folder:PATH` for your own pictures in
+    PATH/train/CLASS/ and PATH/test/CLASS/ (and PATH/val/CLASS/ if there is a validation split);
+    public ones in `data`, such as `torchvision:flowers102`, or `paper` for all of the paper.
+    `python -m trainer.evaluate check` lists them."""
+    data: Place | None = no_fingerprint(None)
+    """Folder of the public data sets, each in the layout that torchvision expects."""
     num_untrained: NonNegativeInt = 3
     """Encoders with fresh weights in the untrained baseline; 0 leaves it out."""
     pixels: bool = True

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from trainer.evaluate.datasets import Split
+from trainer.evaluate.datasets import Picture, Split
 from transforms.core.errors import DamagedFileError
 
 if TYPE_CHECKING:
@@ -108,21 +108,20 @@ def pixels_subject() -> Subject:
     return Subject("pixels", extract)
 
 
-def load_square(picture: bytes | Path, size: int) -> Image.Image:
+def load_square(picture: Picture, size: int) -> Image.Image:
     """Return a picture as an RGB square: the shorter side resized (bicubic), the centre cropped.
 
     Args:
-        picture: An encoded image, or the file that holds it.
+        picture: An encoded image, the file that holds it, or its pixels.
         size: Side of the square in pixels.
 
     Raises:
         DamagedFileError: It cannot be decoded; a test set must not shrink silently.
     """
     try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            image = opened.convert("RGB")
+        image = _decode(picture)
     except (UnidentifiedImageError, OSError) as error:
-        where = "a picture of a built-in test set" if isinstance(picture, bytes) else str(picture)
+        where = str(picture) if isinstance(picture, Path) else "a picture of a built-in test set"
         raise DamagedFileError(
             f"{where} cannot be decoded as an image: repair or remove it"
         ) from error
@@ -131,6 +130,13 @@ def load_square(picture: bytes | Path, size: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def _decode(picture: Picture) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture).convert("RGB")
+    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+        return opened.convert("RGB")
 
 
 def _batches(split: Split, size: int, extraction: Extraction) -> "Iterator[Tensor]":
@@ -146,7 +152,7 @@ def _batches(split: Split, size: int, extraction: Extraction) -> "Iterator[Tenso
     )
 
 
-def _collate(pictures: Sequence[bytes | Path], size: int) -> "Tensor":
+def _collate(pictures: Sequence[Picture], size: int) -> "Tensor":
     import torch
 
     squares = np.stack([np.asarray(load_square(picture, size)) for picture in pictures])

@@ -9,7 +9,6 @@ pinned packages and on this file, so `make testset` reproduces the same pictures
 """
 
 import argparse
-import gzip
 import io
 import json
 import subprocess
@@ -22,10 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
-from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.evaluate.datasets import DATA_FOLDER, PICTURE_SCHEMA, LabelledPicture
+from trainer.evaluate.datasets.builtin import DATA_FOLDER, PICTURE_SCHEMA, LabelledPicture
+from trainer.evaluate.datasets.installed import FASHION_CLASSES, read_idx
 from transforms.core.records import to_table
 from transforms.core.seeding import derive
 
@@ -35,19 +34,6 @@ DRAWINGS_LICENCE = "CC-BY-SA-4.0"
 """Licence of the drawings of both vendors (SPDX)."""
 FASHION_PACKAGE = "dataset-fashion-mnist=0.0~git20200523.55506a9-1"
 """Debian package and version."""
-FASHION_CLASSES = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
-"""Names of Fashion-MNIST's labels 0 to 9."""
 FASHION_SPLITS = (("train", "train", 64), ("val", "train", 16), ("test", "t10k", 80))
 """(our split, original file that it is taken from, pictures per class)."""
 
@@ -189,8 +175,8 @@ def fashion_mnist(downloads: Path) -> Iterator[LabelledPicture]:
     folder = fetch_fashion(downloads)
     taken = {"train": 0, "t10k": 0}
     for split, source, count in FASHION_SPLITS:
-        images = _read_idx(folder / f"{source}-images-idx3-ubyte.gz")
-        labels = _read_idx(folder / f"{source}-labels-idx1-ubyte.gz")
+        images = read_idx(folder / f"{source}-images-idx3-ubyte.gz")
+        labels = read_idx(folder / f"{source}-labels-idx1-ubyte.gz")
         for label, name in enumerate(FASHION_CLASSES):
             first = taken[source]
             for index in np.flatnonzero(labels == label)[first : first + count]:
@@ -217,14 +203,6 @@ def fetch_fashion(downloads: Path) -> Path:
 
 def _num_drawings(icon_sets: dict[str, dict[str, Any]], thing: str) -> int:
     return sum(icon_svg(icons, thing) is not None for icons in icon_sets.values())
-
-
-def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an array in the IDX format: zero bytes, type, rank, sizes (big endian), values."""
-    content = gzip.decompress(path.read_bytes())
-    rank = content[3]
-    sizes = np.frombuffer(content, ">u4", count=rank, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)
 
 
 def _png(picture: Image.Image) -> bytes:

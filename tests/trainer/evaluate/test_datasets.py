@@ -14,11 +14,11 @@ from PIL import Image
 
 from tests.support.evaluation import COLOURS, save_pictures
 from trainer.evaluate import paper
-from trainer.evaluate.datasets import (
+from trainer.evaluate.datasets import load_dataset
+from trainer.evaluate.datasets.builtin import (
     BUILT_IN,
     DATA_FOLDER,
     PICTURE_SCHEMA,
-    load_dataset,
     read_pictures,
 )
 from transforms.core.errors import ConfigError

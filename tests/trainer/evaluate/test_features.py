@@ -86,6 +86,7 @@ def test_pictures_are_scaled_by_their_shorter_side_and_cut_in_the_middle() -> No
 def test_grey_and_transparent_pictures_become_rgb() -> None:
     assert load_square(png(np.zeros((8, 8), dtype=np.uint8)), 16).mode == "RGB"
     assert load_square(png(np.zeros((8, 8, 4), dtype=np.uint8)), 16).mode == "RGB"
+    assert load_square(np.full((8, 8), 7, dtype=np.uint8), 16).getpixel((3, 3)) == (7, 7, 7)
 
 
 def test_pixel_features_are_pixels() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from tests.support import public_sets
 from tests.support.checkpoints import note_readings
 from tests.support.evaluation import MODEL, save_checkpoint, save_pictures
 from tests.support.paths import TRAINER_CONFIGS
@@ -239,3 +240,37 @@ def test_the_demos_file_is_valid() -> None:
     config = load_config(config_class(), str(path))
     assert config.run == "runs/demo"
     assert config.num_untrained >= 3
+
+
+def test_check_lists_what_is_there_and_how_to_get_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], job: tuple[Path, Path]
+) -> None:
+    public_sets.eurosat(tmp_path)
+    assert main(["check", f"data={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (there,) = [line.split() for line in lines if line.startswith("eurosat")]
+    assert there == ["eurosat", "torchvision:eurosat", "accuracy", *["18", "/", "6", "/", "6"]]
+    (missing,) = [line for line in lines if line.startswith("flowers")]
+    assert f"missing               {tmp_path}/flowers-102/jpg" in missing
+    assert "get it from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/" in missing
+    assert lines[-1].endswith(f"data sets are there (in {tmp_path})")
+
+    assert main(["check", str(job[1])]) == 0
+    assert "colours" in capsys.readouterr().out, "with the sets of the config"
+    with pytest.raises(SystemExit):
+        main(["all"])
+
+
+def test_absent_sets_are_a_line_of_the_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], job: tuple[Path, Path]
+) -> None:
+    run, path = job
+    colours = f"folder:{tmp_path / 'colours'}"
+    sets = f"datasets=[{colours},torchvision:food101,resisc45]"
+    assert main(["knn", str(path), sets, f"data={tmp_path}"]) == 0
+    output = capsys.readouterr().out
+    assert f"food-101 is absent: {tmp_path}/food-101/images" in output
+    assert "resisc45 is absent: " in output
+    assert {row["dataset"] for row in rows(run).values()} == {"colours"}
+    assert main(["knn", str(path), "datasets=[torchvision:food101]"]) == 1
+    assert "none of the 1 data sets is there: DATA/food-101" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from trainer.evaluate import make_testset
-from trainer.evaluate.datasets import read_pictures
+from trainer.evaluate.datasets.builtin import read_pictures
+from trainer.evaluate.datasets.installed import read_idx
 
 SQUARE = '<path fill="#f00" d="M10 10h20v10H10z"/>'
 
@@ -69,4 +70,4 @@ def test_idx_files_are_read(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     content = bytes([0, 0, 8, 3]) + struct.pack(">3I", *values.shape) + values.tobytes()
     (tmp_path / "images.gz").write_bytes(gzip.compress(content))
-    assert (make_testset._read_idx(tmp_path / "images.gz") == values).all()
+    assert (read_idx(tmp_path / "images.gz") == values).all()
