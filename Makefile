@@ -6,6 +6,8 @@ RUN ?= runs/demo
 CONFIG ?=
 ARGS ?=
 WORKERS ?= 2
+MINUTES ?= 120
+SEED ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +30,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo concepts backgrounds captions curate images report train evaluate test \
-        test-slow test-all lint format lock prism tiny-sd testset clean
+        test-slow test-all soak lint format lock prism tiny-sd testset clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -83,6 +85,9 @@ test-slow: $(STAMP)  ## Only the tests marked slow
 
 test-all: $(STAMP)  ## Every test, as CI runs them, under 25 minutes on two cores
 	$(PYTEST) $(ARGS)
+
+soak: $(STAMP)  ## Random faults, the printed remedies, all bytes: MINUTES=120 RUN= SEED= ARGS=
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --seed $(SEED) --out $(RUN)/soak $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, both strict
 	$(BIN)/ruff check .
