@@ -45,7 +45,7 @@ class TrainConfig(Config):
     data: DataConfig = DataConfig()
     captions: Place | None = no_fingerprint(None)
     """Folder or URL of the complete captions stage that the images come from; null is `captions` of
-    the run. Only the supervised objective reads it, for the list of concepts."""
+    the run. Only the objectives `supervised` and `augreg` read it, for the list of concepts."""
     images_per_caption: PositiveInt = 4
     """Images per caption in the shards (paper: 4)."""
     captions_per_batch: PositiveInt = 8192

@@ -132,7 +132,8 @@ def test_clip_takes_another_image_of_a_caption_in_some_other_epoch(run: Path) ->
 
 @pytest.mark.xdist_group("processes")
 def test_two_ranks_are_one_process(run: Path) -> None:
-    configs = [tiny_config(run, **PLAIN, objective=objective) for objective in (SUPERVISED, CLIP)]
+    objectives: list[dict[str, Any]] = [SUPERVISED, CLIP, {"kind": "augreg"}]
+    configs = [tiny_config(run, **PLAIN, objective=objective) for objective in objectives]
     steps = [(config, 1) for config in configs]
     expected = [step_gradients(*step) for step in steps]
     for results in gradients_of_ranks(steps, 2, run):

@@ -25,6 +25,10 @@ MAX_REPLACEMENTS = 20
 """Unusable samples in a row after which the data as a whole is considered wrong."""
 
 
+Distortion = Callable[[Tensor, int], Tensor]
+"""From the pixels of a crop, uint8 [3, S, S], and the seed of its draws to other pixels."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One rank's samples of one step, sorted by shard and by position in the shard."""
@@ -63,6 +67,8 @@ class CropSpec:
     """Number of images that each sample must have."""
     one_image: bool = False
     """Take only one of a sample's images, drawn in each epoch."""
+    distortion: Distortion | None = None
+    """What changes global crops before their colours."""
 
 
 class CroppedSamples:
@@ -149,7 +155,7 @@ class CroppedSamples:
             MemoryError, RuntimeError: There is no memory for it.
         """
         try:
-            return crop_image(
+            crops = crop_image(
                 decode(image),
                 self.spec.crops,
                 self.spec.photometric,
@@ -158,12 +164,23 @@ class CroppedSamples:
                 patch_share=self.spec.patch_share,
                 seed=seed,
             )
+            return self._distorted(crops, seed)
         except (ValueError, RuntimeError) as error:
             if is_memory_error(error):
                 raise
             if not is_memory_left():
                 raise MemoryError(str(error)) from error
             raise BrokenSampleError(str(error)) from error
+
+    def _distorted(self, crops: Crops, seed: int) -> Crops:
+        """Return the crops of an image, with global crops changed as the spec says."""
+        if self.spec.distortion is None:
+            return crops
+        changed = [
+            self.spec.distortion(pixels, derive(seed, "distortion", number))
+            for number, pixels in enumerate(crops.global_pixels)
+        ]
+        return dataclasses.replace(crops, global_pixels=torch.stack(changed))
 
     def _chosen_images(self, epoch: int, position: int) -> list[int]:
         """Return the numbers of the images to crop."""

@@ -15,8 +15,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from trainer import distributed
-from trainer.data.batch import Batch
-from trainer.data.photometric import augment, to_device
+from trainer.data.batch import Batch, Distortion
+from trainer.data.photometric import PhotometricConfig, augment, to_device
 from trainer.data.shard_reader import Sample
 from trainer.execution import gradients_wait
 from trainer.losses import fused
@@ -133,6 +133,24 @@ class Objective(ABC, Generic[SettingsT]):
         return None
 
     @classmethod
+    def photometric(cls, config: "TrainConfig") -> PhotometricConfig:
+        """Return the colour augmentation of crops."""
+        return config.photometric
+
+    @classmethod
+    def distortion(cls, config: "TrainConfig") -> Distortion | None:
+        """Return what else changes global crops on the CPU, before colours; None if nothing does.
+
+        It is sent to the loader's processes, so it must pickle.
+        """
+        return None
+
+    @classmethod
+    def captions_together(cls, config: "TrainConfig") -> int:
+        """Return how many captions that follow each other must be in the same micro-batch."""
+        return 1
+
+    @classmethod
     def patch_share(cls, config: "TrainConfig") -> float:
         """Return the share of patches in the mask that is drawn with each global crop."""
         return 0.0
@@ -214,7 +232,7 @@ class Objective(ABC, Generic[SettingsT]):
         images = augment(
             to_device(pixels, self.device),
             draws,
-            self.config.photometric,
+            self.photometric(self.config),
             mean=self.config.model.mean,
             std=self.config.model.std,
             run=partial(fused.run, compiled=self.config.execution.compile),

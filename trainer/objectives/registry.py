@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from trainer.models.vit import EncoderNetwork
+from trainer.objectives.augreg import AugReg
 from trainer.objectives.base import Objective, ObjectiveConfig
 from trainer.objectives.clip import CLIP
 from trainer.objectives.supervised import Supervised
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 OBJECTIVES: tuple[type[Objective[Any]], ...] = (
     SynCLR,
     Supervised,
+    AugReg,
     CLIP,
 )
 DEFAULT = ContrastiveConfig()

@@ -1,4 +1,4 @@
-"""Supervised cross-entropy over the caption's concept, which the paper compares with (table 5)."""
+"""Supervised cross-entropy over the caption's concept; the paper's own recipe is in `augreg`."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from trainer.data.batch import Batch
 from trainer.data.photometric import to_device
 from trainer.data.shard_reader import Sample
 from trainer.models.vit import EncoderConfig, EncoderNetwork, build_encoder, encode
-from trainer.objectives.base import Objective, TargetReader, TeacherlessConfig, Terms
+from trainer.objectives.base import Objective, SettingsT, TargetReader, TeacherlessConfig, Terms
 from trainer.objectives.collapse import feature_metrics
 from trainer.objectives.micro_batch import MicroBatch
 from transforms.core import storage
@@ -64,10 +64,17 @@ class Classifier(EncoderNetwork):
         return Classified(self.classes(cls_tokens), cls_tokens.detach())
 
 
-class Supervised(Objective[SupervisedConfig]):
-    """The loss is the only term."""
+class ConceptObjective(Objective[SettingsT]):
+    """Base of the objectives that classify images by the concept of their caption."""
 
-    settings_class = SupervisedConfig
+    @classmethod
+    def concepts(cls, config: "TrainConfig") -> dict[str, int]:
+        """Return the number of each concept.
+
+        Raises:
+            ConfigError, StorageError, DamagedFileError: See `concept_labels`.
+        """
+        return concept_labels(captions_folder(config))
 
     @classmethod
     def build_networks(cls, config: "TrainConfig") -> tuple[Classifier, None]:
@@ -76,8 +83,7 @@ class Supervised(Objective[SupervisedConfig]):
         Raises:
             ConfigError, StorageError, DamagedFileError: See `concept_labels`.
         """
-        num_classes = len(concept_labels(captions_folder(config)))
-        return Classifier(config.model, num_classes, config.seed), None
+        return Classifier(config.model, len(cls.concepts(config)), config.seed), None
 
     @classmethod
     def target_reader(cls, config: "TrainConfig") -> TargetReader:
@@ -86,19 +92,24 @@ class Supervised(Objective[SupervisedConfig]):
         Raises:
             ConfigError, StorageError, DamagedFileError: See `concept_labels`.
         """
-        return partial(label_of, labels=concept_labels(captions_folder(config)))
+        return partial(label_of, labels=cls.concepts(config))
 
-    def losses(self, batch: Batch, step: int) -> list[Callable[[], Terms]]:
-        """Return the cross-entropy of each micro-batch."""
+    def labelled(self, batch: Batch) -> list[tuple[MicroBatch, Tensor]]:
+        """Return the micro-batches, each with the labels of its global images, int64 [n]."""
         micro_batches = self.micro_batches(batch)
         crops_per_caption = len(batch.crops.global_pixels) // len(batch.targets)
         labels = to_device(batch.targets[:, 0].repeat_interleave(crops_per_caption), self.device)
-        return [
-            partial(self._terms, micro_batch, part)
-            for micro_batch, part in zip(
-                micro_batches, labels.chunk(len(micro_batches)), strict=True
-            )
-        ]
+        return list(zip(micro_batches, labels.chunk(len(micro_batches)), strict=True))
+
+
+class Supervised(ConceptObjective[SupervisedConfig]):
+    """The loss is the only term."""
+
+    settings_class = SupervisedConfig
+
+    def losses(self, batch: Batch, step: int) -> list[Callable[[], Terms]]:
+        """Return the cross-entropy of each micro-batch."""
+        return [partial(self._terms, part, labels) for part, labels in self.labelled(batch)]
 
     def _terms(self, micro_batch: MicroBatch, labels: Tensor) -> Terms:
         logits, cls_tokens = self.run(self.student, micro_batch.global_images)

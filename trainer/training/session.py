@@ -161,11 +161,14 @@ def check_ranks(config: TrainConfig) -> None:
     Raises:
         ConfigError: It does not.
     """
-    parts = distributed.world_size() * config.accumulation
+    together = objective_of(config).captions_together(config)
+    parts = distributed.world_size() * config.accumulation * together
     if config.captions_per_batch % parts:
+        pairs = f" times {together} captions that are taken together" if together > 1 else ""
         raise ConfigError(
             f"captions_per_batch is {config.captions_per_batch}: expected a multiple of {parts}, "
             f"which is {distributed.world_size()} ranks times accumulation {config.accumulation}"
+            f"{pairs}"
         )
 
 
@@ -191,12 +194,13 @@ def open_samples(config: TrainConfig) -> CroppedSamples:
     objective = objective_of(config)
     spec = CropSpec(
         crops=config.crops,
-        photometric=config.photometric,
+        photometric=objective.photometric(config),
         global_size=config.model.image_size,
         patch_size=config.model.patch_size,
         patch_share=objective.patch_share(config),
         images_per_caption=config.images_per_caption,
         one_image=objective.one_image_per_caption,
+        distortion=objective.distortion(config),
     )
     return CroppedSamples(reader, sampler, spec, config.seed, objective.target_reader(config))
 

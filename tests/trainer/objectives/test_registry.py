@@ -127,6 +127,7 @@ def test_each_section_has_only_the_keys_that_its_objective_uses() -> None:
         for objective in OBJECTIVES
     }
     assert keys["supervised"] == {"kind"}
+    assert keys["augreg"] == {"kind", "num_ops", "magnitude", "mixup", "dropout"}
     assert keys["clip"] == {"kind", "text", "contrastive_chunk"}
     assert "text" not in keys["contrastive"]
 
@@ -146,7 +147,7 @@ def test_keys_that_earlier_versions_required_have_no_effect(kind: str) -> None:
         (["objective.kind=clip", "objective.teacher=true"], "'clip', which has no teacher"),
         (["objective.kind=clip", "objective.ibot_weight=1"], "unknown key 'objective.ibot_weight'"),
         (["objective.kind=supervised", "objective.text.width=8"], "unknown key 'objective.text"),
-        (["objective.kind=colour"], "expected 'contrastive', 'supervised', 'clip'"),
+        (["objective.kind=colour"], "expected 'contrastive', 'supervised', 'augreg', 'clip'"),
     ],
 )
 def test_keys_of_other_objectives_are_refused(
