@@ -135,7 +135,13 @@ def fake_micro_batches(
         )
     ids = image_ids(batch, settings.positives, config.images_per_caption)
     micro_batches = split_batch(
-        batch, ids, masks, config.accumulation, lambda pixels, _: torch.empty(pixels.shape), CPU
+        batch,
+        ids,
+        masks,
+        config.accumulation,
+        lambda pixels, _: torch.empty(pixels.shape),
+        CPU,
+        seed=0 if config.model.drop_path else None,
     )
     return batch, lambda: [_fake(part) for part in micro_batches]
 

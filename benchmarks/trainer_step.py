@@ -144,8 +144,9 @@ class Straightforward:
         with torch.autocast(self.device.type, torch.bfloat16):
             with torch.no_grad():
                 teacher_out: Outputs = self.teacher(images, None, None, patches)
-            student_out: Outputs = self.student(images, None, mask, patches)
-            local_embeddings = [self.student(crops).embeddings for crops in locals_]
+            seeds = torch.arange(len(images), device=self.device)  # Of drop path.
+            student_out: Outputs = self.student(images, None, mask, patches, seeds)
+            local_embeddings = [self.student(crops, seeds=seeds).embeddings for crops in locals_]
         loss = self.contrast(
             student_out.embeddings, ids, teacher_out.embeddings, ids, leave_out_own=True
         )

@@ -1,10 +1,9 @@
 """Execution of networks on the hardware: devices, sharding, compilation, recomputation.
 
-Nothing here changes the training, except for rounding and the noise of drop path. Over several
-ranks, each rank either holds all weights and gradients are averaged during the backward pass
-(`replicate`, torch's `DistributedDataParallel`), or weights are sharded block by block (`shard`,
-torch's `fully_shard`, FSDP2). Either way batch norms see all ranks, and checkpoints are the same
-for any number of ranks.
+Nothing here changes the training, except for rounding. Over several ranks, each rank either holds
+all weights and gradients are averaged during the backward pass (`replicate`, torch's
+`DistributedDataParallel`), or weights are sharded block by block (`shard`, torch's `fully_shard`,
+FSDP2). Either way batch norms see all ranks, and checkpoints are the same for any number of ranks.
 """
 
 import contextlib
@@ -47,7 +46,7 @@ class ExecutionConfig(Config):
     and teacher (FSDP2), for encoders that do not fit on one device."""
     compile: bool = no_fingerprint(False)
     """Compile each block of the encoder, the losses and the colour augmentation. The first steps
-    take minutes longer, and drop path draws other noise."""
+    take minutes longer."""
     recompute: Literal["nothing", "elementwise", "blocks"] = no_fingerprint("nothing")
     """Results of the student's blocks that are not kept but computed again in the backward pass:
     `elementwise` all except matrix products and attention (saves a third of the memory for little
@@ -136,10 +135,10 @@ def _recompute(blocks: Iterable[nn.Module], config: ExecutionConfig) -> None:
         block.forward = partial(_checkpointed, block, options)
 
 
-def _checkpointed(block: nn.Module, options: dict[str, Any], tokens: Tensor) -> Tensor:
+def _checkpointed(block: nn.Module, options: dict[str, Any], *inputs: Tensor) -> Tensor:
     # Compilation starts at the first function that is not torch's own. If `block.forward` were
     # `checkpoint` itself, nothing of the block would be compiled.
-    result: Tensor = checkpoint(type(block).forward, block, tokens, **options)
+    result: Tensor = checkpoint(type(block).forward, block, *inputs, **options)
     return result
 
 

@@ -64,11 +64,14 @@ def step_gradients(config: TrainConfig, step: int) -> Result:
         terms["feature_std"] = objective.collapse_metrics["feature_std"]
     for term in terms.values():
         distributed.all_reduce(term).div_(distributed.world_size())
-    gradients = {
+    return terms, unsharded(_gradients(student))
+
+
+def _gradients(student: EncoderNetwork) -> dict[str, Tensor]:
+    return {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in student.named_parameters()
     }
-    return terms, unsharded(gradients)
 
 
 def gradients_of_ranks(
@@ -81,6 +84,62 @@ def gradients_of_ranks(
 
 def _all_step_gradients(steps: list[tuple[dict[str, Any], int]]) -> list[Result]:
     return [step_gradients(TrainConfig.model_validate(values), step) for values, step in steps]
+
+
+def anchor_losses(config: TrainConfig, step: int) -> Result:
+    """Return the contrastive loss of each anchor of this rank, and gradients over all ranks.
+
+    Returns:
+        The positions of the rank's captions, int64 [N], with the losses of their "global" and
+        "local" crops, float64 [N, crops]; gradients by name.
+    """
+    student, teacher = exact_networks(config)
+    spread = prepare(student, teacher, config.execution, torch.device("cpu"), "fp32")
+    objective: Any = build_objective(config, spread, teacher)
+    mean_loss = objective._contrast
+    found: dict[str, list[Tensor]] = {"global": [], "local": []}
+
+    def record(
+        anchors: Tensor, ids: Tensor, *keys: Tensor, exclude: Tensor | None = None
+    ) -> Tensor:
+        for row in range(len(anchors)):
+            one = slice(row, row + 1)
+            own_key = None if exclude is None else exclude[one]
+            loss: Tensor = mean_loss(anchors[one], ids[one], *keys, exclude=own_key)
+            found["local" if exclude is None else "global"].append(loss.detach())
+        whole: Tensor = mean_loss(anchors, ids, *keys, exclude=exclude)
+        return whole
+
+    objective._contrast = record
+    batch = step_batch(config, step)
+    objective.backward(batch, step)
+    losses = {
+        name: torch.stack(rows).view(len(batch.positions), -1) for name, rows in found.items()
+    }
+    return {"positions": batch.positions, **losses}, unsharded(_gradients(student))
+
+
+def anchor_losses_of_ranks(
+    configs: list[TrainConfig], step: int, ranks: int, folder: Path
+) -> list[Result]:
+    """Return `anchor_losses` of several configs, with the anchors of all ranks by position."""
+    values = [config.model_dump() for config in configs]
+    per_rank = run_on_ranks(_all_anchor_losses, ranks, folder, values, step)
+    return [
+        (by_position([losses for losses, _ in of_config]), of_config[0][1])
+        for of_config in zip(*per_rank, strict=True)
+    ]
+
+
+def _all_anchor_losses(configs: list[dict[str, Any]], step: int) -> list[Result]:
+    return [anchor_losses(TrainConfig.model_validate(values), step) for values in configs]
+
+
+def by_position(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the rows of several ranks, sorted by their positions."""
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = whole["positions"].argsort()
+    return {name: rows[order] for name, rows in whole.items()}
 
 
 def assert_same(first: Result, second: Result) -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.gradients import assert_same, gradients_of_ranks, step_gradients, tiny_config
+from tests.support.gradients import (
+    anchor_losses,
+    anchor_losses_of_ranks,
+    assert_same,
+    by_position,
+    gradients_of_ranks,
+    step_gradients,
+    tiny_config,
+)
 from tests.support.image_shards import write_images
 from trainer import distributed
 from trainer.config import TrainConfig
@@ -40,7 +48,7 @@ def first_step(config: TrainConfig, wanted: list[int]) -> int:
 def cases(run: Path) -> tuple[list[Case], list[Case]]:
     """Return steps for one process, and the same steps for several ranks."""
     write_images(run / "images")
-    exact = {"model": {"drop_path": 0.0}}
+    exact = {"model": {"drop_path": 0.4}}
     layer_norm = {"contrastive_head": {"norm": "ln", "hidden": 16, "out": 8}}
     own_keys = {"teacher": False, "ibot_weight": 0.0, "positives": "image"}
     chunks = {"ibot_chunk": 3, "contrastive_chunk": 3}
@@ -65,6 +73,29 @@ def test_ranks_are_one_process(tmp_path: Path, ranks: int) -> None:
     for rank in gradients_of_ranks(spread, ranks, tmp_path):
         for one, several in zip(expected, rank, strict=True):
             assert_same(one, several)
+
+
+def test_drop_path_draws_by_sample(tmp_path: Path) -> None:
+    """Each anchor has the same loss on one, two and four ranks, with DDP, FSDP, micro-batches."""
+    write_images(tmp_path / "images")
+    changes = {"crops": {"num_local": 2}, "captions_per_batch": 8, "model": {"drop_path": 0.4}}
+    whole = tiny_config(tmp_path, **changes)
+    layer_norm = {"contrastive_head": {"norm": "ln", "hidden": 16, "out": 8}}
+    whole_ln = tiny_config(tmp_path, **changes, objective=layer_norm)
+    pieces = whole_ln.model_copy(update={"accumulation": 2})
+    sharded = pieces.model_copy(update={"execution": ExecutionConfig(sharding="shard")})
+    expected, expected_ln = (anchor_losses(config, 1) for config in (whole, whole_ln))
+    expected, expected_ln = ((by_position([one]), other) for one, other in (expected, expected_ln))
+    alone = anchor_losses(pieces, 1)
+    assert_same((by_position([alone[0]]), alone[1]), expected_ln)
+    for ranks in (2, 4):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        results = anchor_losses_of_ranks([whole, pieces, sharded], 1, ranks, folder)
+        for result, same in zip(results, (expected, expected_ln, expected_ln), strict=True):
+            assert_same(same, result)
+    without = tiny_config(tmp_path, **{**changes, "model": {"drop_path": 0.0}})
+    assert not torch.allclose(anchor_losses(without, 1)[0]["global"], expected[0]["global"])
 
 
 def test_alone_communication_changes_nothing() -> None:

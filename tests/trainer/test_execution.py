@@ -56,7 +56,8 @@ def test_recomputing_in_bfloat16_changes_no_bit(run: Path) -> None:
 
 
 def assert_compiled_is_plain(run: Path, *recomputed: str) -> None:
-    exact = {"model": {"drop_path": 0.0}, "photometric": NO_COLOURS}
+    """With drop path: compiled blocks leave out the same branches, also when computed again."""
+    exact = {"model": {"drop_path": 0.5}, "photometric": NO_COLOURS}
     plain = step_gradients(tiny_config(run, **exact), 0)
     for recompute in recomputed:
         execution = {"compile": True, "recompute": recompute}
@@ -74,20 +75,6 @@ def test_compiled_blocks_and_losses_have_the_same_gradient(run: Path) -> None:
 @pytest.mark.usefixtures("no_generated_code")
 def test_traced_blocks_and_losses_have_the_same_gradient(run: Path) -> None:
     assert_compiled_is_plain(run, "nothing", "elementwise", "blocks")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_generated_code")
-def test_compiled_blocks_drop_again_what_they_dropped(run: Path) -> None:
-    changes: dict[str, Any] = {"model": {"drop_path": 0.5}, "photometric": NO_COLOURS}
-    first, *others = (
-        step_gradients(
-            tiny_config(run, **changes, execution={"compile": True, "recompute": recompute}), 0
-        )
-        for recompute in ("nothing", "elementwise", "blocks")
-    )
-    for other in others:
-        assert_same(first, other)
 
 
 @pytest.mark.slow

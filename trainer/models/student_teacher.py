@@ -78,6 +78,8 @@ class Network(EncoderNetwork):
         local_images: Tensor | None = None,
         mask: Tensor | None = None,
         patches: Tensor | None = None,
+        seeds: Tensor | None = None,
+        local_seeds: Tensor | None = None,
     ) -> Outputs:
         """Return embeddings of crops, and features of chosen patches.
 
@@ -86,12 +88,14 @@ class Network(EncoderNetwork):
             local_images: Local crops [l, 3, h, w], normalised.
             mask: bool [n, P], True for patches that are hidden from the encoder (student only).
             patches: int64 [T], the patches to return features of, as indices into all n * P.
+            seeds: int64 [n], seeds of drop path for the global crops (see `encode`).
+            local_seeds: int64 [l], those for the local crops.
         """
-        tokens = encode(self.encoder, images, mask, self.mask_token)
+        tokens = encode(self.encoder, images, mask, self.mask_token, seeds=seeds)
         embeddings = self._embed(tokens)
         local_embeddings = None
         if local_images is not None:
-            local_tokens = encode(self.encoder, local_images)
+            local_tokens = encode(self.encoder, local_images, seeds=local_seeds)
             local_embeddings = self._embed(local_tokens)
         features = prototypes = None
         if patches is not None:

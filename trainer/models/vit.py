@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.models.drop_path import use_drop_path
+from trainer.models.drop_path import DropPath
 from transforms.core.config import Config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -86,6 +86,7 @@ def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -
 
     Its `forward_features` takes images [N, 3, H, W], with H and W multiples of the patch size, and
     returns the normalised tokens of the last block [N, 1 + P, D]: cls token, then P patch tokens.
+    It never leaves a branch out; `encode` does in training mode.
 
     Args:
         config: Shape of the encoder.
@@ -94,13 +95,15 @@ def build_encoder(config: EncoderConfig, seed: int, *, drop_path: float = 0.0) -
     """
     from timm.models.vision_transformer import VisionTransformer
 
+    from trainer.models.block import Block
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder: nn.Module = VisionTransformer(
-            **architecture(config), norm_layer=partial(LayerNorm, eps=1e-6)
+            **architecture(config), norm_layer=partial(LayerNorm, eps=1e-6), block_fn=Block
         )
     if drop_path:
-        use_drop_path(encoder, drop_path)
+        encoder.drop_path = DropPath(config.depth, drop_path)
     return encoder
 
 
@@ -130,9 +133,14 @@ def use_plain_attention(module: nn.Module) -> None:
 
 
 def encode(
-    encoder: Any, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
+    encoder: Any,
+    images: Tensor,
+    mask: Tensor | None = None,
+    mask_token: Tensor | None = None,
+    *,
+    seeds: Tensor | None = None,
 ) -> Tensor:
-    """Return the tokens of `forward_features`, with some patches hidden from the encoder.
+    """Return the tokens of `forward_features`, with drop path and some patches hidden.
 
     Args:
         encoder: Encoder from `build_encoder`.
@@ -140,6 +148,8 @@ def encode(
         mask: bool [N, P], True for patches that are replaced by `mask_token` before the position
             embedding is added; None hides nothing.
         mask_token: [D], needed with a mask.
+        seeds: int64 [N], seed of each image's drop path; needed by an encoder in training mode that
+            has a drop path, without effect on others.
 
     Returns:
         [N, 1 + P, D].
@@ -149,7 +159,12 @@ def encode(
         hidden = mask.view(*patches.shape[:3], 1)
         patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
     tokens: Tensor = encoder.norm_pre(encoder._pos_embed(patches))
-    for block in encoder.blocks:
-        tokens = block(tokens)
+    if encoder.training and hasattr(encoder, "drop_path"):
+        assert seeds is not None, "drop path needs the seeds of the images"
+        for block, factors in zip(encoder.blocks, encoder.drop_path(seeds), strict=True):
+            tokens = block(tokens, factors)
+    else:
+        for block in encoder.blocks:
+            tokens = block(tokens)
     tokens = encoder.norm(tokens)
     return tokens

@@ -29,7 +29,6 @@ from trainer.objectives.micro_batch import (
     split_batch,
 )
 from transforms.core.config import Config
-from transforms.core.seeding import derive
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -189,7 +188,6 @@ class Objective(ABC, Generic[SettingsT]):
         Returns:
             The terms, detached. They are on the device, which may not have computed them yet.
         """
-        torch.manual_seed(derive(self.config.seed, "drop path", step, distributed.rank()))
         losses = self.losses(batch, step)
         totals: Terms = {}
         for number, terms_of_micro_batch in enumerate(losses, start=1):
@@ -226,7 +224,15 @@ class Objective(ABC, Generic[SettingsT]):
             masks: Patches to hide, None without iBOT.
         """
         ids = image_ids(batch, positives, self.images_per_caption(self.config))
-        return split_batch(batch, ids, masks, self.config.accumulation, self._augment, self.device)
+        return split_batch(
+            batch,
+            ids,
+            masks,
+            self.config.accumulation,
+            self._augment,
+            self.device,
+            seed=self.config.seed if self.config.model.drop_path else None,
+        )
 
     def _augment(self, pixels: Tensor, draws: Tensor) -> Tensor:
         images = augment(

@@ -79,9 +79,12 @@ class ImageText(EncoderNetwork):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         self.log_scale = nn.Parameter(torch.tensor([-math.log(FIRST_TEMPERATURE)]))
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
-        """Return embeddings of images [n, 3, H, W] and captions int64 [n, context]."""
-        cls_tokens = encode(self.encoder, images)[:, 0]
+    def forward(self, images: Tensor, tokens: Tensor, seeds: Tensor | None = None) -> Pairs:
+        """Return embeddings of images [n, 3, H, W] and captions int64 [n, context].
+
+        See `encode` for the seeds.
+        """
+        cls_tokens = encode(self.encoder, images, seeds=seeds)[:, 0]
         return Pairs(
             images=self.image_projection(cls_tokens),
             texts=self.text_projection(self.text_encoder(tokens)),
@@ -141,7 +144,9 @@ class CLIP(Objective[ClipConfig]):
         return [partial(self._terms, micro_batch, to_device(batch.targets, self.device))]
 
     def _terms(self, micro_batch: MicroBatch, tokens: Tensor) -> Terms:
-        pairs: Pairs = self.run(self.student, micro_batch.global_images, tokens)
+        pairs: Pairs = self.run(
+            self.student, micro_batch.global_images, tokens, micro_batch.global_seeds
+        )
         ids = micro_batch.global_ids
         all_ids = distributed.gather(ids)
         image_keys, text_keys = gather_keys(pairs.images), gather_keys(pairs.texts)

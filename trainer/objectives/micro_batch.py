@@ -15,6 +15,7 @@ from trainer.data.batch import Batch
 from trainer.data.masking import choose_masked_images
 from trainer.data.photometric import to_device
 from trainer.losses import ibot
+from trainer.models.drop_path import image_seeds
 
 Augment = Callable[[Tensor, Tensor], Tensor]
 """From uint8 pixels and their draws to normalised images on the device."""
@@ -51,6 +52,10 @@ class MicroBatch:
     """[n * M * L, 3, s, s], augmented; None if L is 0."""
     local_ids: Tensor
     """int64 [n * M * L]."""
+    global_seeds: Tensor | None
+    """int64 [n * M * G], seeds of the student's drop path; None without it."""
+    local_seeds: Tensor | None
+    """int64 [n * M * L]; None without drop path or local crops."""
     share: float
     """Share of the rank's captions that are in this micro-batch."""
     first_key: int
@@ -77,8 +82,12 @@ def image_ids(batch: Batch, positives: Positives, images_per_caption: int) -> Te
     """
     if positives == "caption":
         return batch.caption_ids.repeat_interleave(images_per_caption)
-    numbers = torch.arange(images_per_caption)
-    return (batch.positions[:, None] * images_per_caption + numbers).flatten()
+    return numbers_of_parts(batch.positions, images_per_caption)
+
+
+def numbers_of_parts(numbers: Tensor, parts: int) -> Tensor:
+    """Return the numbers of all parts, int64 [N * parts], of things with these numbers [N]."""
+    return (numbers[:, None] * parts + torch.arange(parts)).flatten()
 
 
 def step_masks(
@@ -111,6 +120,8 @@ def split_batch(
     num_micro_batches: int,
     augment: Augment,
     device: torch.device,
+    *,
+    seed: int | None,
 ) -> list[MicroBatch]:
     """Return a batch as micro-batches with equally many images.
 
@@ -121,11 +132,14 @@ def split_batch(
         num_micro_batches: A divisor of the number of captions N.
         augment: Function that carries out the draws.
         device: Device of the networks.
+        seed: Seed of drop path; None without it.
     """
     crops = batch.crops
     num_images = len(ids)
     num_global = len(crops.global_pixels) // num_images
     num_local = len(crops.local_pixels) // num_images
+    global_seeds = _drop_path_seeds(batch, len(crops.global_pixels), seed, "global")
+    local_seeds = _drop_path_seeds(batch, len(crops.local_pixels), seed, "local")
     size = num_images // num_micro_batches
     keys_before = distributed.rank() * num_images * num_global
     patches_before = 0
@@ -148,11 +162,31 @@ def split_batch(
                 global_ids=to_device(own_ids.repeat_interleave(num_global), device),
                 local_images=local_images,
                 local_ids=to_device(own_ids.repeat_interleave(num_local), device),
+                global_seeds=_part(global_seeds, globals_, device),
+                local_seeds=_part(local_seeds, locals_, device),
                 share=size / num_images,
                 first_key=keys_before + globals_.start,
             )
         )
     return micro_batches
+
+
+def _drop_path_seeds(
+    batch: Batch, num_crops: int, seed: int | None, kind: Literal["global", "local"]
+) -> Tensor | None:
+    """Return the seeds of a rank's crops, int64 [num_crops]; None if there are none.
+
+    They depend on the position in the training and the number of the crop, so they are the same for
+    any number of ranks and micro-batches.
+    """
+    if seed is None or not num_crops:
+        return None
+    numbers = numbers_of_parts(batch.positions, num_crops // len(batch.positions))
+    return image_seeds(numbers, seed, "drop path", kind)
+
+
+def _part(seeds: Tensor | None, crops: slice, device: torch.device) -> Tensor | None:
+    return None if seeds is None else to_device(seeds[crops], device)
 
 
 def _masked_patches(

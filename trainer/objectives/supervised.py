@@ -58,9 +58,9 @@ class Classifier(EncoderNetwork):
             nn.init.trunc_normal_(self.classes.weight, std=0.02)
             nn.init.zeros_(self.classes.bias)
 
-    def forward(self, images: Tensor) -> Classified:
-        """Return the logits of images [n, 3, H, W]."""
-        cls_tokens = encode(self.encoder, images)[:, 0]
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> Classified:
+        """Return the logits of images [n, 3, H, W]; see `encode` for the seeds."""
+        cls_tokens = encode(self.encoder, images, seeds=seeds)[:, 0]
         return Classified(self.classes(cls_tokens), cls_tokens.detach())
 
 
@@ -112,7 +112,9 @@ class Supervised(ConceptObjective[SupervisedConfig]):
         return [partial(self._terms, part, labels) for part, labels in self.labelled(batch)]
 
     def _terms(self, micro_batch: MicroBatch, labels: Tensor) -> Terms:
-        logits, cls_tokens = self.run(self.student, micro_batch.global_images)
+        logits, cls_tokens = self.run(
+            self.student, micro_batch.global_images, micro_batch.global_seeds
+        )
         self.collapse_metrics = feature_metrics(cls_tokens)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return {"loss": micro_batch.share * functional.cross_entropy(logits.to(dtype), labels)}

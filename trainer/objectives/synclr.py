@@ -201,6 +201,8 @@ class SynCLR(Objective[ContrastiveConfig]):
             micro_batch.local_images,
             masked.mask if masked else None,
             masked.patches if masked else None,
+            micro_batch.global_seeds,
+            micro_batch.local_seeds,
         )
         embeddings = output.embeddings
         if keys is None:
