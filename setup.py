@@ -6,7 +6,7 @@ CORE = [
     "gcsfs>=2026.10",
     "fsspec",
     "jinja2>=3.1",
-    "omegaconf>=2.3",
+    "omegaconf>=2.4",
     "pyarrow>=20",
     "pydantic>=2.10",
     "pyyaml>=6",

@@ -200,8 +200,11 @@ def _read(path: str) -> str:
 
 def _parsed(text: str, path: str) -> DictConfig:
     """Parse YAML without resolving its interpolations."""
+    # OmegaConf's limit against aliases that expand to a huge document, 10,000 nodes, would refuse
+    # long lists too. Without aliases, no text has more nodes than characters.
+    max_nodes = max(10_000, len(text))
     try:
-        loaded = OmegaConf.load(io.StringIO(text))
+        loaded = OmegaConf.load(io.StringIO(text), max_yaml_expanded_nodes=max_nodes)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path!r} is not valid YAML: {_one_line(error)}") from error
     except OSError as error:  # From OmegaConf: the file holds neither a mapping nor a list.

@@ -10,6 +10,7 @@ from transforms.core.config import (
     fields_of_other_choices,
     fingerprint_fields,
     load_config,
+    load_data,
     no_fingerprint,
     parse_config,
     stored_config,
@@ -254,3 +255,13 @@ def test_a_stored_config_of_an_earlier_version_is_read() -> None:
 def test_the_keys_of_other_choices_are_known() -> None:
     assert fields_of_other_choices(Chair()) == {"material.grade", "material.coating"}
     assert fields_of_other_choices(Chair(material=Steel())) == {"material.grain"}
+
+
+def test_long_lists_are_read_but_no_aliases_that_explode(tmp_path: Path) -> None:
+    names = [f"set {number}" for number in range(20_000)]
+    path = write(tmp_path, f"run: out\ndatasets: [{', '.join(names)}]\n")
+    assert load_data(Job, path).datasets == tuple(names)
+    levels = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 6)]
+    path = write(tmp_path, "\n".join(["l0: &l0 [x, x]", *levels]))
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_data(Job, path)
