@@ -24,13 +24,14 @@ def caption(ordinal: int = 0, text: str | None = None, **fields: Any) -> Caption
     if text is None:
         text = f"a cat that sits on chair number {ordinal}"
     plain = {
+        "caption_id": caption_id(text, fields.get("occurrence", 0)),
         "concept": "cat",
         "source": "pets",
         "template": "c",
         "background": None,
         "relation": None,
     }
-    return Caption(caption_id=caption_id(text), text=text, ordinal=ordinal, **plain | fields)
+    return Caption(text=text, ordinal=ordinal, **plain | fields)
 
 
 def captions_of(texts: Iterable[str], first: int = 0, **fields: Any) -> list[Caption]:

@@ -46,6 +46,8 @@ class SampleMeta:
     template: str | None = None
     background: str | None = None
     relation: str | None = None
+    occurrence: int = 0
+    """Number of captions before it with the same text, if curation kept them."""
     seeds: list[int] = field(default_factory=list)
     """Seed of each image."""
     generator: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Sample:
 
 
 _META_TYPES = {
-    "ordinal": int,
+    **dict.fromkeys(("ordinal", "occurrence"), int),
     **dict.fromkeys(("concept", "source", "template", "background", "relation"), str),
     "seeds": list,
     "generator": dict,

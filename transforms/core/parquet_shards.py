@@ -14,7 +14,7 @@ from transforms.core.records import (
     RecordT,
     from_table,
     schema_of,
-    to_table,
+    table_of,
 )
 from transforms.core.seeding import caption_id
 from transforms.core.shards import Contents
@@ -47,7 +47,7 @@ class ParquetShards(Generic[RecordT]):
         """
         table = records
         if not isinstance(table, pa.Table):
-            table = to_table(records, schema_of(self.record))
+            table = table_of(records, self.record)
         pq.write_table(table, path, row_group_size=self.row_group_size, compression="zstd")
         return self._ids(table)
 
@@ -78,8 +78,13 @@ class ParquetShards(Generic[RecordT]):
 
 def caption_faults(table: pa.Table) -> list[str]:
     """Return what is wrong with captions: their ids must be the hashes of their texts."""
-    pairs = zip(table["caption_id"].to_pylist(), table["text"].to_pylist(), strict=True)
-    wrong = sum(caption_id(text) != found for found, text in pairs)
+    columns = table.schema
+    if "occurrence" in columns.names and not pa.types.is_integer(columns.field("occurrence").type):
+        return ["has a column 'occurrence' without whole numbers"]
+    rows = from_table(table, Caption)
+    wrong = sum(
+        row.occurrence < 0 or caption_id(row.text, row.occurrence) != row.caption_id for row in rows
+    )
     return [f"has {wrong} captions whose id is not the hash of their text"] if wrong else []
 
 

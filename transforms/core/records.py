@@ -4,11 +4,23 @@ Concept -> Prompt -> Caption -> ImageSet. A record that could not be made is a `
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+
+_OPTIONAL = "optional"
+"""Metadata of the fields that `optional` declares."""
+
+
+def optional(default: Any) -> Any:
+    """Declare a field that is stored only if a record of its file differs from the default.
+
+    Files whose records all have the default are those of versions without the field.
+    """
+    return field(default=default, metadata={_OPTIONAL: True})
+
 
 Kind = Literal["object", "place", "texture"]
 Template = Literal["c", "c-background", "c-relation"]
@@ -69,6 +81,8 @@ class Caption:
     template: str
     background: str | None
     relation: str | None
+    occurrence: int = optional(0)
+    """Number of captions before it with the same text; above 0 only if curation keeps them."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ _ARROW_TYPES = {
 
 
 def schema_of(cls: type[Any]) -> pa.Schema:
-    """Return the Arrow schema of a record dataclass: one column per field.
+    """Return the Arrow schema of a record dataclass: one column per field that is not optional.
 
     `str`, `int`, `float`, `bool` and `bytes` become the type of that name (64 bits); a `Literal`
     the type of its values; `tuple[X, ...]` a list; `X | None` a column that may hold null.
@@ -114,7 +128,15 @@ def schema_of(cls: type[Any]) -> pa.Schema:
         TypeError: A field has a type that has no column.
     """
     hints = get_type_hints(cls)
-    return pa.schema([_column(cls, field.name, hints[field.name]) for field in fields(cls)])
+    names = [each.name for each in fields(cls) if _OPTIONAL not in each.metadata]
+    return pa.schema([_column(cls, name, hints[name]) for name in names])
+
+
+def optional_columns(cls: type[Any]) -> pa.Schema:
+    """Return the columns of the optional fields of a record dataclass; they may hold null."""
+    hints = get_type_hints(cls)
+    names = [each.name for each in fields(cls) if _OPTIONAL in each.metadata]
+    return pa.schema([_column(cls, name, hints[name]).with_nullable(True) for name in names])
 
 
 def _column(cls: type[Any], name: str, hint: Any) -> pa.Field:
@@ -143,21 +165,46 @@ CAPTION_SCHEMA = schema_of(Caption)
 FAILURE_SCHEMA = schema_of(Failure)
 
 
+def stored_values(record: Any) -> dict[str, Any]:
+    """Return the fields of a record with their values, optional ones unless they are defaults."""
+    left_out = [
+        each.name
+        for each in fields(record)
+        if _OPTIONAL in each.metadata and getattr(record, each.name) == each.default
+    ]
+    return {name: value for name, value in asdict(record).items() if name not in left_out}
+
+
+def table_of(records: Iterable[Any], cls: type[Any]) -> pa.Table:
+    """Return records of dataclass `cls` as an Arrow table, with the optional columns they need."""
+    rows = list(records)
+    schema, defaults = schema_of(cls), {each.name: each.default for each in fields(cls)}
+    for column in optional_columns(cls):
+        if any(getattr(row, column.name) != defaults[column.name] for row in rows):
+            schema = schema.append(column)
+    return to_table(rows, schema)
+
+
 def to_table(records: Iterable[Any], schema: pa.Schema) -> pa.Table:
     """Return records as an Arrow table, one column per field of `schema`."""
     rows = list(records)
     columns = [[getattr(row, name) for row in rows] for name in schema.names]
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
+        [pa.array(column, each.type) for column, each in zip(columns, schema, strict=True)],
         schema=schema,
     )
 
 
 def from_table(table: pa.Table, cls: type[RecordT]) -> list[RecordT]:
     """Return the rows of a table as records of dataclass `cls`, without any further columns."""
-    schema = schema_of(cls)
-    rows: list[dict[str, Any]] = table.select(schema.names).to_pylist()
-    for name in (field.name for field in schema if pa.types.is_list(field.type)):
+    schema, optional_names = schema_of(cls), set(optional_columns(cls).names)
+    there = [name for name in table.column_names if name in optional_names]
+    rows: list[dict[str, Any]] = table.select([*schema.names, *there]).to_pylist()
+    for row in rows:
+        for name in there:
+            if row[name] is None:
+                del row[name]
+    for name in (each.name for each in schema if pa.types.is_list(each.type)):
         for row in rows:
             row[name] = None if row[name] is None else tuple(row[name])
     return [cls(**row) for row in rows]

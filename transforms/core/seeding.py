@@ -23,6 +23,13 @@ def derive(*parts: str | int, bits: int = 63) -> int:
     return int.from_bytes(digest.digest(), "big") >> (128 - bits)
 
 
-def caption_id(text: str) -> str:
-    """Return the id of a caption: the blake2b hash of its cleaned text, 16 hex digits."""
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
+def caption_id(text: str, occurrence: int = 0) -> str:
+    """Return the id of a caption, the blake2b hash of its cleaned text: 16 hex digits.
+
+    Args:
+        text: The cleaned text.
+        occurrence: Number of the caption among those with this text. It is the salt of the hash,
+            so the first one has the id of the text alone: blake2b without salt has salt 0.
+    """
+    salt = occurrence.to_bytes(hashlib.blake2b.SALT_SIZE, "big")
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=8, salt=salt).hexdigest()

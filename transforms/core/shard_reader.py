@@ -221,7 +221,9 @@ class RowReader:
                     content = _kept(shard)
                     parts.append(_rows(content, first, last, columns))
             number += 1
-        table = pa.concat_tables(parts) if parts else shards[0].read_table(columns).slice(0, 0)
+        # A shard may have an optional column that another one lacks.
+        parts = parts or [shards[0].read_table(columns).slice(0, 0)]
+        table = pa.concat_tables(parts, promote_options="default")
         assert len(table) == max(0, min(stop, starts[-1]) - start)
         return table
 

@@ -4,7 +4,6 @@ A sample is `KEY.0.jpg KEY.1.jpg ... KEY.txt KEY.json`, where KEY is the caption
 sets give the same bytes: times, owners and the order of the members are fixed.
 """
 
-import dataclasses
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from transforms.core.errors import DAMAGE
-from transforms.core.records import Caption, ImageSet
+from transforms.core.records import Caption, ImageSet, stored_values
 from transforms.core.seeding import caption_id, derive
 from transforms.core.shards import Contents
 
@@ -104,7 +103,8 @@ def read_image_sets(content: bytes) -> list[ImageSet]:
 
 def _image_set(sample: Mapping[str, bytes]) -> ImageSet:
     described = json.loads(sample["json"])
-    caption = Caption(**{field.name: described[field.name] for field in fields(Caption)})
+    columns = [field.name for field in fields(Caption) if field.name in described]
+    caption = Caption(**{name: described[name] for name in columns})
     names = sorted((n for n in sample if n[0].isdigit()), key=lambda n: int(n.partition(".")[0]))
     images = tuple(sample[name] for name in names)
     return ImageSet(caption, images, tuple(described["seeds"]), described["generator"])
@@ -117,7 +117,10 @@ def _sample_faults(
     if not isinstance(described, dict):
         raise ValueError(f"the JSON of {key} is not an object")
     text = sample.get("txt", b"").decode("utf-8", errors="replace")
-    if caption_id(text) != key:
+    occurrence = described.get("occurrence", 0)
+    if not isinstance(occurrence, int) or not 0 <= occurrence < 1 << 63:
+        raise ValueError(f"the JSON of {key} has no whole number as occurrence")
+    if caption_id(text, occurrence) != key:
         yield "its text is another caption's"
     if (described.get("caption_id"), described.get("text")) != (key, text):
         yield "its JSON is about another caption"
@@ -158,7 +161,7 @@ def image_set_sample(image_set: ImageSet) -> dict[str, Any]:
     for number, image in enumerate(image_set.images):
         sample[f"{number}.{_extension(image)}"] = image
     described = {
-        **dataclasses.asdict(caption),
+        **stored_values(caption),
         "seeds": list(image_set.seeds),
         "generator": image_set.settings,
     }

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.captions import make_captions
+from tests.support.captions import caption, make_captions
 from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS, ParquetShards
 from transforms.core.records import Backgrounds, schema_of, to_table
 
@@ -62,6 +62,19 @@ def test_wrong_rows_are_faults(tmp_path: Path, change, faults: list[str]) -> Non
     path = tmp_path / "captions.parquet"
     ids = CAPTION_SHARDS.write(str(path), change(make_captions(3)))
     assert CAPTION_SHARDS.check(path.read_bytes(), {}, decode=False) == (ids, faults)
+
+
+def test_equal_captions_are_told_apart_by_their_occurrence(tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    again = [caption(number, "a cat on a chair", occurrence=number) for number in range(3)]
+    assert len({c.caption_id for c in again}) == 3
+    ids = CAPTION_SHARDS.write(str(path), again)
+    assert CAPTION_SHARDS.read(str(path)) == again
+    assert CAPTION_SHARDS.check(path.read_bytes(), {}, decode=False) == (ids, [])
+    for wrong, fault in ((2, "has 1 captions whose id"), (-1, "has 1 captions whose id")):
+        CAPTION_SHARDS.write(str(path), [again[0], replace(again[1], occurrence=wrong)])
+        _, (found,) = CAPTION_SHARDS.check(path.read_bytes(), {}, decode=False)
+        assert fault in found
 
 
 def test_other_columns_are_a_fault(tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ import pyarrow as pa
 import pytest
 
 from transforms.core import records
-from transforms.core.records import Backgrounds, from_table, schema_of, to_table
+from transforms.core.records import (
+    Backgrounds,
+    from_table,
+    optional,
+    schema_of,
+    stored_values,
+    table_of,
+    to_table,
+)
 
 
 def text(name: str, nullable: bool = False) -> pa.Field:
@@ -73,6 +81,26 @@ def test_each_type_of_field_has_a_column_and_comes_back() -> None:
     rows = [Everything(True, b"\0", 0.5, (1, 2), 3), Everything(False, None, 1e300, (), None, "é")]
     table = to_table(rows, schema)
     assert from_table(table.append_column("more", pa.array([1, 2])), Everything) == rows
+
+
+@dataclass(frozen=True)
+class Seat:
+    row: int
+    number: int = optional(1)
+
+
+def test_an_optional_field_is_stored_if_a_record_needs_it() -> None:
+    first, second = Seat(4), Seat(4, 2)
+    assert schema_of(Seat).names == ["row"]
+    plain, full = (table_of(rows, Seat) for rows in ([first], [first, second]))
+    assert plain.schema.equals(schema_of(Seat))
+    assert full.column_names == ["row", "number"]
+    together = pa.concat_tables([plain, full], promote_options="default")
+    assert from_table(together, Seat) == [first, first, second]
+    assert [stored_values(seat) for seat in (first, second)] == [
+        {"row": 4},
+        {"row": 4, "number": 2},
+    ]
 
 
 def test_backgrounds_come_back_as_tuples() -> None:

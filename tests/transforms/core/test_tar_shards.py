@@ -2,12 +2,14 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import webdataset
 
 from tests.support.image_sets import image_set
+from transforms.core.seeding import caption_id
 from transforms.core.tar_shards import ImageTars, image_set_sample, list_members, read_image_sets
 
 
@@ -41,6 +43,25 @@ def test_image_sets_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     ImageTars().write(str(path), sets)
     assert read_image_sets(path.read_bytes()) == sets
+
+
+def test_equal_captions_are_two_samples(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    one = image_set(0)
+    text = one.caption.text
+    second = replace(one.caption, occurrence=1, caption_id=caption_id(text, 1))
+    sets = [one, replace(one, caption=second)]
+    ids = ImageTars().write(str(path), sets)
+    assert read_image_sets(path.read_bytes()) == sets
+    contents = ImageTars().check(path.read_bytes(), {}, decode=False)
+    assert (contents.ids, contents.faults) == (ids, [])
+    ImageTars().write(str(path), [one, replace(one, caption=replace(second, occurrence=2))])
+    assert (
+        "its text is another caption's"
+        in ImageTars().check(path.read_bytes(), {}, decode=False).faults[0]
+    )
+    described = json.loads(image_set_sample(one)["json"])
+    assert "occurrence" not in described, "as before there were occurrences"
 
 
 def test_ids_in_order_and_damage_is_seen(tmp_path: Path) -> None:
