@@ -1,5 +1,6 @@
 """The config of a training, composed of sections that are defined in the modules they configure."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -79,6 +80,15 @@ class TrainConfig(Config):
     loader: LoaderConfig = LoaderConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+
+    @classmethod
+    def of_this_version(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the keys of a training that began before they existed."""
+        found = dict(fields)
+        if "photometric.downsample" in found:
+            old = "crop" if found["photometric.downsample"] else "image"
+            found.setdefault("photometric.downsampled", old)
+        return found
 
     @field_validator("skip_steps", mode="wrap")
     @classmethod

@@ -115,6 +115,7 @@ def train(config: TrainConfig, device: torch.device, progress: Progress) -> str:
         Fingerprint(fields),
         config.written(),
         retired=fields_of_other_choices(config),
+        of_this_version=config.of_this_version,
     )
     with _naming_rank():
         with newest_on_all_ranks(checkpoints) as found:

@@ -130,10 +130,12 @@ def test_every_key_has_help() -> None:
 
 @pytest.mark.parametrize("section", ["model", "crops", "photometric", "objective", "optim"])
 def test_every_key_of_the_method_says_whose_value_it_has(section: str) -> None:
-    """Of the paper, the authors' code or CLIP; chunks, kinds and tokens are ours."""
+    """Of the paper, the authors' code or earlier papers; chunks, kinds and tokens are ours."""
     ours = {"kind", "teacher", "contrastive_chunk", "ibot_chunk", "tokenizer"}
     lines = help_lines()
     for key, text in zip(lines[0::2], lines[1::2], strict=True):
         name = key.split()[0]
         if name.startswith(f"{section}.") and name.rpartition(".")[2] not in ours:
-            assert any(source in text for source in ("paper", "authors", "CLIP")), name
+            sources = ("paper", "authors", "CLIP", "ViT", "StableRep")
+            assert any(source in text for source in sources), name
+            assert section != "photometric" or "paper" not in text, "it lists none of the values"

@@ -1,8 +1,9 @@
 """Multi-crop on the CPU: from encoded images to uint8 crops and the draws for their colours.
 
-Source: paper appendix (augmentation). All random choices for a sample are drawn here, from a seed
-of (run seed, epoch, position), and are stored with the crops. So a batch is the same for any number
-of workers and ranks, on any device, and after any interruption.
+Source: paper appendix and the authors' code (augmentation), StableRep's code (downsampling). All
+random choices for a sample are drawn here, from a seed of (run seed, epoch, position), and are
+stored with the crops. So a batch is the same for any number of workers and ranks, on any device,
+and after any interruption.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Annotated, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
@@ -19,7 +21,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
 from trainer.data.masking import draw_patch_mask
-from trainer.data.photometric import PhotometricConfig, draw_global, draw_local
+from trainer.data.photometric import (
+    DOWNSAMPLE,
+    NUM_DRAWS,
+    PhotometricConfig,
+    draw_global,
+    draw_local,
+)
 from transforms.core.config import Config, Probability
 
 Range = tuple[float, float]
@@ -37,15 +45,16 @@ class CropsConfig(Config):
     """Side of a local crop in pixels, a multiple of the patch size (paper: 96; 98 for patch size
     14). Global crops have the encoder's `image_size`."""
     global_scale: tuple[PositiveShare, PositiveShare] | None = None
-    """Smallest and largest share of the image's area that a global crop covers; null is the paper's
-    range: 0.32 to 1, or 0.14 to 1 without local crops."""
+    """Smallest and largest share of the image's area that a global crop covers; null is the range
+    of the authors' code: 0.32 to 1, or 0.14 to 1 without local crops."""
     local_scale: tuple[PositiveShare, PositiveShare] = (0.08, 0.32)
     """Smallest and largest share of the image's area that a local crop covers (the authors' code:
     0.08 to 0.32)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    """Smallest and largest width over height of the covered area (paper: 3/4 to 4/3)."""
+    """Smallest and largest width over height of the covered area (torchvision and the authors'
+    code: 3/4 to 4/3)."""
     flip: Probability = 0.5
-    """Probability of mirroring a crop left to right (paper: 0.5)."""
+    """Probability of mirroring a crop left to right (BYOL and the authors' code: 0.5)."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -119,29 +128,23 @@ def crop_image(
         seed: Seed of this image at this position.
     """
     generator = np.random.default_rng(seed)
-    scale = global_scale(crops)
+    side, scale = pixels.shape[1:], global_scale(crops)
     num_patches = (global_size // patch_size) ** 2
-    globals_ = [
-        _random_crop(pixels, global_size, scale, crops, generator) for _ in range(crops.num_global)
-    ]
+    # The order of the draws is part of every training: no change may move one.
+    global_cuts = [_draw_cut(side, scale, crops, generator) for _ in range(crops.num_global)]
     global_draws = [draw_global(photometric, generator) for _ in range(crops.num_global)]
     masks = [draw_patch_mask(num_patches, patch_share, generator) for _ in range(crops.num_global)]
-    locals_ = [
-        _random_crop(pixels, crops.local_size, crops.local_scale, crops, generator)
-        for _ in range(crops.num_local)
+    local_cuts = [
+        _draw_cut(side, crops.local_scale, crops, generator) for _ in range(crops.num_local)
     ]
     local_draws = [draw_local(photometric, generator) for _ in range(crops.num_local)]
+    global_rows, local_rows = _rows(global_draws), _rows(local_draws)
+    images = _Downsampled(pixels, photometric)
     return Crops(
-        global_pixels=torch.stack(globals_),
-        global_draws=torch.from_numpy(np.stack(global_draws)),
-        local_pixels=(
-            torch.stack(locals_)
-            if locals_
-            else pixels.new_empty(0, 3, crops.local_size, crops.local_size)
-        ),
-        local_draws=torch.from_numpy(
-            np.stack(local_draws) if local_draws else np.empty_like(global_draws[0][None][:0])
-        ),
+        global_pixels=_cut(images, global_cuts, global_rows, global_size),
+        global_draws=global_rows,
+        local_pixels=_cut(images, local_cuts, local_rows, crops.local_size),
+        local_draws=local_rows,
         patch_masks=torch.from_numpy(np.stack(masks)),
     )
 
@@ -184,12 +187,62 @@ def draw_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def _random_crop(
-    pixels: Tensor, size: int, scale: Range, config: CropsConfig, generator: np.random.Generator
-) -> Tensor:
-    """Return one crop, uint8 [3, size, size]: bicubic, mirrored with probability `config.flip`."""
-    box = draw_box(pixels.shape[1], pixels.shape[2], scale, config.ratio, generator)
-    crop: Tensor = v2f.resized_crop(
-        pixels, *box, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-    )
-    return crop.flip(-1) if generator.random() < config.flip else crop
+@dataclass(frozen=True)
+class _Cut:
+    """Which part of an image a crop is."""
+
+    box: tuple[int, int, int, int]
+    """(top, left, height, width)."""
+    mirrored: bool
+
+
+def _draw_cut(
+    side: Sequence[int], scale: Range, config: CropsConfig, generator: np.random.Generator
+) -> _Cut:
+    """Draw a part of an image of (height, width), mirrored with probability `config.flip`."""
+    box = draw_box(side[0], side[1], scale, config.ratio, generator)
+    return _Cut(box, generator.random() < config.flip)
+
+
+def _rows(draws: list[NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, NUM_DRAWS)
+
+
+class _Downsampled:
+    """An image, and the same one downsampled and upsampled again, made when a crop needs it."""
+
+    def __init__(self, pixels: Tensor, config: PhotometricConfig) -> None:
+        self._of_size = {0: pixels}
+        self._before_crop = config.downsampled == "image"
+
+    def __call__(self, size: int) -> Tensor:
+        """Return the image with the detail of one whose shorter side has `size` pixels (0: all)."""
+        pixels = self._of_size[0]
+        if not self._before_crop or size >= min(pixels.shape[1:]):
+            return pixels
+        if size not in self._of_size:
+            small = v2f.resize(pixels, [size], antialias=True)
+            self._of_size[size] = v2f.resize(small, list(pixels.shape[1:]), antialias=True)
+        return self._of_size[size]
+
+
+def _cut(images: _Downsampled, cuts: Sequence[_Cut], draws: Tensor, size: int) -> Tensor:
+    """Return crops of an image, uint8 [N, 3, size, size], bicubic.
+
+    Args:
+        images: The image.
+        cuts: The part of each crop.
+        draws: [N, NUM_DRAWS].
+        size: Side of a crop in pixels.
+    """
+    crops = []
+    for cut, detail in zip(cuts, draws[:, DOWNSAMPLE].int().tolist(), strict=True):
+        crop: Tensor = v2f.resized_crop(
+            images(detail),
+            *cut.box,
+            [size, size],
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        crops.append(crop.flip(-1) if cut.mirrored else crop)
+    return torch.stack(crops) if crops else torch.empty(0, 3, size, size, dtype=torch.uint8)

@@ -1,17 +1,19 @@
 """Photometric augmentation of a whole batch on the device.
 
-Source: the augmentations of SimCLR, BYOL and StableRep as listed in the paper's appendix. The
+Source: BYOL's augmentation, with the values of the authors' code (github.com/google-research/
+syn-rep-learn, `SynCLR/train_pytorch/dataset/augmentations.py`), and StableRep's downsampling. The
 random draws are made on the CPU together with the crops (see `trainer.data.crops`), so the same
 draws give the same images in any batch. Operations are defined as in torchvision. Deliberate
-difference: the radius of the Gaussian kernel is three times the largest sigma and does not depend
-on the image.
+difference: the radius of the Gaussian kernel is three times the largest sigma (6 pixels by default;
+the authors' code: 4).
 
-Order: downsample, colour jitter (its four operations in a random order), grey, blur, solarise.
+Order: downsample (here only with `downsampled: crop`, otherwise before the crop), colour jitter
+(its four operations in a random order), grey, blur, solarise.
 """
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -35,36 +37,44 @@ Run = Callable[[Callable[..., Tensor], tuple[Tensor, ...]], Tensor]
 
 
 class PhotometricConfig(Config):
-    """Probabilities and strengths; the defaults are the paper's."""
+    """Probabilities and strengths; the defaults are those of the authors' code."""
 
     jitter: Probability = 0.8
-    """Probability of colour jitter (paper: 0.8)."""
+    """Probability of colour jitter (BYOL and the authors' code: 0.8)."""
     brightness: Probability = 0.4
-    """Brightness is scaled by 1 - this to 1 + this (paper: 0.4)."""
+    """Brightness is scaled by 1 - this to 1 + this (BYOL and the authors' code: 0.4)."""
     contrast: Probability = 0.4
-    """Contrast is scaled by 1 - this to 1 + this (paper: 0.4)."""
+    """Contrast is scaled by 1 - this to 1 + this (BYOL and the authors' code: 0.4)."""
     saturation: Probability = 0.2
-    """Saturation is scaled by 1 - this to 1 + this (paper: 0.2)."""
+    """Saturation is scaled by 1 - this to 1 + this (BYOL and the authors' code: 0.2)."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Hue is shifted by up to this share of the circle in either direction (paper: 0.1)."""
+    """Hue is shifted by up to this share of the circle in either direction (BYOL and the
+    authors' code: 0.1)."""
     grey: Probability = 0.2
-    """Probability of conversion to grey (paper: 0.2)."""
+    """Probability of conversion to grey (BYOL and the authors' code: 0.2)."""
     sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
-    """Smallest and largest sigma of the Gaussian blur, in pixels (paper: 0.1 to 2)."""
+    """Smallest and largest sigma of the Gaussian blur, in pixels (BYOL and the authors' code:
+    0.1 to 2)."""
     global_blur_only: Probability = 0.5
     """Share of global crops that are always blurred and never solarised; the others are blurred and
-    solarised with the probabilities `global_blur` and `global_solarise` (paper: 0.5)."""
+    solarised with the probabilities `global_blur` and `global_solarise` (the authors' code:
+    0.5)."""
     global_blur: Probability = 0.1
-    """Probability of blur for global crops that are not `global_blur_only` (paper: 0.1)."""
+    """Probability of blur for global crops that are not `global_blur_only` (BYOL and the authors'
+    code: 0.1)."""
     global_solarise: Probability = 0.2
-    """Probability of solarising for global crops that are not `global_blur_only` (paper: 0.2)."""
+    """Probability of solarising for global crops that are not `global_blur_only` (BYOL and the
+    authors' code: 0.2)."""
     local_blur: Probability = 0.5
-    """Probability of blur for local crops (paper: 0.5)."""
+    """Probability of blur for local crops (DINO and the authors' code: 0.5)."""
     downsample: Probability = 0.05
-    """Probability of downsampling and upsampling as in StableRep (paper: 0.05)."""
+    """Probability, drawn for each crop, of downsampling and upsampling (StableRep: 0.05)."""
     downsample_sizes: tuple[PositiveInt, ...] = (64, 128)
-    """Sides in pixels to downsample to, of which one is drawn (paper: 64, 128); crops that are not
-    larger stay as they are."""
+    """Sides in pixels to downsample to, of which one is drawn (StableRep: 64, 128). It is that of
+    the shorter side; what is not larger stays as it is."""
+    downsampled: Literal["image", "crop"] = "image"
+    """What is downsampled: the whole `image` before the crop is cut from it (StableRep), so that a
+    local crop loses more detail than a global one; or the `crop` (ours, as in earlier versions)."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -133,7 +143,8 @@ def augment(
     """Apply the augmentation that was drawn, and normalise.
 
     Args:
-        pixels: uint8 [N, 3, H, W], on the device.
+        pixels: uint8 [N, 3, H, W], on the device; with `downsampled: image` they come from images
+            that were downsampled as drawn.
         draws: float32 [N, NUM_DRAWS], on the CPU.
         config: Settings that the draws were made with.
         mean: Mean of each channel, for pixels in [0, 1].
@@ -145,7 +156,8 @@ def augment(
         float32 [N, 3, H, W] on the device of the pixels.
     """
     images = pixels.float() / 255.0
-    _downsample(images, draws[:, DOWNSAMPLE])
+    if config.downsampled == "crop":
+        _downsample(images, draws[:, DOWNSAMPLE])
     _jitter(images, draws, run)
     grey = _rows(draws[:, GREY] > 0, images)
     images[grey] = run(_grey, (images[grey],)).expand(-1, 3, -1, -1)

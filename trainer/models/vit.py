@@ -28,19 +28,19 @@ class EncoderConfig(Config):
     patch_size: PositiveInt = 16
     """Side of a patch in pixels (paper: 16 for B, 14 for L)."""
     width: PositiveInt = 768
-    """Size of a token (paper: 768 for B, 1024 for L)."""
+    """Size of a token (ViT: 768 for B, 1024 for L)."""
     depth: PositiveInt = 12
-    """Number of transformer blocks (paper: 12 for B, 24 for L)."""
+    """Number of transformer blocks (ViT: 12 for B, 24 for L)."""
     num_heads: PositiveInt = 12
-    """Attention heads per block (paper: 12 for B, 16 for L)."""
+    """Attention heads per block (ViT: 12 for B, 16 for L)."""
     mlp_ratio: PositiveFloat = 4.0
-    """Hidden size of a block's MLP over `width` (paper: 4)."""
+    """Hidden size of a block's MLP over `width` (ViT: 4)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth rate of the student's last block (paper: 0.1 for B, 0.4 for L)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from each channel of an image in [0, 1] (paper: ImageNet's)."""
+    """Subtracted from each channel of an image in [0, 1] (the authors' code: ImageNet's)."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
-    """Divides each channel after the mean is subtracted (paper: ImageNet's)."""
+    """Divides each channel after the mean is subtracted (the authors' code: ImageNet's)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -69,6 +69,15 @@ class Config(BaseModel):
     _references: dict[str, Any] = PrivateAttr(default_factory=dict)
     """What the file says for values that may come from the environment: dotted key -> text."""
 
+    @classmethod
+    def of_this_version(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of an earlier version, as dotted keys, as this version would write them.
+
+        A subclass adds a key that the earlier version did not have, if the version behaved in
+        another way than today's default.
+        """
+        return dict(fields)
+
     def written(self) -> dict[str, Any]:
         """Return the resolved config as it is written anywhere: with references to secrets.
 
@@ -242,8 +251,9 @@ def stored_config(
 ) -> ConfigT:
     """Read what `Config.written` returned, from a run or a checkpoint, also of an earlier version.
 
-    Keys that moved are renamed. Keys of choices that were not taken are left out, since earlier
-    versions wrote the sections of all choices.
+    Keys that moved are renamed, and `Config.of_this_version` adds those that the version did not
+    have. Keys of choices that were not taken are left out, since earlier versions wrote the
+    sections of all choices.
 
     Args:
         cls: Config class of the job, or of the section.
@@ -262,7 +272,8 @@ def stored_config(
     }
     found = resolved(values, section, where)
     hide(references, found)
-    nested = nest({_new_name(cls, key) or key: value for key, value in flatten(found)})
+    renamed = {_new_name(cls, key) or key: value for key, value in flatten(found)}
+    nested = nest(cls.of_this_version(renamed))
     for union, info, given in unions(cls, nested):
         option = chosen_option(info, given)
         others = {name for other in options_of(info) for name in other.model_fields}

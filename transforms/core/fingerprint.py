@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -76,6 +76,7 @@ def claim(
     fingerprint: Fingerprint,
     config: Mapping[str, Any],
     retired: Collection[str] = (),
+    of_this_version: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> dict[str, str]:
     """Write `run.yaml` into a new output folder, or check that an existing one has our settings.
 
@@ -87,6 +88,8 @@ def claim(
         config: Resolved config as it is written, see `Config.written`.
         retired: Fields that earlier versions wrote although they change no bytes. Such a field in
             an existing file is no difference if this version does not have it.
+        of_this_version: Returns the fields of an existing file as this version would write them,
+            see `Config.of_this_version`.
 
     Returns:
         The library versions that `run.yaml` records, for `accept_versions`.
@@ -107,7 +110,7 @@ def claim(
         return dict(library_versions())
     try:
         there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
-        theirs: dict[str, Any] = dict(there["fields"])
+        theirs = of_this_version(dict(there["fields"]))
         versions: dict[str, str] = dict(there.get("versions") or {})
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(

@@ -31,6 +31,9 @@ def no_draws(number: int) -> Tensor:
     return draws
 
 
+CROPS_DOWNSAMPLED = PhotometricConfig(downsampled="crop")
+
+
 def run(pixels: Tensor, draws: Tensor) -> Tensor:
     return augment(pixels, draws, PhotometricConfig(), **IDENTITY)
 
@@ -105,8 +108,9 @@ def test_downsample_goes_to_the_size_and_back() -> None:
     pixels[1, :, :, 16:] = 255  # An edge, at which bicubic interpolation overshoots white.
     draws = no_draws(3)
     draws[:, p.DOWNSAMPLE] = torch.tensor([0.0, 8.0, 64.0])
-    result = run(pixels, draws)
     whole = pixels / 255
+    torch.testing.assert_close(run(pixels, draws), whole, msg="done before the crop")
+    result = augment(pixels, draws, CROPS_DOWNSAMPLED, **IDENTITY)
     bicubic = v2f.InterpolationMode.BICUBIC
     small = v2f.resize(whole[1], [8, 8], interpolation=bicubic, antialias=True)
     back = v2f.resize(small, [32, 32], interpolation=bicubic, antialias=True)
@@ -125,7 +129,8 @@ def test_operations_follow_one_another_as_listed() -> None:
     image = v2f.resize(image, [32, 32], interpolation=bicubic, antialias=True).clamp(0, 1)
     image = v2f.rgb_to_grayscale(v2f.adjust_brightness(image, 1.4), num_output_channels=3)
     image = v2f.solarize(v2f.gaussian_blur(image, [13, 13], [1.0, 1.0]), 128 / 255)
-    torch.testing.assert_close(run(pixels, draws), image, atol=1e-5, rtol=0)
+    found = augment(pixels, draws, CROPS_DOWNSAMPLED, **IDENTITY)
+    torch.testing.assert_close(found, image, atol=1e-5, rtol=0)
 
 
 def programs_of_compiled(*crops: tuple[int, int]) -> int:
@@ -134,7 +139,7 @@ def programs_of_compiled(*crops: tuple[int, int]) -> int:
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
     generator = np.random.default_rng(0)
-    config = PhotometricConfig(downsample_sizes=(8,))
+    config = PhotometricConfig(downsample_sizes=(8,), downsampled="crop")
     for number, side in crops:
         draws = torch.from_numpy(np.stack([draw_global(config, generator) for _ in range(number)]))
         pixels = pictures(number, side)
@@ -175,7 +180,7 @@ def test_only_what_was_drawn_goes_to_the_device(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
     generator = np.random.default_rng(0)
-    config = PhotometricConfig(downsample=0.5, downsample_sizes=(8, 16))
+    config = PhotometricConfig(downsample=0.5, downsample_sizes=(8, 16), downsampled="crop")
     pixels = pictures(32, side=32)
     draws = torch.from_numpy(np.stack([draw_global(config, generator) for _ in range(32)]))
     together = augment(pixels, draws, config, **IDENTITY)
@@ -185,7 +190,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(alone[0], together[number], atol=1e-6, rtol=0)
 
 
-def test_draws_have_the_papers_probabilities() -> None:
+def test_draws_have_the_probabilities_of_the_authors_code() -> None:
     generator = np.random.default_rng(0)
     config = PhotometricConfig()
     draws = np.stack([draw_global(config, generator) for _ in range(20_000)])

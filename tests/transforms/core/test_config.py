@@ -1,5 +1,6 @@
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -250,6 +251,21 @@ def test_a_stored_config_of_an_earlier_version_is_read() -> None:
     )
     with pytest.raises(ConfigError, match=r"run\.yaml: unknown key 'wings'"):
         stored_config(Chair, {"wings": 2}, "run.yaml")
+
+
+def test_a_stored_config_gets_the_keys_that_its_version_did_not_have() -> None:
+    class Stool(Config):
+        legs: int = 4
+        feet: str = "rubber"
+
+        @classmethod
+        def of_this_version(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+            return {"feet": "wood", **fields}
+
+    assert stored_config(Stool, {"legs": 3}, "run.yaml") == Stool(legs=3, feet="wood")
+    stored = Stool(legs=3).written()
+    assert stored_config(Stool, stored, "run.yaml").feet == "rubber", "of this version"
+    assert parse_config(Stool, "legs: 3", "stool.yaml").feet == "rubber", "not stored"
 
 
 def test_the_keys_of_other_choices_are_known() -> None:

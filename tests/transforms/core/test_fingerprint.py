@@ -1,5 +1,7 @@
 import importlib.metadata
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import yaml
@@ -61,6 +63,20 @@ def test_damaged_run_yaml_is_a_sentence(tmp_path: object) -> None:
     storage.publish_bytes(b"hello", url)
     with pytest.raises(ConfigError, match="is damaged"):
         claim(url, Fingerprint({"a": 1}), {})
+
+
+def test_fields_of_an_existing_folder_are_read_as_this_version_would_write_them(
+    tmp_path: object,
+) -> None:
+    def of_this_version(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {"order": "old", **fields}
+
+    url = f"{tmp_path}/run.yaml"
+    claim(url, Fingerprint({"lr": 1}), {})
+    claim(url, Fingerprint({"lr": 1, "order": "old"}), {}, of_this_version=of_this_version)
+    new = Fingerprint({"lr": 1, "order": "new"})
+    with pytest.raises(FingerprintMismatchError, match='order: "old" there, "new" here'):
+        claim(url, new, {}, of_this_version=of_this_version)
 
 
 def test_a_retired_field_of_an_existing_folder_is_no_difference(tmp_path: object) -> None:
