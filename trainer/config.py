@@ -83,11 +83,17 @@ class TrainConfig(Config):
 
     @classmethod
     def of_this_version(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the keys of a training that began before they existed."""
-        found = dict(fields)
+        """Add the keys of a training that began before they existed, and rename `norm: ln`."""
+        found, head = dict(fields), "objective.contrastive_head"
         if "photometric.downsample" in found:
             old = "crop" if found["photometric.downsample"] else "image"
             found.setdefault("photometric.downsampled", old)
+        if f"{head}.norm" in found and f"{head}.statistics" not in found:
+            layer_norm = found[f"{head}.norm"] == "ln"
+            apart = found.get("crops.num_local") and not layer_norm
+            found[f"{head}.statistics"] = "apart" if apart else "together"
+            if layer_norm:
+                found[f"{head}.norm"] = "ln_relu"
         return found
 
     @field_validator("skip_steps", mode="wrap")

@@ -60,7 +60,12 @@ def cases(run: Path) -> tuple[list[Case], list[Case]]:
     sharded = pieces.model_copy(update={"execution": ExecutionConfig(sharding="shard")})
     unequal = first_step(plain, [3, 1])
     none_masked = first_step(plain, [4, 0])
-    shared = [(plain, unequal), (chunked, none_masked), (simclr, 0)]
+    apart = tiny_config(
+        run,
+        **exact,
+        objective={"contrastive_head": {"statistics": "apart", "hidden": 16, "out": 8}},
+    )
+    shared = [(plain, unequal), (chunked, none_masked), (simclr, 0), (apart, 0)]
     # The data have 12 captions, so four of them are twice in the batch.
     return [*shared, (whole, 0), (whole, 0)], [*shared, (pieces, 0), (sharded, 0)]
 

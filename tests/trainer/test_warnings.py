@@ -22,11 +22,20 @@ def test_settings_without_effect_are_warned_about(
     assert "Batch norms see one micro-batch at a time" in caplog.text
 
 
+APART = {"objective": {"contrastive_head": {"statistics": "apart"}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "warned"),
     [
         ({"objective": {"positives": "image"}}, "and objective.positives is image"),
         ({"objective": {"positives": "image"}, "crops": {"num_global": 2}}, ""),
+        (APART, ""),
+        ({**APART, "crops": {"num_local": 0}}, "=apart has no effect: crops.num_local is 0."),
+        (
+            {"objective": {"contrastive_head": {"statistics": "apart", "norm": "ln"}}},
+            "=apart has no effect: norm is ln.",
+        ),
         (
             {
                 "objective": {"kind": "supervised"},

@@ -1,7 +1,10 @@
 """The heads: MoCo v3's projector and predictor, and DINO's prototype head for iBOT.
 
-Source: paper section 3.3 and appendix. Batch normalisation is our own module: torch's
+Source: paper section 3.3, MoCo v3 and the authors' code (github.com/google-research/syn-rep-learn,
+`SynCLR/train_pytorch/models/head.py`). Batch normalisation is our own module: torch's
 `SyncBatchNorm` does not run on a CPU. With ours, two gloo processes compute exactly what one does.
+Deliberate difference: heads with `norm: bn` start from torch's weights, as in MoCo v3; the authors'
+code draws theirs from a truncated normal distribution, too.
 """
 
 import itertools
@@ -15,30 +18,39 @@ from torch.nn import functional
 from trainer import distributed
 from transforms.core.config import Config
 
-Norm = Literal["bn", "ln"]
+Norm = Literal["bn", "ln", "ln_relu"]
 
 
 class ContrastiveHeadConfig(Config):
     """Projector (D, hidden, hidden, out), and predictor of students with a teacher."""
 
     norm: Norm = "bn"
-    """Normalisation in projector and predictor: `bn` is batch norm over all ranks (paper), `ln` is
-    layer norm (the authors' default)."""
+    """Layers of projector and predictor: `bn` has batch norm over all ranks and ReLU (MoCo v3);
+    `ln` has layer norm, GELU and biases, and starts from a truncated normal distribution (the
+    default of the authors' code); `ln_relu` is `bn` with layer norm (ours, `ln` of earlier
+    versions)."""
+    statistics: Literal["together", "apart"] = "together"
+    """Rows that a batch norm takes mean and variance of: those of global and local crops `together`
+    (the authors' code), or of each kind `apart` (ours, all that earlier versions had). No effect
+    without local crops, and with layer norm."""
     hidden: PositiveInt = 4096
-    """Width of the hidden layers of projector and predictor (paper: 4096)."""
+    """Width of the hidden layers of projector and predictor (MoCo v3 and the authors' code:
+    4096)."""
     out: PositiveInt = 256
-    """Size of the embedding that is compared (paper: 256)."""
+    """Size of the embedding that is compared (MoCo v3 and the authors' code: 256)."""
 
 
 class PrototypeHeadConfig(Config):
     """iBOT's head (D, hidden, hidden, bottleneck) and its prototypes."""
 
     hidden: PositiveInt = 2048
-    """Width of the two hidden layers of iBOT's head (paper: 2048)."""
+    """Width of the two hidden layers of iBOT's head (DINO and the authors' code: 2048)."""
     bottleneck: PositiveInt = 256
-    """Size of the normalised vector that is compared with the prototypes (paper: 256)."""
+    """Size of the normalised vector that is compared with the prototypes (DINO and the authors'
+    code: 256)."""
     num_prototypes: PositiveInt = 65_536
-    """Prototypes that a patch is compared with (paper: 65,536)."""
+    """Prototypes that a patch is compared with (paper: 65,536; README of the authors' code:
+    8,192)."""
 
 
 class BatchNorm(nn.Module):
@@ -87,20 +99,27 @@ def _norm(kind: Norm, width: int, *, affine: bool = True) -> nn.Module:
 
 
 def _mlp(widths: list[int], norm: Norm) -> nn.Sequential:
-    """Return linear layers without bias, each normalised, with ReLU between them.
+    """Return linear layers, each normalised, with an activation between them.
 
-    The last norm is not affine.
+    The last layer has no bias, and its norm is not affine.
     """
     layers: list[nn.Module] = []
     for number, (width_in, width_out) in enumerate(itertools.pairwise(widths), start=1):
         last = number == len(widths) - 1
-        layers += [
-            nn.Linear(width_in, width_out, bias=False),
-            _norm(norm, width_out, affine=not last),
-        ]
+        linear = nn.Linear(width_in, width_out, bias=norm == "ln" and not last)
+        if norm == "ln":
+            _init_truncated(linear)
+        layers += [linear, _norm(norm, width_out, affine=not last)]
         if not last:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.GELU() if norm == "ln" else nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def _init_truncated(layer: nn.Linear) -> None:
+    """Draw the weights of a layer from a truncated normal distribution; its biases are 0."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def build_projector(width: int, config: ContrastiveHeadConfig) -> nn.Sequential:
@@ -130,8 +149,7 @@ class PrototypeHead(nn.Module):
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+                _init_truncated(layer)
         self.prototypes = Prototypes(config.bottleneck, config.num_prototypes)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class Network(EncoderNetwork):
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(model, derive(seed, "encoder"), drop_path=drop_path)
+        self.together = contrastive_head.statistics == "together"
         self.prototype_head: PrototypeHead | None = None
         self.mask_token: nn.Parameter | None = None
         self.predictor: nn.Module | None = None
@@ -92,11 +93,10 @@ class Network(EncoderNetwork):
             local_seeds: int64 [l], those for the local crops.
         """
         tokens = encode(self.encoder, images, mask, self.mask_token, seeds=seeds)
-        embeddings = self._embed(tokens)
-        local_embeddings = None
+        kinds = [tokens[:, 0]]
         if local_images is not None:
-            local_tokens = encode(self.encoder, local_images, seeds=local_seeds)
-            local_embeddings = self._embed(local_tokens)
+            kinds.append(encode(self.encoder, local_images, seeds=local_seeds)[:, 0])
+        embeddings, local_embeddings = self._embed(kinds)
         features = prototypes = None
         if patches is not None:
             assert self.prototype_head is not None, "features need iBOT's head"
@@ -105,11 +105,16 @@ class Network(EncoderNetwork):
         cls_tokens = tokens[:, 0].detach()
         return Outputs(embeddings, local_embeddings, features, prototypes, cls_tokens)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        embeddings: Tensor = self.projector(tokens[:, 0])
-        if self.predictor is not None:
-            embeddings = self.predictor(embeddings)
-        return embeddings
+    def _embed(self, kinds: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings of the cls tokens [n, D] of global and of local crops, if any."""
+        parts = [torch.cat(kinds)] if self.together else kinds
+        embeddings = torch.cat([self._embed_part(part) for part in parts])
+        of_globals, *of_locals = embeddings.split([len(kind) for kind in kinds])
+        return of_globals, of_locals[0] if of_locals else None
+
+    def _embed_part(self, cls_tokens: Tensor) -> Tensor:
+        embeddings: Tensor = self.projector(cls_tokens)
+        return embeddings if self.predictor is None else self.predictor(embeddings)
 
 
 @torch.no_grad()

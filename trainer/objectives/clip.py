@@ -1,4 +1,4 @@
-"""CLIP on the same data, which the paper compares with (table 3): an image and its caption's text.
+"""CLIP on the same data, which the paper compares with (section 4.3): an image and its text.
 
 Each step takes one of the caption's images. Deliberate difference: captions that are equal are
 positives of each other wherever they are in the batch, as in our contrastive loss.

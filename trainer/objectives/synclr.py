@@ -12,7 +12,7 @@ compares are settings of this one:
 
 Deliberate difference: a batch can be taken in several micro-batches with the gradient of the whole
 batch and without a second student pass, since all keys come from the teacher. (Batch norms see one
-micro-batch at a time; the gradient is exact with `norm: ln`.)
+micro-batch at a time; the gradient is exact with layer norms.)
 """
 
 from collections.abc import Callable
@@ -166,7 +166,7 @@ class SynCLR(Objective[ContrastiveConfig]):
 
     @classmethod
     def warnings(cls, config: "TrainConfig") -> list[str]:
-        """Return warnings about missing positives and batch norms."""
+        """Return warnings about missing positives and about batch norms."""
         settings, found = cls.settings_of(config), []
         same_caption = settings.positives == "caption"
         if config.crops.num_global * (config.images_per_caption if same_caption else 1) == 1:
@@ -177,6 +177,10 @@ class SynCLR(Objective[ContrastiveConfig]):
                 "Batch norms see one micro-batch at a time; objective.contrastive_head.norm=ln "
                 "gives the gradient of the whole batch."
             )
+        head = settings.contrastive_head
+        if head.statistics == "apart" and (head.norm != "bn" or not config.crops.num_local):
+            why = "crops.num_local is 0" if head.norm == "bn" else f"norm is {head.norm}"
+            found.append(f"objective.contrastive_head.statistics=apart has no effect: {why}.")
         return found
 
     def losses(self, batch: Batch, step: int) -> list[Callable[[], Terms]]:

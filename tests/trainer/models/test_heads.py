@@ -22,8 +22,8 @@ def linear_shapes(module: nn.Module) -> list[tuple[int, int]]:
     return [(layer.in_features, layer.out_features) for layer in layers]
 
 
-@pytest.mark.parametrize("norm", ["bn", "ln"])
-def test_contrastive_heads_have_the_papers_layers(norm: Norm) -> None:
+@pytest.mark.parametrize("norm", ["bn", "ln", "ln_relu"])
+def test_contrastive_heads_have_moco_v3s_layers(norm: Norm) -> None:
     config = ContrastiveHeadConfig(norm=norm)
     projector, predictor = build_projector(768, config), build_predictor(config)
     assert linear_shapes(projector) == [(768, 4096), (4096, 4096), (4096, 256)]
@@ -33,9 +33,39 @@ def test_contrastive_heads_have_the_papers_layers(norm: Norm) -> None:
         assert all(layer.weight is not None for layer in inner)
         assert last.weight is None
         assert last.bias is None
+        biases = [layer.bias is not None for layer in head if isinstance(layer, nn.Linear)]
+        assert biases == [norm == "ln"] * (len(biases) - 1) + [False]
 
 
-@pytest.mark.parametrize("norm", ["bn", "ln"])
+def test_layer_norm_heads_are_those_of_the_authors_code() -> None:
+    """Linear with bias, layer norm, GELU; then linear without bias and a norm without weights."""
+    config = ContrastiveHeadConfig(norm="ln", hidden=16, out=6)
+    start = torch.randn(12, 6, dtype=torch.float64)
+    for head in (build_projector(6, config).double(), build_predictor(config).double()):
+        linears = [layer for layer in head if isinstance(layer, nn.Linear)]
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        norms = [layer for layer in head if isinstance(layer, nn.LayerNorm)]
+        rows = start
+        for linear, norm in zip(linears[:-1], norms[:-1], strict=True):
+            rows = standardised(rows @ linear.weight.T + linear.bias, "ln")
+            rows = gelu(rows * norm.weight + norm.bias)
+        expected = standardised(rows @ linears[-1].weight.T, "ln")
+        torch.testing.assert_close(head(start), expected)
+
+
+def test_layer_norm_heads_start_from_a_truncated_normal_distribution() -> None:
+    torch.manual_seed(0)
+    head = build_projector(64, ContrastiveHeadConfig(norm="ln", hidden=256, out=32))
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert layer.weight.mean().item() == pytest.approx(0.0, abs=0.001)
+            assert layer.bias is None or not layer.bias.any()
+
+
+@pytest.mark.parametrize("norm", ["bn", "ln_relu"])
 def test_contrastive_heads_normalise_each_layer_and_rectify_the_inner_ones(norm: Norm) -> None:
     config = ContrastiveHeadConfig(norm=norm, hidden=16, out=6)
     start = torch.randn(12, 6, dtype=torch.float64)

@@ -121,7 +121,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(run: Path, accumulation: i
     head = {"norm": "ln", "hidden": 16, "out": 8}
     settings: dict[str, Any] = {
         "objective": {"contrastive_head": head},
-        "model": {"drop_path": 0.0},
+        "model": {"drop_path": 0.4},
     }
     whole = step_gradients(tiny_config(run, **settings), 1)
     parts = step_gradients(tiny_config(run, accumulation=accumulation, **settings), 1)

@@ -95,8 +95,12 @@ def terms_by_definition(
     mask = masks_of(config, batch, step)
     seen, whole = tokens_of(student, views[0], mask), tokens_of(teacher, views[0])
     keys = teacher.projector(whole[:, 0])
-    anchors = student.predictor(student.projector(seen[:, 0]))
-    local_anchors = student.predictor(student.projector(tokens_of(student, views[1])[:, 0]))
+    kinds = [seen[:, 0], tokens_of(student, views[1])[:, 0]]
+    if settings.contrastive_head.statistics == "together":
+        both = student.predictor(student.projector(torch.cat(kinds)))
+        anchors, local_anchors = both[: len(seen)], both[len(seen) :]
+    else:
+        anchors, local_anchors = (student.predictor(student.projector(kind)) for kind in kinds)
 
     ids = batch.caption_ids.repeat_interleave(2 * 2)  # 2 images of a caption, 2 crops of an image.
     local_ids = batch.caption_ids.repeat_interleave(2 * 3)
@@ -115,8 +119,11 @@ def terms_by_definition(
     }
 
 
-def test_a_step_is_its_definition(run: Path) -> None:
-    config = tiny_config(run, **UNUSUAL)
+@pytest.mark.parametrize("statistics", ["together", "apart"])
+def test_a_step_is_its_definition(run: Path, statistics: str) -> None:
+    head = {"statistics": statistics, "hidden": 16, "out": 8}
+    objective = {**UNUSUAL["objective"], "contrastive_head": head}
+    config = tiny_config(run, **{**UNUSUAL, "objective": objective})
     student, teacher = exact_networks(config)
     batch = step_batch(config, STEP)
     expected = terms_by_definition(config, student, teacher, batch, STEP)
