@@ -37,7 +37,11 @@ from benchmarks.soak.rounds import Kind, Round, run_round, undisturbed
 from benchmarks.soak.servers import MODEL, KeptAnswers, gcs, vllm_server
 
 CONFIGS = ROOT / "pipelines" / "configs"
-PROBLEMS = ("loss", "bytes", "unknown file", "traceback", "remedy", "exit code", "hang", "orphans")
+PROBLEMS = (
+    *("loss", "bytes", "unknown file", "traceback", "remedy", "exit code", "hang", "orphans"),
+    "soak",
+)
+"""What must not happen. A remedy is a problem if it leads nowhere, "soak" an error of the soak."""
 
 
 def kind(name: str, num_captions: int, settings: list[str]) -> Kind:

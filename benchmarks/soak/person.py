@@ -35,6 +35,10 @@ class Problem:
     log: str = ""
 
 
+class AnotherRunError(Exception):
+    """A message says that another run is needed, since nothing of this one can be kept."""
+
+
 class GaveUpError(Exception):
     """The messages did not lead to a healthy run."""
 
@@ -47,6 +51,7 @@ class Person:
         remedies: Steps followed, by kind.
         starts: Processes started.
         problems: What was wrong.
+        logs: Folder of the logs of its commands.
         keeps: Whether raw captions are lost and the curated ones are kept, as a message said.
     """
 
@@ -64,7 +69,7 @@ class Person:
         self.keeps = False
         self._jobs = jobs
         self._environment = environment
-        self._logs = logs
+        self.logs = logs
         self._healed = 0
         self._started: list[Command] = []
         logs.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,7 @@ class Person:
         """Start a command; jobs on the output of a run need no config."""
         self.starts += 1
         words = [*self._jobs[job], f"run={self.run}"] if job in self._jobs else [self.run]
-        log = self._logs / f"{self.starts:03d}-{job}.log"
+        log = self.logs / f"{self.starts:03d}-{job}.log"
         command = Command(["pipelines", job, *words, *arguments], self._environment, log)
         self._started = [other for other in self._started if other.is_running()] + [command]
         return command
@@ -126,6 +131,11 @@ class Person:
                 return
             self.heal(ended)
 
+    def start_over(self) -> None:
+        """Make another run, as a message says."""
+        self.remedies["another run"] += 1
+        self.run, self.keeps = f"{self.run}-again", False
+
     def verify(self) -> Ended:
         """Verify the run, or what is kept of it."""
         return self.do("verify", *(["stages=[captions,images]"] if self.keeps else []))
@@ -134,6 +144,7 @@ class Person:
         """Do what a command and those after it say until one succeeds.
 
         Raises:
+            AnotherRunError: A message says that another run is the only way.
             GaveUpError: That does not come to an end, or a message says nothing to do.
         """
         while ended.code != 0:
@@ -141,6 +152,8 @@ class Person:
             if self._healed > MOST_COMMANDS:
                 raise GaveUpError(f"after {MOST_COMMANDS} remedies: {ended.said}")
             if _KEEP.search(ended.said):
+                if self.keeps:  # The curated captions are lost as well.
+                    raise AnotherRunError(ended.said)
                 self.remedies["keep the curated captions"] += 1
                 self.keeps = True
                 return ended
@@ -203,7 +216,7 @@ class Person:
             raise GaveUpError(f"a message says to delete {path}, which is not in the run")
         if not storage.exists(path):
             return  # A line may name a file that an earlier step has deleted.
-        if storage.list_files(path):
+        if Path(path).is_dir() or (not storage.is_local(path) and storage.list_files(path)):
             storage.delete_folder(path)
         else:
             storage.delete(path)

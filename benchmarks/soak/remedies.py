@@ -26,12 +26,16 @@ class Step:
     Attributes:
         action: "run" a job, the "same" command, "verify", or "delete" a file.
         words: Name and arguments of the job.
+        settings: What the message adds to the arguments: `key=value`, or "the same settings".
         path: File or folder to delete.
+        and_later: Whether the retries after the folder are deleted, too.
     """
 
     action: Action
     words: tuple[str, ...] = ()
+    settings: str = ""
     path: str = ""
+    and_later: bool = False
 
 
 def steps(message: str, path: str = "") -> Iterator[Step]:
@@ -46,7 +50,8 @@ def steps(message: str, path: str = "") -> Iterator[Step]:
             named = _PATH.search(message)
             it = path or (named[0] if named else "")
             targets = {"it": it, "that folder": it.rpartition("/")[0]}
-            yield Step("delete", path=targets.get(found["what"], found["what"]))
+            target = targets.get(found["what"], found["what"])
+            yield Step("delete", path=target, and_later=found["later"] is not None)
         elif found["same"]:
             yield Step("same")
         elif found["verify"]:
@@ -54,7 +59,8 @@ def steps(message: str, path: str = "") -> Iterator[Step]:
         elif found["names"]:
             yield from (Step("run", (name,)) for name in found["names"].split(", then "))
         else:
-            yield Step("run", (found["job"], *shlex.split(found["arguments"])))
+            words = (found["job"], *shlex.split(found["arguments"]))
+            yield Step("run", words, settings=found["key"] or "")
 
 
 def name(step: Step) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import random
 import shutil
 import time
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,14 @@ from benchmarks.soak.faults import (
     Surroundings,
     disturb,
 )
-from benchmarks.soak.person import COMMAND_S, GaveUpError, Person, Problem, wait_for_all
+from benchmarks.soak.person import (
+    COMMAND_S,
+    AnotherRunError,
+    GaveUpError,
+    Person,
+    Problem,
+    wait_for_all,
+)
 from benchmarks.soak.proxy import FaultyProxy
 from benchmarks.soak.servers import BUCKET
 from transforms.core import storage
@@ -154,6 +162,13 @@ class Scene:
                 self.around.counts[done] += 1
         self._reach_health()
 
+    def start_over(self) -> None:
+        """Make another run, without faults."""
+        self.person.start_over()
+        for job in JOBS:
+            self.person.complete(job, [])
+        self._reach_health()
+
     def _reach_health(self) -> None:
         """Verify and follow until nothing is wrong; a person then runs the last stage once more."""
         checked = self.person.verify()
@@ -164,7 +179,7 @@ class Scene:
 
     def compare(self) -> list[Problem]:
         """Return what differs from the undisturbed run."""
-        expected, found = dict(self.kind.digests), digests(self.around.run)
+        expected, found = dict(self.kind.digests), digests(self.person.run)
         if self.person.keeps:  # Raw captions are given up, as the message says.
             expected, found = (
                 {name: value for name, value in of.items() if not name.startswith("captions-raw/")}
@@ -183,7 +198,7 @@ class Scene:
         """Copy run and logs for the person who looks for the cause."""
         target.mkdir(parents=True)
         shutil.copytree(self._folder / "logs", target / "logs")
-        run = self.around.run
+        run = self.person.run
         for name in storage.list_files(run):
             path = target / "run" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +215,7 @@ class Scene:
         if self.around.disk is None:
             with contextlib.suppress(StorageError):  # Ctrl-C ends the server, too.
                 storage.delete_folder(self.around.run)
+                storage.delete_folder(self.person.run)
 
 
 def run_round(
@@ -217,12 +233,17 @@ def run_round(
     scene = Scene(kind, out / f"round-{number:04d}", number, gcs, model)
     person = scene.person
     try:
-        scene.strike(generator)
+        try:
+            scene.strike(generator)
+        except AnotherRunError:
+            scene.start_over()
         person.problems += scene.compare()
     except GaveUpError as error:
         person.problems.append(Problem("remedy", str(error)))
-    except StorageError as error:
-        person.problems.append(Problem("soak", str(error)))
+    except Exception as error:  # The soak goes on, whatever is wrong with a round or with itself.
+        text = "".join(traceback.format_exception(error))
+        (scene.person.logs / "soak.log").write_text(text)
+        person.problems.append(Problem("soak", f"{type(error).__name__}: {error}", "soak.log"))
     finally:
         done.seconds = round(time.monotonic() - started, 1)
         done.starts = person.starts
