@@ -1,4 +1,4 @@
-"""`make demo` in small: the real vLLM, the real diffusers, the real trainer, the real pictures.
+"""`make demo` in small: the real vLLM, the real diffusers, the real trainer, the real test sets.
 
 The commands are those of the Makefile, with fewer captions and steps.
 """

@@ -73,7 +73,7 @@ def score(folder: Path, composer: Composer, work: Path) -> Scores:
 
     Args:
         folder: Model folder.
-        composer: Source of real pictures, for the judge and for comparison.
+        composer: Source of training composites, for the judge and for comparison.
         work: Folder of the judge's checkpoint.
 
     Returns:
@@ -90,13 +90,13 @@ def score(folder: Path, composer: Composer, work: Path) -> Scores:
     free_texts, free_truth = load_free_captions(names)
     fresh = composer.sample(2048, np.random.default_rng(8))
     scores = {
-        "concept, fresh real pictures": _accuracy(judge, fresh.pictures, fresh.concepts),
+        "concept, fresh composites of drawings": _accuracy(judge, fresh.pictures, fresh.concepts),
         "concept, `a CONCEPT`": _accuracy(judge, plain, truth),
         "concept, free captions": _accuracy(judge, paint(pipeline, free_texts), free_truth),
     }
     scores |= _background_scores(judge, pipeline, names)
-    real = composer.sample(len(truth), np.random.default_rng(9), truth).pictures
-    for label, pictures in (("pictures of `a CONCEPT`", plain), ("real pictures", real)):
+    drawn = composer.sample(len(truth), np.random.default_rng(9), truth).pictures
+    for label, pictures in (("pictures of `a CONCEPT`", plain), ("composites of drawings", drawn)):
         scores[f"distance between {SEEDS} {label}, pixels"] = f"{pixel_distance(pictures):.3f}"
         scores[f"distance between {SEEDS} {label}, the judge's features"] = (
             f"{feature_distance(judge, pictures):.3f}"

@@ -9,7 +9,7 @@ class MonitorConfig(Config):
     """Online kNN, TensorBoard and Weights & Biases; losses and speed are always logged."""
 
     knn_every: PositiveInt | None = no_fingerprint(None)
-    """Steps between two online kNN evaluations on real pictures; null leaves them out."""
+    """Steps between two online kNN evaluations on labelled pictures; null leaves them out."""
     knn_dataset: str = no_fingerprint("drawings")
     """Data set of online kNN: `drawings`, `fashion-mnist` or `folder:PATH`."""
     knn_pictures: PositiveInt = no_fingerprint(2000)

@@ -1,4 +1,4 @@
-"""Online kNN: accuracy of the encoder on real pictures during a training.
+"""Online kNN: accuracy of the encoder on labelled pictures during a training.
 
 It does not influence the training and is not in the paper. The protocol is that of the score sheet
 (`trainer.evaluate.protocols.knn`) on a sample of a data set.
