@@ -1,8 +1,8 @@
 """Drawings for the training of tiny-sd: fetched with npm and rasterised, one per concept and set.
 
 Seven openly licensed icon sets draw the same things under the same names, so a concept has five to
-seven drawings in as many styles. Two more sets of that family, `openmoji` and `emojione-v1`, are
-left out on purpose: the demo tests encoders on them.
+seven drawings in as many styles. Sets by OpenMoji and Streamline are left out on purpose: the demo
+tests encoders on drawings by these makers (`trainer/evaluate/data`).
 """
 
 import io

@@ -1,7 +1,7 @@
 """Build the two test sets in `trainer/evaluate/data/` from packages on public registries.
 
-`drawings`: the things in `data/things.yaml` as drawn by OpenMoji and Emoji One (first version),
-each on a plain colour. The built-in image model is trained on drawings of other vendors.
+`drawings`: the things in `data/things.yaml` as drawn by OpenMoji and Streamline, each on a plain
+colour. The built-in image model is trained on drawings by other makers (`pipelines/tiny_sd`).
 `fashion-mnist`: photographs of clothing, a part of Fashion-MNIST. The result depends only on the
 pinned packages and on this file, so `make testset` reproduces the same pictures.
 
@@ -9,12 +9,15 @@ pinned packages and on this file, so `make testset` reproduces the same pictures
 """
 
 import argparse
+import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,57 @@ from trainer.evaluate.datasets.installed import FASHION_CLASSES, read_idx
 from transforms.core.records import to_table
 from transforms.core.seeding import derive
 
-VENDORS = {"openmoji": ("OpenMoji", "1.2.29"), "emojione-v1": ("Emoji One v1", "1.2.3")}
-"""Icon set -> (name of the vendor, version of the npm package `@iconify-json/<icon set>`)."""
-DRAWINGS_LICENCE = "CC-BY-SA-4.0"
-"""Licence of the drawings of both vendors (SPDX)."""
+
+@dataclass(frozen=True)
+class IconSet:
+    """Icons in one npm package, `@iconify-json/<prefix>`."""
+
+    prefix: str
+    version: str
+    sha256: str  # of the package's archive
+    on_disc: bool = False  # the first path of an icon is a disc behind the drawing; left out
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """A maker of drawings; the first of its icon sets that has a thing draws it."""
+
+    name: str
+    licence: str  # SPDX identifier
+    icon_sets: tuple[IconSet, ...]
+
+
+VENDORS = (
+    Vendor(
+        "OpenMoji",
+        "CC-BY-SA-4.0",
+        (
+            IconSet(
+                "openmoji",
+                "1.2.29",
+                "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+            ),
+        ),
+    ),
+    Vendor(
+        "Streamline",
+        "CC-BY-4.0",
+        (
+            IconSet(
+                "streamline-emojis",
+                "1.2.4",
+                "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc",
+            ),
+            IconSet(
+                "streamline-kameleon-color",
+                "1.2.2",
+                "5f972d986afb340d8a45d7a16e767f99f91fdd94db53e46a78c79847212aed7b",
+                on_disc=True,
+            ),
+        ),
+    ),
+)
+"""Makers of the drawings; none of them drew what the built-in image model is trained on."""
 FASHION_PACKAGE = "dataset-fashion-mnist=0.0~git20200523.55506a9-1"
 """Debian package and version."""
 FASHION_SPLITS = (("train", "train", 64), ("val", "train", 16), ("test", "t10k", 80))
@@ -84,22 +134,49 @@ def main(arguments: Sequence[str]) -> None:
 
 def drawings(downloads: Path) -> Iterator[LabelledPicture]:
     """Yield every vendor's drawing of every listed thing, in the order of the list."""
-    icon_sets = {prefix: fetch_icons(prefix, downloads) for prefix in VENDORS}
+    names = yaml.safe_load((DATA_FOLDER / "streamline.yaml").read_text())
+    packages = {
+        icon_set.prefix: fetch_icons(icon_set, downloads)
+        for vendor in VENDORS
+        for icon_set in vendor.icon_sets
+    }
     categories = yaml.safe_load((DATA_FOLDER / "things.yaml").read_text())
     for category, things in categories.items():
-        splits = split_things(category, {t: _num_drawings(icon_sets, t) for t in things})
-        for thing in things:
-            for prefix, icons in icon_sets.items():
-                svg = icon_svg(icons, thing)
-                if svg is not None:
-                    yield LabelledPicture(
-                        image=paint(svg, background(thing, prefix)),
-                        label=category,
-                        name=thing,
-                        vendor=VENDORS[prefix][0],
-                        split=splits[thing],
-                        licence=DRAWINGS_LICENCE,
-                    )
+        drawn = {thing: find_drawings(thing, packages, names) for thing in things}
+        splits = split_things(category, {thing: len(found) for thing, found in drawn.items()})
+        for thing, found in drawn.items():
+            for vendor, prefix, svg in found:
+                yield LabelledPicture(
+                    image=paint(svg, background(thing, prefix)),
+                    label=category,
+                    name=thing,
+                    vendor=vendor.name,
+                    split=splits[thing],
+                    licence=vendor.licence,
+                )
+
+
+def find_drawings(
+    thing: str, packages: dict[str, dict[str, Any]], names: dict[str, dict[str, str]]
+) -> list[tuple[Vendor, str, str]]:
+    """Return (vendor, icon set, SVG) of each vendor that draws a thing.
+
+    Args:
+        thing: Name of the thing.
+        packages: Icon set -> its content in Iconify's JSON format.
+        names: Icon set -> thing -> name of its icon, where that is not the name of the thing.
+    """
+    found = []
+    for vendor in VENDORS:
+        for icon_set in vendor.icon_sets:
+            name = names.get(icon_set.prefix, {}).get(thing, thing)
+            svg = icon_svg(packages[icon_set.prefix], name)
+            if svg is not None:
+                if icon_set.on_disc:
+                    svg = re.sub(r"<path [^>]*/>", "", svg, count=1)
+                found.append((vendor, icon_set.prefix, svg))
+                break
+    return found
 
 
 def split_things(category: str, num_drawings: dict[str, int]) -> dict[str, str]:
@@ -157,14 +234,20 @@ def icon_svg(icons: dict[str, Any], name: str) -> str | None:
     )
 
 
-def fetch_icons(prefix: str, downloads: Path) -> dict[str, Any]:
-    """Return the JSON of a pinned icon set; fetched with npm unless it is there."""
-    version = VENDORS[prefix][1]
-    archive = downloads / f"iconify-json-{prefix}-{version}.tgz"
+def fetch_icons(icon_set: IconSet, downloads: Path) -> dict[str, Any]:
+    """Return the JSON of a pinned icon set; its archive is fetched with npm unless it is there.
+
+    Raises:
+        ValueError: The archive is not the one that the test set was built from.
+    """
+    archive = downloads / f"iconify-json-{icon_set.prefix}-{icon_set.version}.tgz"
     if not archive.exists():
-        _run(["npm", "pack", "--silent", f"@iconify-json/{prefix}@{version}"], downloads)
-    with tarfile.open(archive) as package:
-        member = package.extractfile("package/icons.json")
+        package = f"@iconify-json/{icon_set.prefix}@{icon_set.version}"
+        _run(["npm", "pack", "--silent", package], downloads)
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != icon_set.sha256:
+        raise ValueError(f"{archive} has another SHA-256 than the pinned {icon_set.sha256}")
+    with tarfile.open(archive) as package_files:
+        member = package_files.extractfile("package/icons.json")
         assert member is not None, "every icon set has icons.json"
         icons: dict[str, Any] = json.load(member)
         return icons
@@ -199,10 +282,6 @@ def fetch_fashion(downloads: Path) -> Path:
         (archive,) = downloads.glob("dataset-fashion-mnist_*.deb")
         _run(["dpkg-deb", "-x", archive.name, unpacked.name], downloads)
     return unpacked / "usr/share/datasets/fashion-mnist"
-
-
-def _num_drawings(icon_sets: dict[str, dict[str, Any]], thing: str) -> int:
-    return sum(icon_svg(icons, thing) is not None for icons in icon_sets.values())
 
 
 def _png(picture: Image.Image) -> bytes:

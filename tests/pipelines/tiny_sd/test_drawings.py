@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.tiny_sd import drawings
 from pipelines.tiny_sd.captions import load_words
+from trainer.evaluate.make_testset import VENDORS
 
 SQUARE = '<path fill="#f00" d="M4 4h8v8h-8z"/>'
 
@@ -30,8 +31,11 @@ def test_at_least_150_concepts_in_groups_with_names() -> None:
     assert waves == sorted(waves, key=["first", "second"].index)
 
 
-def test_held_out_sets_are_not_trained_on() -> None:
-    assert not {"openmoji", "emojione-v1"} & set(drawings.PACKAGES)
+def test_makers_of_test_pictures_are_not_trained_on() -> None:
+    makers = {"noto", "twemoji", "emojione", "fxemoji", "fluent"}
+    assert {set_.split("-")[0] for set_ in drawings.PACKAGES} == makers
+    tested = {icons.prefix.split("-")[0] for vendor in VENDORS for icons in vendor.icon_sets}
+    assert tested == {"openmoji", "streamline"}, "both are other makers"
 
 
 def test_an_icon_is_cut_to_what_is_visible() -> None:

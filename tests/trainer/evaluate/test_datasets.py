@@ -56,7 +56,7 @@ def test_no_thing_is_in_two_splits() -> None:
         splits.setdefault(row.name, set()).add(row.split)
         vendors.setdefault(row.name, set()).add(row.vendor)
     assert all(len(found) == 1 for found in splits.values())
-    assert sum(len(found) == 2 for found in vendors.values()) > 200, "two vendors drew most things"
+    assert sum(len(found) == 2 for found in vendors.values()) > 190, "two vendors drew most things"
 
 
 def test_drawings_are_the_listed_things() -> None:
@@ -71,10 +71,10 @@ def test_licences_are_stated() -> None:
     licences = {row.vendor: row.licence for name in BUILT_IN for row in read_pictures(name)}
     assert licences == {
         "OpenMoji": "CC-BY-SA-4.0",
-        "Emoji One v1": "CC-BY-SA-4.0",
+        "Streamline": "CC-BY-4.0",
         "Zalando": "MIT",
     }
-    for words in ("OpenMoji", "Emoji One", "Zalando", "CC BY-SA 4.0", "MIT"):
+    for words in ("OpenMoji", "Streamline", "Zalando", "CC BY-SA 4.0", "CC BY 4.0", "MIT"):
         assert words in readme
     assert "Zalando" in (DATA_FOLDER / "fashion-mnist.licence.txt").read_text()
 

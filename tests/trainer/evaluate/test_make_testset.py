@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from trainer.evaluate import make_testset
@@ -28,6 +29,31 @@ def test_icons_are_found_by_name_and_alias() -> None:
     assert make_testset.icon_svg(icons, "block") == make_testset.icon_svg(icons, "brick")
     assert 'viewBox="0 0 80 40"' in (make_testset.icon_svg(icons, "wide") or "")
     assert make_testset.icon_svg(icons, "stone") is None
+
+
+def test_the_first_icon_set_of_a_vendor_that_has_a_thing_draws_it() -> None:
+    disc = {"body": '<g><path d="disc"/><path d="M1 1h2v2z"/></g>'}
+    empty: dict[str, object] = {"icons": {}}
+    packages = {
+        icons.prefix: empty for vendor in make_testset.VENDORS for icons in vendor.icon_sets
+    }
+    packages["streamline-kameleon-color"] = {"icons": {"lamp": disc, "brick": disc}}
+    names = {"streamline-kameleon-color": {"desk-lamp": "lamp"}}
+    ((vendor, prefix, svg),) = make_testset.find_drawings("desk-lamp", packages, names)
+    assert (vendor.name, prefix) == ("Streamline", "streamline-kameleon-color")
+    assert "disc" not in svg
+    assert "M1 1h2v2z" in svg
+    packages |= {"openmoji": icon_set(), "streamline-emojis": icon_set()}
+    found = make_testset.find_drawings("brick", packages, names)
+    assert [prefix for _, prefix, _ in found] == ["openmoji", "streamline-emojis"]
+    assert make_testset.find_drawings("stone", packages, names) == []
+
+
+def test_an_archive_with_other_bytes_is_refused(tmp_path: Path) -> None:
+    icons = make_testset.VENDORS[0].icon_sets[0]
+    (tmp_path / f"iconify-json-{icons.prefix}-{icons.version}.tgz").write_bytes(b"another archive")
+    with pytest.raises(ValueError, match=r"openmoji.*has another SHA-256"):
+        make_testset.fetch_icons(icons, tmp_path)
 
 
 def test_a_drawing_stands_in_the_middle_of_a_plain_square() -> None:
