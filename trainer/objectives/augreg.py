@@ -125,7 +125,7 @@ class AugReg(ConceptObjective[AugRegConfig]):
         images, targets = self._mixed(part.global_images, labels, step)
         if self.settings.dropout:
             set_keys(self.student, seeds, self.device)
-        logits, cls_tokens = self.run(self.student, images)
+        logits, cls_tokens = self.run(self.student, images, part.global_seeds)
         self.collapse_metrics = feature_metrics(cls_tokens)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return {"loss": part.share * SoftTargetCrossEntropy()(logits.to(dtype), targets.to(dtype))}
