@@ -31,7 +31,7 @@ from pipelines.runner import (
 from transforms.concepts.balance import Group, balance
 from transforms.core import storage
 from transforms.core.config import fingerprint_fields
-from transforms.core.errors import DamagedFileError, StorageError, UnfinishedError
+from transforms.core.errors import ConfigError, DamagedFileError, StorageError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.index import examine
 from transforms.core.references import written_fields
@@ -41,6 +41,7 @@ from transforms.core.stages import StageOutput, stage_folder, write_plan
 
 if TYPE_CHECKING:
     from transforms.curation.dedup import Deduplication, Summary
+    from transforms.curation.reshard import KeptCaptions
 
 CAPTIONS_PER_TASK = 500_000
 """Captions that one task holds in memory, about half a gigabyte. The number of scratch files is the
@@ -97,6 +98,7 @@ def _is_done(curated: StageOutput) -> bool:
 
 def _curate(config: CaptionsConfig, raw: CommittedShards, flags: Sequence[str]) -> None:
     planned = prompt_source(config).plan()  # Reports a wrong list before any work is done.
+    _check_possible(config, len({(source, concept) for source, concept, _ in planned}))
     tasks = _deduplication(config, raw)
     for _ in range(MAX_RESTARTS):
         try:
@@ -129,7 +131,8 @@ def _write_shards(
     """Commit all shards; return the output, what was removed, and the captions of each group."""
     summary = _drop_duplicates(config, raw, tasks, flags)
     num_raw = raw.num_samples
-    _check_enough(config, num_raw, sum(summary.num_kept))
+    kept = _kept(config, tasks, summary, flags)
+    _check_enough(config, num_raw, kept)
     removed = _removed(config, num_raw, summary)
     curated = stage(config, raw.checksum, removed)
     # Not earlier: with too few captions there is no output yet, so that the input may still grow.
@@ -137,7 +140,7 @@ def _write_shards(
     check_versions(curated, made_with)
     discard(curated.folder, lost_shards(curated.folder, examine(curated.folder)))
     write_plan(curated)
-    return curated, removed, _reshard(config, curated, tasks, summary, flags)
+    return curated, removed, _reshard(config, curated, kept, flags)
 
 
 def report_url(run: str) -> str:
@@ -233,13 +236,58 @@ def _drop_duplicates(
     return summary
 
 
-def _check_enough(config: CaptionsConfig, num_raw: int, num_kept: int) -> None:
+def _kept(
+    config: CaptionsConfig, tasks: "Deduplication", summary: "Summary", flags: Sequence[str]
+) -> "KeptCaptions":
+    """Return the captions that are kept, within the limit of each concept if there is one."""
+    import apache_beam as beam
+
+    from transforms.curation.limit import ConceptLimit, CountConcepts, is_counted
+    from transforms.curation.reshard import KeptCaptions
+
+    most = config.curation.captions_per_concept
+    if most is None:
+        return KeptCaptions(tasks, tuple(summary.num_kept))
+    url = storage.join(tasks.scratch, "concepts.json")
+    if not is_counted(url):
+        pipeline = new_pipeline(flags)
+        partitions = pipeline | "Partitions" >> beam.Create(range(tasks.num_partitions))
+        _ = partitions | CountConcepts(tasks, url)
+        run_pipeline(pipeline, f"{stage_folder(config.run, 'captions').url}: {AGAIN}")
+    limit = ConceptLimit(url, most)
+    return KeptCaptions(tasks, tuple(limit.num_kept), limit)
+
+
+def _check_possible(config: CaptionsConfig, num_concepts: int) -> None:
+    """Check that the limit of each concept leaves enough captions.
+
+    Args:
+        config: Settings of the stage.
+        num_concepts: Number of planned concepts, 0 if it is unknown.
+    """
+    most = config.curation.captions_per_concept
+    if most is not None and num_concepts and most * num_concepts < config.num_captions:
+        raise ConfigError(
+            f"key 'curation.captions_per_concept' has value {most}, so {num_concepts:,} concepts "
+            f"have at most {most * num_concepts:,} captions, but num_captions is "
+            f"{config.num_captions:,}: expected at least "
+            f"{math.ceil(config.num_captions / num_concepts)}"
+        )
+
+
+def _check_enough(config: CaptionsConfig, num_raw: int, kept: "KeptCaptions") -> None:
+    num_kept, limit = sum(kept.counts), kept.limit
     if num_kept >= config.num_captions:
         return
     # Slightly more than the rate of duplicates so far requires.
-    needed = 1.05 * config.captions.oversampling * config.num_captions / max(num_kept, 1)
+    share, why = num_kept / config.num_captions, ""
+    if limit is not None:
+        concept, fewest = limit.fewest()
+        share = min(share, fewest / limit.most)
+        why = f" with at most {limit.most:,} of each concept ({concept!r} has {fewest:,})"
+    needed = 1.05 * config.captions.oversampling / max(share, 1 / config.num_captions)
     raise UnfinishedError(
-        f"only {num_kept:,} of {num_raw:,} captions are left after curation, but num_captions "
+        f"only {num_kept:,} of {num_raw:,} captions are left after curation{why}, but num_captions "
         f"is {config.num_captions:,}: run `python -m pipelines captions` with "
         f"captions.oversampling={math.ceil(20 * needed) / 20:g} (now "
         f"{config.captions.oversampling:g}), which adds to the existing captions, then this "
@@ -248,24 +296,19 @@ def _check_enough(config: CaptionsConfig, num_raw: int, num_kept: int) -> None:
 
 
 def _reshard(
-    config: CaptionsConfig,
-    curated: StageOutput,
-    tasks: "Deduplication",
-    summary: "Summary",
-    flags: Sequence[str],
+    config: CaptionsConfig, curated: StageOutput, kept: "KeptCaptions", flags: Sequence[str]
 ) -> list[tuple[Group, int]]:
     """Write the missing shards; return the number of captions of each group."""
     import apache_beam as beam
 
     from transforms.curation.reshard import (
         CountCaptions,
-        KeptCaptions,
         ReshardCaptions,
         by_partition,
         read_counts,
     )
 
-    kept = KeptCaptions(tasks, tuple(summary.num_kept))
+    tasks = kept.deduplication
     counts_url = storage.join(tasks.scratch, "counts.json")
     pending = plan(curated)
     size = config.captions_per_shard

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from transforms.core.config import Config
+from transforms.core.config import Config, added
 from transforms.curation.columns import Hashes, Positions, changes, distinct, mix
 
 MAX_PARTNERS = 8
@@ -53,6 +53,10 @@ class CurationConfig(Config):
     """Length of a MinHash signature."""
     num_bands: Annotated[int, Field(ge=1)] = 16
     """Bands per signature; more bands find pairs of lower similarity, and more pairs to compare."""
+
+    captions_per_concept: PositiveInt | None = added(None)
+    """Most captions that are kept of each concept; null keeps all. num_captions divided by the
+    number of concepts gives all concepts equally many (paper, table 5: 10,000)."""
 
     @model_validator(mode="after")
     def _equal_bands(self) -> "CurationConfig":

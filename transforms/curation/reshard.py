@@ -22,6 +22,7 @@ from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.shards import StageFolder
 from transforms.curation.dedup import Deduplication
 from transforms.curation.file_shuffle import AllResults
+from transforms.curation.limit import ConceptLimit
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class KeptCaptions:
     Attributes:
         deduplication: Deduplication whose scratch files are read.
         counts: Number of kept captions of each partition.
+        limit: Most captions of a concept; None without a limit.
     """
 
     deduplication: Deduplication
     counts: tuple[int, ...]
+    limit: ConceptLimit | None = None
 
     @property
     def starts(self) -> list[int]:
@@ -51,15 +54,20 @@ class KeptCaptions:
         for partition in range(self.partition_at(start), len(self.counts)):
             first, last = max(start, starts[partition]), min(stop, starts[partition + 1])
             if first < last:
-                rows = _cached_partition(self.deduplication, partition)
+                rows = _cached_partition(self, partition)
                 slices.append(rows.slice(first - starts[partition], last - first))
         return pa.concat_tables(slices)
 
+    def of_partition(self, partition: int, columns: list[str]) -> pa.Table:
+        """Read the kept captions of a partition; the columns include source and concept."""
+        rows = self.deduplication.kept(partition, columns)
+        return rows if self.limit is None else self.limit.keep(partition, rows)
+
 
 @lru_cache(maxsize=2)
-def _cached_partition(deduplication: Deduplication, partition: int) -> pa.Table:
+def _cached_partition(kept: KeptCaptions, partition: int) -> pa.Table:
     # Consecutive shards read the same partition, or the end of one and the beginning of the next.
-    return deduplication.kept(partition, CAPTION_SCHEMA.names)
+    return kept.of_partition(partition, CAPTION_SCHEMA.names)
 
 
 class CountCaptions(beam.PTransform):
@@ -136,7 +144,7 @@ class _CountPartition(beam.DoFn):
 
     def process(self, partition: int) -> Iterator[tuple[Group, int]]:
         used = max(0, self._num_captions - self._kept.starts[partition])
-        rows = self._kept.deduplication.kept(partition, GROUP_COLUMNS).slice(0, used)
+        rows = self._kept.of_partition(partition, GROUP_COLUMNS).slice(0, used)
         counted = rows.group_by(GROUP_COLUMNS).aggregate([([], "count_all")])
         for row in counted.to_pylist():
             yield (row["source"], row["concept"], row["template"]), row["count_all"]
