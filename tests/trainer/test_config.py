@@ -136,6 +136,6 @@ def test_every_key_of_the_method_says_whose_value_it_has(section: str) -> None:
     for key, text in zip(lines[0::2], lines[1::2], strict=True):
         name = key.split()[0]
         if name.startswith(f"{section}.") and name.rpartition(".")[2] not in ours:
-            sources = ("paper", "authors", "CLIP", "ViT", "StableRep")
+            sources = ("paper", "authors", "AugReg", "CLIP", "ViT", "StableRep")
             assert any(source in text for source in sources), name
             assert section != "photometric" or "paper" not in text, "it lists none of the values"
