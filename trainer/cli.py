@@ -18,6 +18,7 @@ from transforms.core.errors import ConfigError, DamagedFileError, StorageError, 
 from transforms.core.exit_codes import INTERRUPTED, OK, UNFINISHED, WRONG_CONFIG
 from transforms.core.progress import LogHandler
 from transforms.core.references import redacted
+from transforms.core.scratch import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,18 @@ def show_log() -> None:
     logging.basicConfig(handlers=[LogHandler()], format="%(message)s")
     for ours in ("trainer", "transforms"):
         logging.getLogger(ours).setLevel(logging.INFO)
+
+
+def check_temporary_folder() -> None:
+    """End this process with a sentence if no folder for temporary files can be written to.
+
+    Commands call it before they import torch, which cannot even be imported without one.
+    """
+    try:
+        temporary_folder()
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(UNFINISHED)
 
 
 def run_command(

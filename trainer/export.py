@@ -12,6 +12,11 @@ a file cannot be read or written; 2: the checkpoint does not hold an encoder of 
 features differ; 130: Ctrl-C.
 """
 
+if __name__ == "__main__":
+    from trainer import cli
+
+    cli.check_temporary_folder()
+
 import json
 import sys
 from collections.abc import Sequence

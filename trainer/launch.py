@@ -14,6 +14,11 @@ forwards the signals that the training handles, and `--shutdown-timeout=110` giv
 to save a checkpoint (`torchrun` kills them after 30 s).
 """
 
+if __name__ == "__main__":
+    from trainer import cli
+
+    cli.check_temporary_folder()
+
 import argparse
 import os
 import signal

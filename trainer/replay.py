@@ -12,6 +12,11 @@ Exit code 0: the report is printed; 1: the data cannot be read; 2: the file is n
 an override is wrong; 130: Ctrl-C.
 """
 
+if __name__ == "__main__":
+    from trainer import cli
+
+    cli.check_temporary_folder()
+
 import contextlib
 import sys
 from collections.abc import Sequence

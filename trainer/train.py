@@ -13,6 +13,11 @@ with 1 for any failure, forwards SIGUSR1 only with `--signals-to-handle=SIGTERM,
 kills the ranks 30 s after a signal unless `--shutdown-timeout=SECONDS` gives more time to save.
 """
 
+if __name__ == "__main__":
+    from trainer import cli
+
+    cli.check_temporary_folder()
+
 import contextlib
 import logging
 import sys

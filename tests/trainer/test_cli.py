@@ -1,9 +1,12 @@
 """The trainer's commands share one command line: version, help, last line and exit code."""
 
 import importlib.metadata
+import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -43,6 +46,34 @@ def test_last_lines_show_references_to_the_environment(
     assert cli.run_command(lambda: "read with s3cr3t") == OK
     assert cli.run_command(failing(ConfigError("s3cr3t is wrong"))) == WRONG_CONFIG
     assert capsys.readouterr() == ("read with ${oc.env:KEY}\n", "${oc.env:KEY} is wrong\n")
+
+
+def test_without_space_for_temporary_files_every_command_ends_with_a_sentence(
+    tmp_path: Path,
+) -> None:
+    """torch cannot be imported then; a file that may not grow stands for a disk that is full."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        environment.pop(name, None)
+    commands = ("train", "launch", "replay", "export", "evaluate")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"trainer.{name}", "one", "two"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+        )
+        for name in commands
+    ]
+    for process in running:
+        said = process.communicate()[0]
+        assert process.returncode == UNFINISHED, said
+        assert said.startswith("no folder for temporary files can be written to ("), said
+        assert said.endswith("set TMPDIR to a folder on another disk\n"), said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", COMMANDS)

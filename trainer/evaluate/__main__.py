@@ -14,6 +14,11 @@ what; 130: Ctrl-C.
 lists the data sets that are there, those that are missing, and how to get them.
 """
 
+if __name__ == "__main__":
+    from trainer import cli
+
+    cli.check_temporary_folder()
+
 import hashlib
 import sys
 from collections.abc import Sequence
