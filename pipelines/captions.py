@@ -49,6 +49,8 @@ _MODEL_KEYS = (
 )
 """Keys that have an effect only if a model writes the captions."""
 
+_OR_KEEP = ", or curation.duplicates=keep, which takes captions more than once"
+
 _MOVED_KEYS = (
     *("variant", "captions_file", "use_backgrounds", "oversampling", "max_tries"),
     *("prompts", "examples", "relations", "sampling", "filters"),
@@ -151,6 +153,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
     """
     for message in without_effect(config):
         log.warning(message)
+    _check_reachable(config)
     planned = stage(config)
     has_model = config.captions.variant not in WITHOUT_MODEL
     check = config.engine.check_device if has_model and runs_here(flags) else None
@@ -212,11 +215,11 @@ def prompt_source(config: CaptionsConfig) -> PromptSource:
     if settings.variant == "file":
         given = FilePrompts.open(settings.captions_file)
         wanted = num_raw_shards(config) * config.captions_per_shard
-        if len(given) < wanted:
+        if len(given) < (1 if config.curation.keeps_all else wanted):
             raise ConfigError(
                 f"key 'captions.captions_file' has value {settings.captions_file!r}: it holds "
                 f"{len(given)} captions, but {wanted} are asked for (num_captions x oversampling "
-                "in whole shards)"
+                f"in whole shards){'' if config.curation.keeps_all else _OR_KEEP}"
             )
         return given
     concepts = load_concepts(config.concepts)
@@ -237,6 +240,23 @@ def prompt_source(config: CaptionsConfig) -> PromptSource:
         config.seed,
         config.captions_per_shard,
     )
+
+
+def _check_reachable(config: CaptionsConfig) -> None:
+    """Check that there are as many different captions as are wanted, as far as this is known.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    if config.captions.variant != "IN+h+Places" or config.curation.keeps_all:
+        return
+    most = prompt_source(config).most_captions()
+    if most is not None and config.num_captions > most:
+        raise ConfigError(
+            f"key 'num_captions' has value {config.num_captions}: the concept list gives {most} "
+            f"different captions with captions.variant={config.captions.variant}: expected at most "
+            f"that many{_OR_KEEP}"
+        )
 
 
 def engine_spec(config: CaptionsConfig, sampling: SamplingConfig) -> TextEngineSpec:

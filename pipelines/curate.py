@@ -1,5 +1,7 @@
 """Remove duplicate captions, put the rest in random order and write shards of equal size.
 
+With `curation.duplicates=keep` nothing is removed, and equal captions get ids of their own.
+
 Reads `<run>/captions-raw` and writes exactly `num_captions` captions to `<run>/captions`, and with
 them `curation.json`: what was removed, and the actual and planned shares of sources, templates and
 concepts. The order depends on the seed and the captions only. Reads the same file as the captions
@@ -10,6 +12,7 @@ captions: a curation that was stopped continues from them.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from transforms.curation.dedup import Deduplication, Summary
     from transforms.curation.reshard import KeptCaptions
 
+log = logging.getLogger(__name__)
+
 CAPTIONS_PER_TASK = 500_000
 """Captions that one task holds in memory, about half a gigabyte. The number of scratch files is the
 square of the number of tasks, so that must stay small: 150 million captions need 375 tasks."""
@@ -67,6 +72,11 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         MissingFileError: The captions stage is not complete.
         UnfinishedError: There are too few captions, or too few are left.
     """
+    given = config.curation.model_fields_set >= {"duplicates", "near_duplicate_threshold"}
+    if config.curation.keeps_all and given and config.curation.near_duplicate_threshold:
+        log.warning(
+            "key 'curation.near_duplicate_threshold' has no effect with curation.duplicates=keep"
+        )
     raw = _read_raw(config)
     curated = stage(config, raw.checksum)
     if _is_done(curated):
@@ -118,10 +128,7 @@ def _curate(config: CaptionsConfig, raw: CommittedShards, flags: Sequence[str]) 
     text = json.dumps(report, indent=1, ensure_ascii=False)
     storage.update_bytes(text.encode("utf-8"), report_url(config.run))
     finish(curated)
-    say(
-        f"{removed['num_exact_duplicates']:,} equal captions and "
-        f"{removed['num_near_duplicates']:,} near duplicates of {raw.num_samples:,} were removed"
-    )
+    say(_result(config, removed))
     storage.delete_folder(_scratch(curated.folder))
 
 
@@ -132,7 +139,7 @@ def _write_shards(
     summary = _drop_duplicates(config, raw, tasks, flags)
     num_raw = raw.num_samples
     kept = _kept(config, tasks, summary, flags)
-    _check_enough(config, num_raw, kept)
+    _check_enough(config, raw, summary, kept)
     removed = _removed(config, num_raw, summary)
     curated = stage(config, raw.checksum, removed)
     # Not earlier: with too few captions there is no output yet, so that the input may still grow.
@@ -196,6 +203,7 @@ def _deduplication(config: CaptionsConfig, raw: CommittedShards) -> "Deduplicati
     """Return the tasks that find which captions are kept; each input and settings has its own."""
     from transforms.curation.columns import in_groups
     from transforms.curation.dedup import Deduplication
+    from transforms.curation.reserve import LATE_SHARE
 
     settings = {
         "input": raw.checksum,
@@ -211,6 +219,7 @@ def _deduplication(config: CaptionsConfig, raw: CommittedShards) -> "Deduplicati
         num_partitions=max(1, math.ceil(raw.num_samples / CAPTIONS_PER_TASK)),
         seed=config.seed,
         config=config.curation,
+        late_from=math.ceil((1 - LATE_SHARE) * len(raw) * config.captions_per_shard),
     )
 
 
@@ -275,24 +284,63 @@ def _check_possible(config: CaptionsConfig, num_concepts: int) -> None:
         )
 
 
-def _check_enough(config: CaptionsConfig, num_raw: int, kept: "KeptCaptions") -> None:
-    num_kept, limit = sum(kept.counts), kept.limit
+def _check_enough(
+    config: CaptionsConfig, raw: CommittedShards, summary: "Summary", kept: "KeptCaptions"
+) -> None:
+    """Check that enough captions are left; otherwise say how many more to write.
+
+    Raises:
+        UnfinishedError: Too few are left: more captions help, or no number of them would.
+    """
+    from transforms.curation.reserve import raw_needed
+
+    num_raw, num_kept, limit = raw.num_samples, sum(kept.counts), kept.limit
     if num_kept >= config.num_captions:
         return
-    # Slightly more than the rate of duplicates so far requires.
-    share, why = num_kept / config.num_captions, ""
+    why = ""
     if limit is not None:
-        concept, fewest = limit.fewest()
-        share = min(share, fewest / limit.most)
-        why = f" with at most {limit.most:,} of each concept ({concept!r} has {fewest:,})"
-    needed = 1.05 * config.captions.oversampling / max(share, 1 / config.num_captions)
-    raise UnfinishedError(
+        concept, rarest = limit.fewest()
+        why = f" with at most {limit.most:,} of each concept ({concept!r} has {rarest:,})"
+    few = (
         f"only {num_kept:,} of {num_raw:,} captions are left after curation{why}, but num_captions "
-        f"is {config.num_captions:,}: run `python -m pipelines captions` with "
+        f"is {config.num_captions:,}"
+    )
+    most = math.inf if limit is not None else _most_captions(config, raw, summary)
+    if most < config.num_captions:
+        raise UnfinishedError(
+            f"{few}: about {int(most):,} are the most that these settings give, since the newest "
+            "captions are hardly ever new; expected a smaller num_captions, a longer list of "
+            "concepts, or curation.duplicates=keep, which keeps equal captions"
+        )
+    # Slightly more than the rate of duplicates so far requires.
+    needed = raw_needed(config.num_captions, num_raw, num_kept, most) / max(num_raw, 1)
+    if limit is not None:
+        needed = 1 / max(min(num_kept / config.num_captions, rarest / limit.most), 1e-9)
+    needed *= 1.05 * config.captions.oversampling
+    raise UnfinishedError(
+        f"{few}: run `python -m pipelines captions` with "
         f"captions.oversampling={math.ceil(20 * needed) / 20:g} (now "
         f"{config.captions.oversampling:g}), which adds to the existing captions, then this "
         "command again"
     )
+
+
+def _most_captions(config: CaptionsConfig, raw: CommittedShards, summary: "Summary") -> float:
+    """Return how many captions could be left at most, with any number of written ones."""
+    from transforms.curation.reserve import all_can_come, most_captions
+
+    if config.curation.keeps_all:
+        return math.inf
+    known = prompt_source(config).most_captions()
+    if config.captions.variant == "file" and known is not None:
+        unread = max(0, known // config.captions_per_shard - len(raw))
+        return sum(summary.num_kept) + unread * config.captions_per_shard
+    guess = most_captions(raw.num_samples, summary)
+    if known is None:
+        return guess
+    may_come = all_can_come(raw.num_samples, summary, known)
+    is_exact = may_come and not config.curation.finds_near_duplicates
+    return known if is_exact else min(known, guess)
 
 
 def _reshard(
@@ -322,6 +370,17 @@ def _reshard(
     return read_counts(counts_url)
 
 
+def _result(config: CaptionsConfig, removed: dict[str, object]) -> str:
+    """Return what curation did, as a sentence."""
+    if config.curation.keeps_all:
+        repeated = f"{removed['num_repeated']:,} of them have the text of an earlier one"
+        return f"all of {removed['num_raw']:,} captions were kept; {repeated}"
+    return (
+        f"{removed['num_exact_duplicates']:,} equal captions and "
+        f"{removed['num_near_duplicates']:,} near duplicates of {removed['num_raw']:,} were removed"
+    )
+
+
 def _removed(config: CaptionsConfig, num_raw: int, summary: "Summary") -> dict[str, object]:
     """Return what curation removed, for `curation.json`."""
     num_distinct, num_kept = sum(summary.num_distinct), sum(summary.num_kept)
@@ -330,6 +389,7 @@ def _removed(config: CaptionsConfig, num_raw: int, summary: "Summary") -> dict[s
         "num_exact_duplicates": num_raw - num_distinct,
         "num_near_duplicates": num_distinct - num_kept,
         "num_left_over": num_kept - config.num_captions,
+        **({"num_repeated": sum(summary.num_repeated)} if config.curation.keeps_all else {}),
         "settings": written_fields(fingerprint_fields(config.curation), config.written()),
         "exact_examples": summary.exact_examples,
         "near_examples": summary.near_examples,

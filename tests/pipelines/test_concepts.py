@@ -67,7 +67,7 @@ def test_the_paper_s_config_stands() -> None:
     sampling = paper.captions.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.8, 0.9, 100)
     planned = stage(paper)
-    assert planned.num_shards == 1.25 * 15_000
-    assert planned.num_records == 187_500_000
+    assert planned.num_shards == 1.05 * 15_000
+    assert planned.num_records == 157_500_000
     owed = planned.producer.record_ids(planned.num_shards - 1)
-    assert (len(owed), owed[-1]) == (10_000, "187499999")
+    assert (len(owed), owed[-1]) == (10_000, "157499999")

@@ -1,10 +1,12 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines import curate
+from pipelines.__main__ import main
 from pipelines.curate import report_url, run
 from tests.support.curation import LONG, PER_SHARD, config, distinct, write_raw
 from transforms.core import storage
@@ -78,12 +80,30 @@ def test_run_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_too_few_captions_lose_nothing_and_more_of_them_help(tmp_path: Path) -> None:
     url = str(tmp_path)
-    write_raw(url, [*distinct(50), *distinct(10)])
+    # Every sixth caption repeats the one before it, also among the newest.
+    texts = [f"caption number {i - (i % 6 == 5)}" for i in range(60)]
+    write_raw(url, texts)
     with pytest.raises(UnfinishedError, match=r"only 50 of 60 captions.*oversampling=1\.3 "):
         run(config(url), [])
-    write_raw(url, [*distinct(50), *distinct(10), *distinct(70)[50:]])
+    write_raw(url, [*texts, *distinct(90)[70:]])
     run(config(url, oversampling=1.3), [])
     assert len(set(read_curated(url))) == 60
+
+
+def test_an_exhausted_source_is_said_with_the_most_that_can_be_had(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_raw(url, distinct(20) * 5)
+    said = (
+        r"only 20 of 100 captions.*about 20 are the most that these settings give.*duplicates=keep"
+    )
+    with pytest.raises(UnfinishedError, match=said):
+        run(config(url), [])
+    assert not (tmp_path / "captions" / "run.yaml").exists(), "other settings are possible"
+    run(config(url, num_captions=100, curation={"duplicates": "keep"}), [])
+    assert Counter(read_curated(url)) == dict.fromkeys(distinct(20), 5)
+    report = json.loads(storage.read_bytes(report_url(url)))
+    assert (report["num_repeated"], report["num_exact_duplicates"]) == (80, 0)
+    assert main(["verify", url, "stages=[captions]"]) == 0
 
 
 def test_a_stopped_curation_goes_on(tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ class PromptSource(Protocol):
     def plan(self) -> dict[tuple[str, str, str], float]:
         """Return the expected share of each (source, concept, template); empty if unknown."""
 
+    def most_captions(self) -> int | None:
+        """Return how many different captions there are at most; None if a model writes them."""
+
 
 class ConceptSampler:
     """Draws concepts by their weights.
@@ -173,6 +176,9 @@ class PromptBuilder:
             for mix in [self._mix(concept)]
             for template, part in mix.items()
         }
+
+    def most_captions(self) -> None:
+        """Return nothing: a model writes the captions."""
 
     def _template(self, concept: Concept, at: float) -> Template:
         mix = self._mix(concept)

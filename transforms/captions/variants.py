@@ -87,8 +87,7 @@ class WordPrompts:
         draw = random.Random(derive(self._seed, "words", ordinal)).random
         concept = self._concepts.at(draw())
         place = concept.backgrounds[int(draw() * len(concept.backgrounds))]
-        name = f"{concept.name}, {concept.hypernym}" if concept.hypernym else concept.name
-        text = f"{name} inside {place}"
+        text = f"{_with_hypernym(concept)} inside {place}"
         return Prompt(ordinal, concept, "c-background", place, None, text, 0)
 
     def digests(self) -> dict[str, str]:
@@ -99,10 +98,19 @@ class WordPrompts:
         """Return the expected share of each (source, concept, template)."""
         return {(c.source, c.name, "c-background"): share for c, share in self._concepts.shares()}
 
+    def most_captions(self) -> int:
+        """Return the number of pairs of a concept and a place."""
+        places = {_with_hypernym(c): len(set(c.backgrounds)) for c, _ in self._concepts.shares()}
+        return sum(places.values())
+
+
+def _with_hypernym(concept: Concept) -> str:
+    return f"{concept.name}, {concept.hypernym}" if concept.hypernym else concept.name
+
 
 @dataclasses.dataclass(frozen=True)
 class FilePrompts:
-    """Captions of a file, in its order. It pickles: workers read the file.
+    """Captions of a file, in its order, again and again. It pickles: workers read the file.
 
     Attributes:
         path: Text with one caption per line (empty lines do not count), or `.csv` or `.parquet`
@@ -132,8 +140,9 @@ class FilePrompts:
         return len(_rows(self.path, self.sha256))
 
     def build(self, ordinal: int) -> Prompt:
-        """Return the caption of an ordinal: a row of the file."""
-        row = _rows(self.path, self.sha256).slice(ordinal, 1).to_pylist()[0]
+        """Return the caption of an ordinal: a row of the file; after the last comes the first."""
+        rows = _rows(self.path, self.sha256)
+        row = rows.slice(ordinal % len(rows), 1).to_pylist()[0]
         source = PurePosixPath(self.path).stem
         concept = Concept(row["concept"] or "", source, "object", 1.0, ())
         # On one line, since all lines of a prompt before the last one count as examples.
@@ -147,6 +156,10 @@ class FilePrompts:
     def plan(self) -> dict[tuple[str, str, str], float]:
         """Return nothing: it is unknown what the captions are about."""
         return {}
+
+    def most_captions(self) -> int:
+        """Return the number of rows."""
+        return len(self)
 
 
 @lru_cache(maxsize=1)

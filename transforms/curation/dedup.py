@@ -9,6 +9,13 @@ not depend on how the input is cut, ordered or repeated, and a task holds one pa
     fetch      add the text of the earlier caption, by the key of the later one
     verify     exact similarity: drop the later caption of each pair of near duplicates
 
+If duplicates are kept, nothing is dropped, and equal captions are told apart (`occurrences`):
+
+    scatter    input shards -> number of captions with each text
+    count      number of captions with a text that are before each group of shards
+    number     each caption gets its occurrence, and so its own id and key -> captions by key
+    distinct, verify
+
 The rule is local: a caption is dropped if it is a near duplicate of any caption before it in the
 random order, even of one that is dropped itself. So of two captions found to be near duplicates at
 most one is kept. A chain of near duplicates keeps at least its first caption, which is all that
@@ -30,7 +37,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from transforms.core import storage
-from transforms.core.records import CAPTION_SCHEMA
+from transforms.core.records import CAPTION_SCHEMA, Caption, optional_columns
 from transforms.core.shard_reader import CommittedShard
 from transforms.curation.columns import (
     Hashes,
@@ -61,14 +68,22 @@ from transforms.curation.minhash import (
     shingles,
     similarity,
 )
+from transforms.curation.occurrences import count_equal, counted_before, number_equal
 
 NUM_EXAMPLES = 20
 """Examples of each kind of duplicate, for the report."""
 
 _PAIRS_AT_A_TIME = 100_000
 
+_Step = Callable[[int, None], Result]
+"""(number of the task, nothing) -> result: a method of `Deduplication`."""
+
 _STEP_OF = {
     "captions": "scatter",
+    "written": "scatter",
+    "times": "scatter",
+    "before": "count",
+    "numbered": "number",
     "distinct": "distinct",
     "bands": "distinct",
     "pairs": "pair",
@@ -100,6 +115,10 @@ class Summary:
     """Near duplicates: dropped text, text that it resembles, similarity."""
     exact_examples: list[dict[str, Any]]
     """The texts that were written most often: text, number of times."""
+    num_late: list[int] = field(default_factory=list)
+    """Of the distinct captions of each partition those with late ordinals; see `Deduplication`."""
+    num_repeated: list[int] = field(default_factory=list)
+    """Number of captions of each partition that have an earlier one's text; 0 if these dropped."""
 
     @property
     def num_kept(self) -> list[int]:
@@ -126,6 +145,8 @@ class Deduplication:
         num_partitions: Number of partitions of the captions.
         seed: Seed of the random order.
         config: Which captions are duplicates.
+        late_from: First ordinal that counts as late: how many of the late captions are new says
+            how many more there are.
         notes: Folder in which tasks note the files that they found damaged and deleted.
     """
 
@@ -134,6 +155,7 @@ class Deduplication:
     num_partitions: int
     seed: int
     config: CurationConfig
+    late_from: int = 0
     notes: str = field(default_factory=lambda: f"notes-{uuid.uuid4().hex[:12]}")
 
     def scatter(self, group: int, shards: Sequence[CommittedShard]) -> Result:
@@ -141,18 +163,38 @@ class Deduplication:
         tables = [shard.read_table(CAPTION_SCHEMA.names) for shard in shards]
         captions = pa.concat_tables(tables).combine_chunks()
         keys = order_keys(self.seed, column(captions, "caption_id"))
+        captions = captions.append_column("key", pa.array(keys))
+        if self.config.keeps_all:
+            write_rows(captions, self._file("written", group))
+            times = count_equal(captions, group)
+            self._exchange("times").write(group, times, self._partitions(times["key"].to_numpy()))
+            return {}
         ones = np.ones(len(captions), np.int64)
-        rows = first_written(
-            captions.append_column("key", pa.array(keys)).append_column("times", pa.array(ones))
-        )
+        rows = first_written(captions.append_column("times", pa.array(ones)))
         self._exchange("captions").write(group, rows, self._partitions(rows["key"].to_numpy()))
+        return {}
+
+    def count(self, partition: int, _: None) -> Result:
+        """Tell each group how many captions before it have the texts of this partition."""
+        rows = counted_before(self._received("times", partition, self.num_groups))
+        to_groups = self._exchange("before", self.num_groups)
+        to_groups.write(partition, rows, rows["group"].to_numpy())
+        return {}
+
+    def number(self, group: int, _: None) -> Result:
+        """Number the captions of a group, and send them to the partitions of their own keys."""
+        before = self._received("before", group, self.num_partitions)
+        rows = number_equal(self._rows("written", group, None), before, self.seed)
+        rows = rows.append_column("times", pa.array(np.ones(len(rows), np.int64)))
+        self._exchange("numbered").write(group, rows, self._partitions(rows["key"].to_numpy()))
         return {}
 
     def distinct(self, partition: int, _: None) -> Result:
         """Keep each caption of a partition once; send out the bands of their signatures."""
-        rows = first_written(self._received("captions", partition, self.num_groups))
+        sent = "numbered" if self.config.keeps_all else "captions"
+        rows = first_written(self._received(sent, partition, self.num_groups))
         write_rows(rows, self._file("distinct", partition))
-        if self.config.near_duplicate_threshold is not None:
+        if self.config.finds_near_duplicates:
             bands = band_hashes(column(rows, "text"), self.config).ravel()
             keys = np.repeat(rows["key"].to_numpy(), self.config.num_bands)
             table = pa.table({"band": bands, "key": keys})
@@ -180,11 +222,16 @@ class Deduplication:
         """Find the near duplicates of a partition; return counts and examples for `Summary`."""
         near = self._near_duplicates(partition)
         write_rows(near, self._file("near", partition))
-        rows = self._rows("distinct", partition, ["text", "times"])
-        by_times = rows.sort_by([("times", "descending"), ("text", "ascending")])
+        repeats = ["occurrence"] if self.config.keeps_all else []
+        rows = self._rows("distinct", partition, ["text", "times", "ordinal", *repeats])
+        num_repeated = sum(int(np.count_nonzero(rows[name].to_numpy())) for name in repeats)
+        by_times = rows.select(["text", "times"])
+        by_times = by_times.sort_by([("times", "descending"), ("text", "ascending")])
         return {
             "num_distinct": rows.num_rows,
             "num_near_duplicates": near.num_rows,
+            "num_late": int((rows["ordinal"].to_numpy() >= self.late_from).sum()),
+            "num_repeated": num_repeated,
             "near_examples": near.drop_columns(["key"])[:NUM_EXAMPLES].to_pylist(),
             "exact_examples": [
                 row for row in by_times[:NUM_EXAMPLES].to_pylist() if row["times"] > 1
@@ -212,11 +259,22 @@ class Deduplication:
         return storage.join(self.scratch, "done")
 
     @property
-    def steps(self) -> list[Callable[[int, None], Result]]:
-        """Steps after `scatter`, in order; each one runs on every partition."""
-        if self.config.near_duplicate_threshold is None:
-            return [self.distinct, self.verify]
-        return [self.distinct, self.pair, self.fetch, self.verify]
+    def steps(self) -> list[tuple[_Step, int]]:
+        """Steps after `scatter`, in order, each with the number of its tasks."""
+        each_partition: list[_Step] = [self.distinct, self.verify]
+        if self.config.finds_near_duplicates:
+            each_partition = [self.distinct, self.pair, self.fetch, self.verify]
+        steps = [(step, self.num_partitions) for step in each_partition]
+        if self.config.keeps_all:
+            steps = [(self.count, self.num_partitions), (self.number, self.num_groups), *steps]
+        return steps
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the captions that are kept."""
+        if not self.config.keeps_all:
+            return CAPTION_SCHEMA
+        return pa.schema([*CAPTION_SCHEMA, *optional_columns(Caption)])
 
     def kept(self, partition: int, columns: list[str] | None = None) -> pa.Table:
         """Read the captions of a partition that are kept, in the random order."""
@@ -227,7 +285,7 @@ class Deduplication:
     def _near_duplicates(self, partition: int) -> pa.Table:
         """Return the captions to drop, each with the first caption that it resembles."""
         threshold = self.config.near_duplicate_threshold
-        if threshold is None:
+        if threshold is None or not self.config.finds_near_duplicates:
             return _NEAR_SCHEMA.empty_table()
         pairs = self._received("texts", partition, self.num_partitions)
         pairs = pairs.sort_by([("key", "ascending"), ("earlier", "ascending")])
@@ -278,8 +336,8 @@ class Deduplication:
     def _partitions(self, keys: Hashes) -> NDArray[np.int64]:
         return partition_of(keys, self.num_partitions)
 
-    def _exchange(self, name: str) -> Exchange:
-        return Exchange(storage.join(self.scratch, name), self.num_partitions)
+    def _exchange(self, name: str, num_partitions: int = 0) -> Exchange:
+        return Exchange(storage.join(self.scratch, name), num_partitions or self.num_partitions)
 
     def _file(self, name: str, partition: int) -> str:
         return storage.join(self.scratch, name, f"{partition:06d}.parquet")
@@ -299,8 +357,8 @@ class DropDuplicates(beam.PTransform):
         """Run the steps in order; each one starts when the one before it is finished."""
         tasks = self._tasks
         done = groups | RunTasks("scatter", tasks.scatter, tasks.markers)
-        for step in tasks.steps:
-            numbers = done | NextTasks(f"after-{step.__name__}", tasks.num_partitions)
+        for step, number in tasks.steps:
+            numbers = done | NextTasks(f"after-{step.__name__}", number)
             done = numbers | RunTasks(step.__name__, step, tasks.markers)
         return (
             done | "Results" >> AllResults() | "Write" >> beam.Map(write_summary, tasks.summary_url)
@@ -317,5 +375,7 @@ def write_summary(results: list[tuple[int, Result]], url: str) -> None:
         [result["num_near_duplicates"] for result in found],
         near[:NUM_EXAMPLES],
         sorted(exact, key=lambda example: (-example["times"], example["text"]))[:NUM_EXAMPLES],
+        [result.get("num_late", 0) for result in found],
+        [result.get("num_repeated", 0) for result in found],
     )
     write_json(dataclasses.asdict(summary), url)

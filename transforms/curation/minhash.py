@@ -18,7 +18,7 @@ The results depend on the texts alone, not on how the corpus is partitioned.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -42,11 +42,14 @@ _WHOLE_WORD_LETTER = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}])"
 
 
 class CurationConfig(Config):
-    """Which captions are duplicates. Equal texts always are."""
+    """Which captions are duplicates, and whether they are dropped."""
 
+    duplicates: Literal["drop", "keep"] = added("drop")
+    """`drop` keeps the first of equal captions, and no near duplicates. `keep` keeps all captions;
+    equal ones get an id and images of their own (paper, Table 2)."""
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """Jaccard similarity of word shingles at which the later of two captions is dropped; null
-    keeps near duplicates, as the paper does."""
+    keeps near duplicates, as the paper does. It has no effect with duplicates=keep."""
     shingle_words: Annotated[int, Field(ge=1, le=8)] = 2
     """Words per shingle. With 2, captions of 19 words that differ in one inner word reach 0.8."""
     num_permutations: Annotated[int, Field(ge=1, le=1024)] = 80
@@ -57,6 +60,16 @@ class CurationConfig(Config):
     captions_per_concept: PositiveInt | None = added(None)
     """Most captions that are kept of each concept; null keeps all. num_captions divided by the
     number of concepts gives all concepts equally many (paper, table 5: 10,000)."""
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether equal captions and near duplicates are kept."""
+        return self.duplicates == "keep"
+
+    @property
+    def finds_near_duplicates(self) -> bool:
+        """Whether near duplicates are dropped."""
+        return not self.keeps_all and self.near_duplicate_threshold is not None
 
     @model_validator(mode="after")
     def _equal_bands(self) -> "CurationConfig":

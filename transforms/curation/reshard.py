@@ -18,7 +18,6 @@ from transforms.concepts.balance import GROUP_COLUMNS, Group
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
-from transforms.core.records import CAPTION_SCHEMA
 from transforms.core.shards import StageFolder
 from transforms.curation.dedup import Deduplication
 from transforms.curation.file_shuffle import AllResults
@@ -67,7 +66,7 @@ class KeptCaptions:
 @lru_cache(maxsize=2)
 def _cached_partition(kept: KeptCaptions, partition: int) -> pa.Table:
     # Consecutive shards read the same partition, or the end of one and the beginning of the next.
-    return kept.of_partition(partition, CAPTION_SCHEMA.names)
+    return kept.of_partition(partition, kept.deduplication.schema.names)
 
 
 class CountCaptions(beam.PTransform):
@@ -176,5 +175,6 @@ class _WriteShards(beam.DoFn):
         record_ids = [str(ordinal) for ordinal in rows["ordinal"].to_pylist()]
         with ShardBuild(self._folder, shard) as build:
             if not build.published_by_another(record_ids):
-                build.write(rows.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA))
+                schema = self._kept.deduplication.schema
+                build.write(rows.select(schema.names).cast(schema))
             build.commit(record_ids, self._fingerprint, Tally())

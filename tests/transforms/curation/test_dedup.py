@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -47,6 +48,7 @@ from transforms.curation.reshard import (
 SIZE = 10
 FIELDS = {"concept": "thing", "source": "test", "template": "c-background", "background": "attic"}
 EXACT = CurationConfig(near_duplicate_threshold=None)
+KEEP = CurationConfig(duplicates="keep")
 
 
 def write_shards(folder: Path, texts: Sequence[str], per_shard: int) -> list[CommittedShard]:
@@ -81,8 +83,8 @@ def deduplicate(
     else:
         for number, group in enumerate(groups):
             tasks.scatter(number, group)
-        for step in tasks.steps:
-            results = [(number, step(number, None)) for number in range(num_partitions)]
+        for step, num_tasks in tasks.steps:
+            results = [(number, step(number, None)) for number in range(num_tasks)]
         write_summary(results, tasks.summary_url)
     summary = read_summary(tasks.summary_url)
     assert summary is not None
@@ -122,6 +124,56 @@ def test_every_caption_once_and_every_shard_of_the_same_size(tmp_path: Path) -> 
     assert {read_commit(folder, n).num_samples for n in range(9)} == {SIZE}
     assert not storage.exists(folder.shard_url(9)), "the rest is left out"
     assert all(c.background == "attic" and c.relation is None for c in curated)
+
+
+@given(
+    texts=st.lists(st.sampled_from(["a fox", "two foxes", "an owl", "a red wren"]), max_size=40),
+    per_shard=st.integers(1, 9),
+    per_task=st.integers(1, 20),
+    num_partitions=st.integers(1, 4),
+)
+@settings(max_examples=25, deadline=None)
+def test_equal_captions_are_numbered_in_the_order_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+    per_shard: int,
+    per_task: int,
+    num_partitions: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("keep")
+    texts = [*texts, "a wren"]
+    shards = write_shards(folder / "in", texts, per_shard)
+    kept, summary = deduplicate(
+        shards, str(folder / "out"), num_partitions, config=KEEP, per_task=per_task
+    )
+    rows = kept.rows(0, sum(kept.counts))
+    found = {row["ordinal"]: row for row in rows.to_pylist()}
+    assert len(found) == len(rows) == len(texts), "each is there once"
+    for ordinal, text in enumerate(texts):
+        occurrence = texts[:ordinal].count(text)
+        row = found[ordinal]
+        assert (row["text"], row["occurrence"]) == (text, occurrence)
+        assert row["caption_id"] == caption_id(text, occurrence)
+    assert sum(summary.num_repeated) == len(texts) - len(set(texts))
+    keys = order_keys(0, rows["caption_id"].combine_chunks())
+    assert keys.tolist() == sorted(keys.tolist()), "equal captions are spread over the corpus"
+
+
+def test_kept_duplicates_are_the_same_on_beam_and_leave_bytes_of_others_alone(
+    tmp_path: Path,
+) -> None:
+    shards = write_shards(tmp_path / "in", repeated(80, 30), per_shard=17)
+    ours, _ = deduplicate(shards, str(tmp_path / "a"), 2, config=KEEP, per_task=40)
+    beams, _ = deduplicate(shards, str(tmp_path / "b"), 3, config=KEEP, on_beam=True)
+    curated = cut(beams, str(tmp_path / "b"), num_shards=8)
+    names = [field.name for field in dataclasses.fields(Caption)]
+    assert [dataclasses.asdict(c) for c in curated] == ours.rows(0, 80).select(names).to_pylist()
+    distinct = write_shards(tmp_path / "distinct", repeated(30, 30), per_shard=17)
+    plain, same = (
+        deduplicate(distinct, str(tmp_path / name), config=config)[0]
+        for name, config in (("c", EXACT), ("d", KEEP))
+    )
+    assert plain.rows(0, 30)["caption_id"].equals(same.rows(0, 30)["caption_id"])
 
 
 def test_of_equal_captions_the_first_written_is_kept(tmp_path: Path) -> None:
