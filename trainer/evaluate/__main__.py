@@ -2,12 +2,12 @@
 
     python -m trainer.evaluate TASK CONFIG [key=value ...]
 
-TASK is a protocol (`knn`, `logistic`) or `all`. The command scores the newest checkpoint of
-`<run>/train` (or `checkpoint`) and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json`
-and `scores.md`. Run again for the same checkpoint, it scores only what is missing and prints all
-scores. Data sets that are not on this machine are left out, one line each. Exit code 0: all scores
-that can be had are there; 2: a setting is wrong; 1: something is missing, and the last line says
-what; 130: Ctrl-C.
+TASK is a protocol (`knn`, `logistic`) or `all`. The command scores `model`, by default the newest
+checkpoint of `<run>/train`, and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and
+`scores.md`. Run again for the same model, it scores only what is missing and prints all scores.
+Data sets that are not on this machine are left out, one line each. With `trainer.launch` the ranks
+share the features. Exit code 0: all scores that can be had are there; 2: a setting is wrong; 1:
+something is missing, and the last line says what; 75: a rank was lost; 130: Ctrl-C.
 
     python -m trainer.evaluate check [CONFIG] [data=FOLDER]
 
@@ -19,132 +19,18 @@ if __name__ == "__main__":
 
     cli.check_temporary_folder()
 
-import hashlib
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from trainer import cli
-from trainer.evaluate import scoresheet
 from trainer.evaluate.check import check
 from trainer.evaluate.config import EvaluateConfig
-from trainer.evaluate.datasets import (
-    AbsentSetError,
-    LabelledSet,
-    expand,
-    load_dataset,
-    name_of,
-)
-from trainer.evaluate.features import Extraction, Subject, encoder_subject, pixels_subject
 from trainer.evaluate.protocols import PROTOCOLS, config_class
-from trainer.evaluate.protocols.base import Evaluation
-from trainer.evaluate.scoresheet import TaskScores
-from transforms.core import storage
-from transforms.core.config import fingerprint_fields, load_config, parse_config
-from transforms.core.errors import ConfigError, UnfinishedError
-from transforms.core.seeding import derive
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from trainer.models.vit import EncoderConfig
+from transforms.core.config import load_config, parse_config
+from transforms.core.exit_codes import RESTART, UNFINISHED, WRONG_CONFIG
 
 ALL, CHECK = "all", "check"
-VERSION = 1
-"""Version of the protocols. Raise it when scores change, so that old ones are computed again."""
-
-
-def evaluate(tasks: Sequence[str], config: EvaluateConfig) -> str:
-    """Compute missing scores, write the score sheet and return it as text.
-
-    Raises:
-        ConfigError: A setting is wrong.
-        StorageError: There is no checkpoint, or storage failed.
-        DamagedFileError: A picture cannot be decoded.
-    """
-    from trainer.checkpoints.files import find_checkpoint, load_encoder
-
-    folder = storage.join(config.run, "scores")
-    datasets, absent = _datasets(config)
-    with find_checkpoint(config.checkpoint or config.run) as checkpoint:
-        digest = _digest(checkpoint.path)
-        encoder, shape = load_encoder(checkpoint, config.which)
-
-    def fingerprint(task: str, dataset: LabelledSet) -> str:
-        settings = _settings(task, config)
-        return scoresheet.fingerprint(task, settings, digest, dataset.identity, VERSION)
-
-    def is_scored(task: str, dataset: LabelledSet) -> bool:
-        stored = scoresheet.load(folder, task, dataset.name)
-        return stored is not None and stored.fingerprint == fingerprint(task, dataset)
-
-    missing = {task: [d for d in datasets if not is_scored(task, d)] for task in tasks}
-    missing = {task: unscored for task, unscored in missing.items() if unscored}
-    if missing:
-        storage.check_writable(folder)
-        evaluation = Evaluation(config, datasets, _subjects(config, encoder, shape))
-        for task, unscored in missing.items():
-            scores = PROTOCOLS[task].run(replace(evaluation, datasets=unscored))
-            for dataset in unscored:
-                rows = [score for score in scores if score.dataset == dataset.name]
-                made_from = fingerprint(task, dataset)
-                scoresheet.save(folder, TaskScores(task, dataset.name, digest, made_from, rows))
-    sheet = scoresheet.publish(folder, PROTOCOLS, digest)
-    done = "Scored" if missing else "Scored already:"
-    lines = [f"{name} is absent: {reason}" for name, reason in absent.items()]
-    last = f"{done} {checkpoint.url}; {storage.join(folder, 'scores.md')}"
-    return "\n".join([scoresheet.plain(sheet), *lines, last])
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _datasets(config: EvaluateConfig) -> tuple[list[LabelledSet], dict[str, str]]:
-    """Return the data sets that are there, and why each of the others is not."""
-    references = expand(config.datasets)
-    names = [name_of(reference) for reference in references]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"key 'datasets' has value {list(config.datasets)}: expected different names, but "
-            f"{twice[0]!r} is listed twice"
-        )
-    found, absent = [], {}
-    for reference, name in zip(references, names, strict=True):
-        try:
-            found.append(load_dataset(reference, Path(config.data) if config.data else None))
-        except AbsentSetError as error:
-            absent[name] = str(error)
-    if not found:
-        raise UnfinishedError(
-            f"none of the {len(absent)} data sets is there: {next(iter(absent.values()))}; "
-            "`python -m trainer.evaluate check` lists all of them"
-        )
-    return found, absent
-
-
-def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
-    """Return the settings that a task's scores on one data set depend on."""
-    others = ("datasets", *(f"{other}." for other in PROTOCOLS if other != task))
-    return {k: v for k, v in fingerprint_fields(config).items() if not k.startswith(others)}
-
-
-def _subjects(
-    config: EvaluateConfig, encoder: "nn.Module", shape: "EncoderConfig"
-) -> list[Subject]:
-    from trainer.execution import device_type
-    from trainer.models.vit import build_encoder
-
-    extraction = Extraction(device_type(config.device), config.batch_size, config.num_workers)
-    subjects = [encoder_subject("trained", encoder, shape, extraction)]
-    for number in range(config.num_untrained):
-        fresh = build_encoder(shape, derive(config.seed, "untrained", number))
-        subjects.append(encoder_subject("untrained", fresh, shape, extraction))
-    return [*subjects, pixels_subject()] if config.pixels else subjects
 
 
 def _checked_config(path: str | None, overrides: Sequence[str]) -> EvaluateConfig:
@@ -175,9 +61,33 @@ def main(arguments: Sequence[str]) -> int:
         if parsed.task == CHECK:
             return check(_checked_config(parsed.config, parsed.overrides))
         config = load_config(config_class(), parsed.config, parsed.overrides)
-        return evaluate(list(PROTOCOLS) if parsed.task == ALL else [parsed.task], config)
+        from trainer.evaluate.scoring import evaluate
 
-    return cli.run_command(work)
+        tasks = list(PROTOCOLS) if parsed.task == ALL else [parsed.task]
+        if "WORLD_SIZE" not in os.environ:
+            return evaluate(tasks, config, PROTOCOLS)
+        from trainer.training.session import rank_session, start_rank
+
+        with rank_session():
+            start_rank(config)
+            return evaluate(tasks, config, PROTOCOLS)
+
+    return cli.run_command(work, _endings())
+
+
+def _endings() -> Sequence[cli.Ending]:
+    """Return the endings of the command: over several ranks those of the trainer's ranks, too."""
+    if "WORLD_SIZE" not in os.environ:
+        return cli.ENDINGS
+    from trainer.distributed import LostRankError
+    from trainer.training.errors import RankConfigError, RankError
+
+    return (
+        cli.Ending(RankConfigError, WRONG_CONFIG, every_rank=True),
+        cli.Ending(RankError, UNFINISHED, every_rank=True),
+        cli.Ending(LostRankError, RESTART, "Scoring is not finished: {}", every_rank=True),
+        *cli.ENDINGS,
+    )
 
 
 if __name__ == "__main__":

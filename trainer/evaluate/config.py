@@ -15,6 +15,9 @@ class EvaluateConfig(Config):
 
     run: Place = no_fingerprint()
     """Folder or URL of the run; scores are written to its `scores` folder."""
+    model: Place | None = no_fingerprint(None)
+    """What is scored: a checkpoint, the folder of a training or run, an exported folder,
+    `timm:NAME` with timm's weights, or `timm:NAME@FILE`; null is `checkpoint`."""
     checkpoint: Place | None = no_fingerprint(None)
     """A checkpoint file or the folder of a training; null is the newest checkpoint of the run."""
     which: Literal["teacher", "student"] = "teacher"
@@ -32,6 +35,11 @@ class EvaluateConfig(Config):
     """Whether raw pixels are scored as a baseline."""
     seed: int = 0
     """Seed of the untrained encoders' weights."""
+    precision: Literal["fp32", "bf16"] = no_fingerprint("fp32")
+    """Arithmetic of the features: `bf16` is faster on GPUs, and rounds."""
+    features: Place | None = no_fingerprint(None)
+    """Folder of the computed features, which several evaluations may share and which can be deleted
+    at any time; null is `<run>/features`."""
     device: Literal["auto", "cpu", "cuda"] = no_fingerprint("auto")
     """`auto` is CUDA if available, otherwise the CPU; `cuda` is an error without CUDA."""
     batch_size: PositiveInt = no_fingerprint(256)

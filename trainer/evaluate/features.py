@@ -4,6 +4,8 @@ Source: paper section 4. Pictures are resized so that the shorter side is the en
 (bicubic), cropped to the central square and normalised with the mean and std that the encoder was
 trained with; the reference uses CLIP's for all encoders.
 
+Pictures that cannot be decoded are left out, counted and named.
+
 Whatever is scored is a `Subject`. A score sheet has three kinds: the trained encoder, the same
 architecture with fresh weights (the difference is what training adds), and raw pixels.
 """
@@ -13,25 +15,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from trainer.evaluate.datasets import Picture, Split
-from transforms.core.errors import DamagedFileError
+from trainer.evaluate.datasets import Picture
+from trainer.evaluate.models import Input
+from transforms.core.errors import ConfigError, DamagedFileError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer.models.vit import EncoderConfig
 
+Precision = Literal["fp32", "bf16"]
+
 PIXELS_SIDE = 16
 """Side in pixels of the pictures in the pixel baseline."""
 
-Extract = Callable[[Split, Callable[[int], object]], NDArray[np.float32]]
-"""(split, callback with the number of pictures just done) -> features [N, D]."""
+
+class Extracted(NamedTuple):
+    """Features of pictures; rows of pictures that cannot be decoded are 0."""
+
+    values: NDArray[np.float32]  # [N, D]
+    readable: NDArray[np.bool_]  # [N]
+
+
+Extract = Callable[[Sequence[Picture], Callable[[int], object]], Extracted]
+"""(pictures, callback with the number of pictures just done) -> features."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,10 @@ class Subject:
     extract: Extract
     encoder: "nn.Module | None" = None
     """The network, for protocols that need more than frozen features; None for pixels."""
+    input: Input | None = None
+    """The images that the network takes; None for pixels."""
+    digest: str = ""
+    """Digest of what the features of a picture depend on; empty: they are not cached."""
 
 
 @dataclass(frozen=True)
@@ -69,43 +86,83 @@ class Extraction:
     device: str
     batch_size: int
     num_workers: int
+    precision: Precision = "fp32"
 
 
 def encoder_subject(
-    kind: str, encoder: "nn.Module", config: "EncoderConfig", extraction: Extraction
+    kind: str,
+    encoder: "nn.Module",
+    shape: "Input | EncoderConfig",
+    extraction: Extraction,
+    digest: str = "",
 ) -> Subject:
-    """Return an encoder as a subject; moves it to the device and into evaluation mode."""
+    """Return an encoder as a subject; moves it to the device and into evaluation mode.
+
+    Args:
+        kind: Column of the score sheet.
+        encoder: A model of timm, or a network with timm's `forward_features`.
+        shape: Size and normalisation of its input.
+        extraction: How to compute features.
+        digest: Digest of the weights; empty: features are not cached.
+    """
     import torch
 
     network: Any = encoder.to(extraction.device).eval()
-    mean = torch.tensor(config.mean, device=extraction.device).view(3, 1, 1)
-    std = torch.tensor(config.std, device=extraction.device).view(3, 1, 1)
+    mean = torch.tensor(shape.mean, device=extraction.device).view(3, 1, 1)
+    std = torch.tensor(shape.std, device=extraction.device).view(3, 1, 1)
+    device_type = torch.device(extraction.device).type
+    reduced = extraction.precision == "bf16"
 
     @torch.no_grad()  # Not inference mode: a sharded network continues its training.
-    def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
-        features = []
-        for batch in _batches(split, config.image_size, extraction):
+    def extract(pictures: Sequence[Picture], done: Callable[[int], object]) -> Extracted:
+        features, readable = [], []
+        for batch, decoded in _batches(pictures, shape.image_size, extraction):
             pixels = batch.to(extraction.device, non_blocking=True).float() / 255
-            tokens = network.forward_features((pixels - mean) / std)  # [B, 1 + patches, D]
-            features.append(tokens[:, 0].float().cpu().numpy())
+            with torch.autocast(device_type, torch.bfloat16, enabled=reduced):
+                found = _features(network, (pixels - mean) / std)
+            features.append(found.float().cpu().numpy())
+            readable.append(decoded)
             done(len(batch))
-        return np.concatenate(features)
+        return _extracted(features, readable)
 
-    return Subject(kind, extract, encoder)
+    taken = Input(shape.image_size, tuple(shape.mean), tuple(shape.std))
+    made_from = digest and f"{digest} {taken} {extraction.precision}"
+    return Subject(kind, extract, encoder, taken, made_from)
+
+
+def _features(network: Any, images: "Tensor") -> "Tensor":
+    """Return what timm's own call returns without a classifier, [B, D].
+
+    A network of a training has `forward_features` alone, which may be sharded over ranks.
+    """
+    if hasattr(network, "forward_head"):
+        pooled: Tensor = network(images)
+        return pooled
+    first: Tensor = network.forward_features(images)[:, 0]
+    return first
+
+
+def _extracted(features: list[Any], readable: list[Any]) -> Extracted:
+    rows, decoded = np.concatenate(features).astype(np.float32), np.concatenate(readable)
+    if not np.isfinite(rows[decoded]).all():
+        raise ConfigError("the features of some pictures are not finite: the encoder is broken")
+    rows[~decoded] = 0
+    return Extracted(rows, decoded)
 
 
 def pixels_subject() -> Subject:
     """Return the baseline that any encoder should beat: small pictures as features."""
 
-    def extract(split: Split, done: Callable[[int], object]) -> NDArray[np.float32]:
-        features = []
-        for picture in split.pictures:
-            square = load_square(picture, PIXELS_SIDE)
-            features.append(np.asarray(square, dtype=np.float32).ravel() / 255)
+    def extract(pictures: Sequence[Picture], done: Callable[[int], object]) -> Extracted:
+        features, readable = [], []
+        for picture in pictures:
+            squares, decoded = _decoded([picture], PIXELS_SIDE)
+            features.append(squares.reshape(1, -1).astype(np.float32) / 255)
+            readable.append(decoded)
             done(1)
-        return np.stack(features)
+        return _extracted(features, readable)
 
-    return Subject("pixels", extract)
+    return Subject("pixels", extract, digest=f"pixels {PIXELS_SIDE}")
 
 
 def load_square(picture: Picture, size: int) -> Image.Image:
@@ -116,7 +173,7 @@ def load_square(picture: Picture, size: int) -> Image.Image:
         size: Side of the square in pixels.
 
     Raises:
-        DamagedFileError: It cannot be decoded; a test set must not shrink silently.
+        DamagedFileError: It cannot be decoded.
     """
     try:
         image = _decode(picture)
@@ -139,12 +196,14 @@ def _decode(picture: Picture) -> Image.Image:
         return opened.convert("RGB")
 
 
-def _batches(split: Split, size: int, extraction: Extraction) -> "Iterator[Tensor]":
-    """Yield the pictures in order, uint8 [B, 3, size, size]."""
+def _batches(
+    pictures: Sequence[Picture], size: int, extraction: Extraction
+) -> "Iterator[tuple[Tensor, NDArray[np.bool_]]]":
+    """Yield the pictures in order, uint8 [B, 3, size, size], and which could be decoded, [B]."""
     from torch.utils.data import DataLoader
 
     yield from DataLoader(
-        split.pictures,  # type: ignore[arg-type]  # a sequence serves as a dataset
+        pictures,  # type: ignore[arg-type]  # a sequence serves as a dataset
         batch_size=extraction.batch_size,
         num_workers=extraction.num_workers,
         collate_fn=partial(_collate, size=size),
@@ -152,8 +211,20 @@ def _batches(split: Split, size: int, extraction: Extraction) -> "Iterator[Tenso
     )
 
 
-def _collate(pictures: Sequence[Picture], size: int) -> "Tensor":
+def _collate(pictures: Sequence[Picture], size: int) -> "tuple[Tensor, NDArray[np.bool_]]":
     import torch
 
-    squares = np.stack([np.asarray(load_square(picture, size)) for picture in pictures])
-    return torch.from_numpy(squares).permute(0, 3, 1, 2)
+    squares, readable = _decoded(pictures, size)
+    return torch.from_numpy(squares).permute(0, 3, 1, 2), readable
+
+
+def _decoded(pictures: Sequence[Picture], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return squares [N, size, size, 3] and which could be decoded; the others are black."""
+    squares = np.zeros((len(pictures), size, size, 3), dtype=np.uint8)
+    readable = np.ones(len(pictures), dtype=bool)
+    for index, picture in enumerate(pictures):
+        try:
+            squares[index] = np.asarray(load_square(picture, size))
+        except DamagedFileError:
+            readable[index] = False
+    return squares, readable

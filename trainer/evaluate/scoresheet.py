@@ -8,7 +8,7 @@ All are derived files: scores of another checkpoint replace those of the same ta
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +75,26 @@ def fingerprint(
     ).digest
 
 
-def publish(folder: str, tasks: Iterable[str], checkpoint: str) -> list[Score]:
+def publish(
+    folder: str, tasks: Iterable[str], checkpoint: str, absent: Mapping[str, str] | None = None
+) -> list[Score]:
     """Write `scores.json` and `scores.md` from the tasks' files and return all scores.
 
     Files about another checkpoint are left out.
+
+    Args:
+        folder: Folder of the files.
+        tasks: Names of tasks.
+        checkpoint: Digest of the checkpoint.
+        absent: Data set that was asked for and is not there -> why.
     """
     names = sorted(storage.list_files(folder))
     own = [name for task in tasks for name in names if name.startswith(f"{task}-")]
     found = [_read(storage.join(folder, name)) for name in own]
     scores = [score for f in found if f and f.checkpoint == checkpoint for score in f.rows]
     storage.update_bytes(encode_scores(scores), storage.join(folder, FILE_NAME))
-    storage.update_bytes(markdown(scores).encode("utf-8"), storage.join(folder, "scores.md"))
+    text = markdown(scores, absent or {})
+    storage.update_bytes(text.encode("utf-8"), storage.join(folder, "scores.md"))
     return scores
 
 
@@ -105,9 +114,10 @@ def plain(scores: Sequence[Score]) -> str:
     return tabulate(table(scores), TITLES, tablefmt="plain", disable_numparse=True)
 
 
-def markdown(scores: Sequence[Score]) -> str:
+def markdown(scores: Sequence[Score], absent: Mapping[str, str] | None = None) -> str:
     """Return the sheet as Markdown, with the paper's results for data sets that it has."""
     lines = ["# Scores", "", _markdown_table(TITLES, table(scores)), "", LEGEND, ""]
+    lines += [f"*{name}* is absent: {reason}\n" for name, reason in (absent or {}).items()]
     reported = [
         [dataset, paper.protocol(dataset), paper.METRICS[dataset], encoder, f"{value:.1f}"]
         for dataset in sorted({score.dataset for score in scores})
@@ -116,7 +126,44 @@ def markdown(scores: Sequence[Score]) -> str:
     if reported:
         titles = ("data set", "protocol", "metric", "encoder", "score")
         lines += ["## As reported in the paper", "", _markdown_table(titles, reported), ""]
+    if scores:
+        lines += ["## Intervals, data and time", "", _markdown_table(MADE, made(scores)), ""]
+        lines += [MADE_LEGEND, ""]
     return "\n".join(lines)
+
+
+def made(scores: Sequence[Score]) -> list[list[str]]:
+    """Return the cells of the table of intervals: a line per score."""
+
+    def seconds(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    return [
+        [
+            score.dataset,
+            score.protocol,
+            score.encoder,
+            f"{score.value:.1f}",
+            "" if score.interval is None else "{:.1f} to {:.1f}".format(*score.interval),
+            str(score.num_train or ""),
+            str(score.num_test or ""),
+            str(len(score.unreadable)),
+            seconds(score.features_s),
+            seconds(score.protocol_s),
+        ]
+        for score in sorted(scores, key=lambda s: (s.dataset, s.protocol))
+    ]
+
+
+MADE = (
+    *("data set", "protocol", "encoder", "score", "95 % interval"),
+    *("train + val", "test", "unreadable", "features (s)", "protocol (s)"),
+)
+MADE_LEGEND = (
+    "Intervals: bootstrap over the test pictures, 1,000 draws. *unreadable*: pictures that could "
+    "not be decoded and are left out; their names are in `scores.json`. Features are computed once "
+    "for all protocols, and kept in `features/`."
+)
 
 
 LEGEND = (

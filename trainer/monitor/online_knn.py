@@ -56,14 +56,17 @@ class OnlineKNN:
         try:
             subject = encoder_subject("online", encoder, self._model, self._extraction)
             train, test = (
-                subject.extract(split, lambda _: None)
+                subject.extract(split.pictures, lambda _: None)
                 for split in (self.dataset.train, self.dataset.test)
             )
         finally:
             encoder.train(training)
-        labels = self.dataset.train.labels
-        predictions = knn.predict(train, labels, test, KnnConfig())
-        return metrics.score(predictions, self.dataset.test.labels, self.dataset.metric)[0]
+        labels = self.dataset.train.labels[train.readable]
+        truth = self.dataset.test.labels[test.readable]
+        predictions = knn.predict(
+            train.values[train.readable], labels, test.values[test.readable], KnnConfig()
+        )
+        return metrics.score(predictions, truth, self.dataset.metric)[0]
 
 
 def _sample(split: Split, number: int) -> Split:

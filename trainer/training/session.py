@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from transforms.core.config_keys import flatten
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError
 from transforms.core.fingerprint import Fingerprint
 from transforms.core.references import field_hash, redacted
+
+if TYPE_CHECKING:
+    from trainer.evaluate.config import EvaluateConfig
 
 
 @contextlib.contextmanager
@@ -64,7 +67,7 @@ def rank_session() -> Iterator[None]:
         distributed.abort()
 
 
-def start_rank(config: TrainConfig) -> torch.device:
+def start_rank(config: "TrainConfig | EvaluateConfig") -> torch.device:
     """Join the other ranks, if `torchrun` started this process; return the device of this rank.
 
     Raises:
@@ -86,7 +89,7 @@ def start_rank(config: TrainConfig) -> torch.device:
     return device
 
 
-def check_same_settings(config: TrainConfig) -> None:
+def check_same_settings(config: "TrainConfig | EvaluateConfig") -> None:
     """Check that all ranks have the same config; all ranks must call this together.
 
     Also settings that change nothing that is learned must be the same: ranks that disagree about
@@ -129,11 +132,11 @@ def _differences(settings: Sequence[Mapping[str, tuple[str, str]]]) -> str:
     return "; ".join(parts)
 
 
-def rank_device(config: TrainConfig, local_rank: int) -> torch.device:
+def rank_device(config: "TrainConfig | EvaluateConfig", local_rank: int) -> torch.device:
     """Return the device of this rank: the CPU, or the GPU with the number of the rank.
 
     Args:
-        config: The training.
+        config: The training or evaluation.
         local_rank: Number of this rank among those of its machine.
 
     Raises:

@@ -42,6 +42,14 @@ class Score:
     num_test: int | None = None
     details: list[dict[str, Any]] = field(default_factory=list)
     """For each seed, what the protocol chose (JSON values)."""
+    interval: list[float] | None = None
+    """Ends of the 95 % interval, by bootstrap over the test pictures; None if unknown."""
+    unreadable: list[str] = field(default_factory=list)
+    """Pictures of the data set that could not be decoded and are left out."""
+    features_s: float | None = None
+    """Seconds for the features of all seeds; little if they were on disk."""
+    protocol_s: float | None = None
+    """Seconds for the rest of the protocol, all seeds together."""
 
     @property
     def uncertainty(self) -> float | None:

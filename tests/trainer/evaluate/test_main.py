@@ -1,6 +1,7 @@
 """The command: from a checkpoint to the score sheet."""
 
 import json
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import yaml
 
 from tests.support import public_sets
 from tests.support.checkpoints import note_readings
-from tests.support.evaluation import MODEL, save_checkpoint, save_pictures
+from tests.support.evaluation import save_checkpoint, save_pictures
 from tests.support.paths import TRAINER_CONFIGS
 from trainer.checkpoints.files import checkpoints_folder, list_checkpoints
-from trainer.evaluate.__main__ import _subjects, main
+from trainer.evaluate.__main__ import main
 from trainer.evaluate.config import EvaluateConfig
+from trainer.evaluate.models import load_model
 from trainer.evaluate.protocols import config_class
-from trainer.models.vit import build_encoder
+from trainer.evaluate.scoring import subjects_of
 from transforms.core import storage
 
 
@@ -92,7 +94,7 @@ def test_done_is_not_done_again(
     def fail(*_: object) -> None:
         raise AssertionError("nothing is left to score")
 
-    monkeypatch.setattr("trainer.evaluate.__main__._subjects", fail)
+    monkeypatch.setattr("trainer.evaluate.scoring.subjects_of", fail)
     assert main(["all", str(path)]) == 0
     again = capsys.readouterr().out
     assert "Scored already:" in again
@@ -130,11 +132,21 @@ def test_data_sets_are_scored_one_after_another(job: tuple[Path, Path], tmp_path
 def test_scores_are_deterministic(job: tuple[Path, Path], tmp_path: Path) -> None:
     run, path = job
     assert main(["all", str(path)]) == 0
-    first = (run / "scores" / "scores.json").read_bytes()
+    first = without_times(run)
+    for row in first:
+        value, interval = row["value"], row["interval"]
+        assert isinstance(value, float) and isinstance(interval, list)
+        assert interval[0] <= value <= interval[1]
     for file in (run / "scores").iterdir():
         file.unlink()
     assert main(["all", str(path), "batch_size=7"]) == 0
-    assert json.loads(first) == json.loads((run / "scores" / "scores.json").read_bytes())
+    assert without_times(run) == first, "from the features on disk"
+    shutil.rmtree(run / "features")
+    for file in (run / "scores").iterdir():
+        file.unlink()
+    assert main(["all", str(path), "batch_size=7"]) == 0
+    again = without_times(run)
+    assert [row["value"] for row in again] == [row["value"] for row in first]
 
 
 def test_a_remote_checkpoint_is_fetched_and_checked_once(
@@ -150,15 +162,18 @@ def test_a_remote_checkpoint_is_fetched_and_checked_once(
     (run / "scores" / "knn-colours.json").unlink()
     assert main(["knn", str(path), f"checkpoint={there}"]) == 0
     assert readings == ["download", "_check_sums"]
-    assert json.loads((run / "scores" / "knn-colours.json").read_text()) == local
+    remote = json.loads((run / "scores" / "knn-colours.json").read_text())
+    for row in (*remote["rows"], *local["rows"]):
+        del row["features_s"], row["protocol_s"]
+    assert remote == local
 
 
-def test_untrained_encoders_differ_and_are_the_same_another_time() -> None:
+def test_untrained_encoders_differ_and_are_the_same_another_time(tmp_path: Path) -> None:
     config = EvaluateConfig(run="unused", num_untrained=2)
+    model = load_model(str(save_checkpoint(tmp_path)), "teacher")
 
     def weights() -> list[torch.Tensor]:
-        subjects = _subjects(config, build_encoder(MODEL, seed=0), MODEL)
-        found = [subject.encoder for subject in subjects if subject.kind == "untrained"]
+        found = [s.encoder for s in subjects_of(config, model) if s.kind == "untrained"]
         return [next(encoder.parameters()) for encoder in found if encoder is not None]
 
     (first, second), again = weights(), weights()
@@ -199,7 +214,7 @@ def test_a_run_that_cannot_be_written_to_is_said_before_anything_is_scored(
     job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, path = job
-    monkeypatch.setattr("trainer.evaluate.__main__._subjects", None)
+    monkeypatch.setattr("trainer.evaluate.scoring.subjects_of", None)
     assert main(["knn", str(path), f"checkpoint={run}", "run=/proc/absent"]) == 1
     assert "cannot write /proc/absent/scores/.writable: its folder" in capsys.readouterr().err
 
@@ -215,13 +230,27 @@ def test_a_missing_checkpoint_is_work_left_undone(
     assert f"{tmp_path} is an export: expected the checkpoint or run" in capsys.readouterr().err
 
 
-def test_a_damaged_picture_is_named(
-    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_damaged_pictures_are_counted_and_named(
+    job: tuple[Path, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    _, path = job
-    (tmp_path / "colours" / "test" / "red" / "000.png").write_bytes(b"broken")
-    assert main(["knn", str(path)]) == 1
-    assert "000.png cannot be decoded" in capsys.readouterr().err
+    run, path = job
+    for name in ("test/red/000.png", "train/blue/001.png"):
+        (tmp_path / "colours" / name).write_bytes(b"broken")
+    assert main(["knn", str(path)]) == 0
+    assert "is left out of colours: test: " in caplog.text
+    for row in rows(run).values():
+        assert (row["num_train"], row["num_test"]) == (29, 23)
+        assert isinstance(unreadable := row["unreadable"], list)
+        assert len(unreadable) == 2
+        assert "red/000.png" in str(unreadable)
+    for file in (tmp_path / "colours" / "test").rglob("*.png"):
+        file.write_bytes(b"broken")
+    assert main(["knn", str(path)]) == 2
+
+
+def without_times(run: Path) -> list[dict[str, object]]:
+    listed = json.loads((run / "scores" / "scores.json").read_text())
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in listed]
 
 
 def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,35 +1,34 @@
 """Protocols that classify pictures by frozen features, such as kNN and logistic regression."""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
+from trainer import distributed
 from trainer.evaluate import metrics
 from trainer.evaluate.datasets import LabelledSet
-from trainer.evaluate.features import FrozenFeatures
+from trainer.evaluate.features import Features, FrozenFeatures
 from trainer.evaluate.metrics import Metric
-from trainer.evaluate.protocols.base import Evaluation, Protocol, SettingsT
+from trainer.evaluate.protocols.base import Evaluation, FeatureSet, Protocol, SettingsT
 from transforms.core.progress import bar
 from transforms.core.scores import Score
 
 Details = dict[str, Any]
 """What a protocol chose, such as the L2 strength; JSON values for the score sheet."""
-Prediction = tuple[NDArray[np.int64], Details]
-"""Classes of the test pictures, [M], and details."""
+Prediction = tuple[NDArray[Any], Details]
+"""Classes of the test pictures, [M], or for the mAP a value per class, [M, C]; and details."""
 
 
 class Trial(NamedTuple):
     """The result of one subject on one data set."""
 
-    value: float
-    """In percent."""
-    error: float
-    """Standard error in percent."""
+    predictions: NDArray[Any]
     details: Details
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -42,43 +41,71 @@ class FrozenProtocol(Protocol[SettingsT]):
     """Number of steps of one prediction, for the progress bar."""
 
     def scores(self, evaluation: Evaluation, settings: SettingsT) -> list[Score]:
-        """Return one score per data set and kind of subject."""
+        """Return one score per data set and kind of subject; rank 0 predicts."""
+        for dataset in evaluation.datasets:
+            evaluation.prepare(dataset)
+
+        def work() -> list[Score]:
+            return self._scores(evaluation, settings) if distributed.rank() == 0 else []
+
+        return distributed.gather_objects(distributed.run_on_all_ranks(work))[0]
+
+    def _scores(self, evaluation: Evaluation, settings: SettingsT) -> list[Score]:
         datasets, subjects = evaluation.datasets, evaluation.subjects
-        features = [evaluation.features(dataset) for dataset in datasets]
-        total = len(datasets) * len(subjects) * self.num_steps(settings)
         scores = []
-        with bar(total, "fits", self.name) as progress:
-            for dataset, by_subject in zip(datasets, features, strict=True):
+        with bar(
+            len(datasets) * len(subjects) * self.num_steps(settings), "fits", self.name
+        ) as progress:
+            for dataset in datasets:
+                features = evaluation.features(dataset)
                 trials: dict[str, list[Trial]] = {}
-                for subject, frozen in zip(subjects, by_subject, strict=True):
+                for subject, frozen in zip(subjects, features.by_subject, strict=True):
+                    started = time.monotonic()
                     predictions, details = self.predict(
                         frozen, dataset.metric, settings, progress.update
                     )
-                    labels = dataset.test.labels
-                    value, error = metrics.score(predictions, labels, dataset.metric)
-                    trials.setdefault(subject.kind, []).append(Trial(value, error, details))
+                    trial = Trial(predictions, details, time.monotonic() - started)
+                    trials.setdefault(subject.kind, []).append(trial)
                 scores += [
-                    mean_score(kind, self.name, dataset, of_kind)
+                    mean_score(kind, self.name, dataset, features, of_kind)
                     for kind, of_kind in trials.items()
                 ]
         return scores
 
 
-def mean_score(kind: str, protocol: str, dataset: LabelledSet, trials: Sequence[Trial]) -> Score:
+def mean_score(
+    kind: str, protocol: str, dataset: LabelledSet, features: FeatureSet, trials: Sequence[Trial]
+) -> Score:
     """Return the mean over the subjects of one kind, which differ in their seeds."""
-    values = [trial.value for trial in trials]
+    (train, val, test), metric = dataset_rows(features), dataset.metric
+    found = [trial.predictions for trial in trials]
+    values = [metrics.value(predictions, test.labels, metric) for predictions in found]
+    interval = metrics.bootstrap(found, test.labels, metric)
+    error = interval.error
+    if metric in metrics.CLASS_METRICS:
+        error = statistics.mean(metrics.score(p, test.labels, metric)[1] for p in found)
     return Score(
         encoder=kind,
         dataset=dataset.name,
         protocol=protocol,
-        metric=dataset.metric,
+        metric=metric,
         value=statistics.mean(values),
-        error=statistics.mean(trial.error for trial in trials),
+        error=error,
         spread=statistics.stdev(values) if len(values) > 1 else None,
         values=values,
-        chance=metrics.chance(dataset.test.labels, dataset.metric),
+        chance=metrics.chance(test.labels, metric),
         num_classes=len(dataset.classes),
-        num_train=len(dataset.train) + len(dataset.val),
-        num_test=len(dataset.test),
+        num_train=len(train.labels) + len(val.labels),
+        num_test=len(test.labels),
         details=[trial.details for trial in trials],
+        interval=[interval.low, interval.high],
+        unreadable=features.unreadable,
+        features_s=round(features.seconds[kind], 2),
+        protocol_s=round(sum(trial.seconds for trial in trials), 2),
     )
+
+
+def dataset_rows(features: FeatureSet) -> tuple[Features, Features, Features]:
+    """Return train, val and test of any subject: all have the same rows."""
+    first = features.by_subject[0]
+    return first.train, first.val, first.test

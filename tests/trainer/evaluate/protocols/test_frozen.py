@@ -10,9 +10,10 @@ import pytest
 from tests.support.evaluation import save_checkpoint, save_pictures
 from trainer.evaluate import __main__ as command
 from trainer.evaluate.datasets import LabelledSet, Split
-from trainer.evaluate.features import FrozenFeatures
+from trainer.evaluate.features import Features, FrozenFeatures
 from trainer.evaluate.metrics import Metric
 from trainer.evaluate.protocols import PROTOCOLS, config_class
+from trainer.evaluate.protocols.base import FeatureSet
 from trainer.evaluate.protocols.frozen import FrozenProtocol, Prediction, Trial, mean_score
 from transforms.core.config import Config
 
@@ -22,12 +23,19 @@ def test_a_row_says_what_the_test_pictures_and_the_seeds_say() -> None:
         Split((b"",) * len(labels), np.array(labels)) for labels in ([0, 0, 0], [0, 1], [0, 1, 1])
     )
     dataset = LabelledSet("own", ("cat", "dog"), "accuracy", train, val, test, "its identity")
-    trials = [Trial(40.0, 3.0, {}), Trial(44.0, 5.0, {})]
-    row = mean_score("untrained", "knn", dataset, trials)
-    assert (row.value, row.error) == (42.0, 4.0)
-    assert row.spread == pytest.approx(8**0.5)
+    parts = (Features(np.zeros((len(p), 1), np.float32), p.labels) for p in (train, val, test))
+    features = FeatureSet([FrozenFeatures(*parts)], ["test: 1.png"], {"untrained": 2.5})
+    guesses = (np.array([0, 1, 0]), np.array([1, 1, 1]), np.array([0, 1, 1]))
+    trials = [Trial(guess, {}, 1.0) for guess in guesses]
+    row = mean_score("untrained", "knn", dataset, features, trials)
+    assert row.values == pytest.approx([200 / 3, 200 / 3, 100])
+    assert row.value == pytest.approx(700 / 9)
+    assert row.spread == pytest.approx(100 / 3 / 3**0.5)
+    assert row.interval is not None
+    assert row.interval[0] < row.value < row.interval[1] <= 100
     assert row.chance == pytest.approx(200 / 3)
     assert (row.num_classes, row.num_train, row.num_test) == (2, 5, 3)
+    assert (row.unreadable, row.features_s, row.protocol_s) == (["test: 1.png"], 2.5, 3.0)
 
 
 class NearestMeanConfig(Config):
