@@ -1,4 +1,4 @@
-"""AdamW, its schedules, and the parameters that do not decay. Source: paper appendix."""
+"""AdamW, its schedules, and the parameters that do not decay. Source: paper, table 12."""
 
 from typing import Annotated
 
@@ -28,7 +28,8 @@ class OptimConfig(Config):
     """Weight decay at the start and the end of its cosine (paper: 0.04, 0.2). Biases, norms,
     tokens, positions and gains do not decay."""
     clip_norm: PositiveFloat | None = None
-    """Largest norm of the whole gradient; null does not clip (paper). May be changed on a run."""
+    """Largest norm of the whole gradient; null does not clip (authors' code; the paper states
+    nothing). May be changed on a run."""
     ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)
     """Momentum of the teacher at the start and the end of its cosine (paper: 0.994, 1)."""
 

@@ -2,7 +2,7 @@
 
 Source: paper section 4. Pictures are resized so that the shorter side is the encoder's image size
 (bicubic), cropped to the central square and normalised with the mean and std that the encoder was
-trained with; the reference uses CLIP's for all encoders.
+trained with. Bicubic is from the authors' code, which uses CLIP's mean and std for all encoders.
 
 Pictures that cannot be decoded are left out, counted and named.
 

@@ -1,8 +1,8 @@
 """Scores that the paper reports, to print next to ours.
 
 Source: the tables of paper section 4, in percent. Left out: fine-tuning, and the mean of nine data
-sets. Data sets are found by name; a folder data set has the name of its folder. OpenCLIP was trained
-on 400 million or 2 billion pairs of LAION.
+sets. Data sets are found by name; a folder data set has the name of its folder. OpenCLIP was
+trained on 400 million or 2 billion pairs of LAION.
 """
 
 from trainer.evaluate.metrics import CLASS_METRICS, Metric

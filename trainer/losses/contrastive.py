@@ -33,7 +33,7 @@ def multi_positive_loss(
         keys: [M, D], need not be normalised.
         anchor_ids: int64 [N].
         key_ids: int64 [M].
-        temperature: Divides the similarities (paper 0.08); as a tensor it may be learned.
+        temperature: Divides the similarities (paper: 0.08); as a tensor it may be learned.
         exclude: int64 [N], the index of the key that is left out for an anchor, neither positive
             nor negative (usually the key of the same image); -1 for none.
         chunk_size: Anchors at a time; at most [chunk_size, M] similarities exist at once. None

@@ -31,7 +31,7 @@ def ibot_loss(
         student: [T, K], logits of the masked tokens.
         targets: [T, K], rows sum to 1.
         image_ids: int64 [T], the image that a token belongs to, in any order.
-        temperature: Divides the student's logits (the authors' code: 0.1).
+        temperature: Divides the student's logits (authors' code: 0.1).
 
     Returns:
         A scalar, 0 without tokens. Computed in at least float32.

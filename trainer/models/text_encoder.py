@@ -1,6 +1,6 @@
 """CLIP's text side: captions as tokens, and the transformer that encodes them.
 
-Source: the paper's CLIP baseline (table 3 and appendix), which has CLIP's own text encoder.
+Source: CLIP's own text encoder; the paper's CLIP baseline (section 4.3, table 10) states none.
 Deliberate difference: by default the tokens are the caption's UTF-8 bytes, which needs no
 vocabulary. With CLIP's `tokenizer.json` they are its 77 BPE tokens.
 """

@@ -1,8 +1,8 @@
 """The encoder: timm's plain Vision Transformer, with a way to hide patches from it.
 
-Source: paper appendix (ViT-B/16 and ViT-L/14). No LayerScale and no SwiGLU. The encoder takes crops
-of any size that is a multiple of the patch size. The position embedding is interpolated to their
-grid, so the same encoder takes global and local crops.
+Source: paper section 4.2 (ViT-B/16 and ViT-L/14, no LayerScale and no SwiGLU). The encoder takes
+crops of any size that is a multiple of the patch size. The position embedding is interpolated to
+their grid, so the same encoder takes global and local crops.
 """
 
 from functools import partial
@@ -38,9 +38,9 @@ class EncoderConfig(Config):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth rate of the student's last block (paper: 0.1 for B, 0.4 for L)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from each channel of an image in [0, 1] (the authors' code: ImageNet's)."""
+    """Subtracted from each channel of an image in [0, 1] (authors' code: ImageNet's)."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
-    """Divides each channel after the mean is subtracted (the authors' code: ImageNet's)."""
+    """Divides each channel after the mean is subtracted (authors' code: ImageNet's)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -1,7 +1,8 @@
-"""CLIP on the same data, which the paper compares with (section 4.3): an image and its text.
+"""CLIP on the same data, which the paper compares with: an image and its caption's text.
 
-Each step takes one of the caption's images. Deliberate difference: captions that are equal are
-positives of each other wherever they are in the batch, as in our contrastive loss.
+Source: paper section 4.3, table 10. Each step takes one of the caption's images. Deliberate
+difference: captions that are equal are positives of each other wherever they are in the batch, as
+in our contrastive loss.
 """
 
 import math

@@ -53,7 +53,7 @@ class ContrastiveConfig(ObjectiveConfig):
     """Positives of an anchor: images of its caption (paper), or crops of its image alone
     (SimCLR)."""
     temperature: PositiveFloat = 0.08
-    """Temperature of the contrastive loss (paper: 0.08; the authors' code: 0.1)."""
+    """Temperature of the contrastive loss (paper: 0.08; authors' code: 0.1)."""
     global_weight: NonNegativeFloat = 1.0
     """Weight of the contrastive loss of global crops (paper: 1)."""
     local_weight: NonNegativeFloat = 1.0
@@ -65,7 +65,7 @@ class ContrastiveConfig(ObjectiveConfig):
     masked_patches: Probability = 0.5
     """Share of a masked crop's patches that are hidden (paper: 0.5)."""
     student_temperature: PositiveFloat = 0.1
-    """Temperature of the student's prototype logits in iBOT (the authors' code: 0.1)."""
+    """Temperature of the student's prototype logits in iBOT (authors' code: 0.1)."""
     teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
     """Temperature of the teacher's prototype logits in iBOT: first and last (paper: 0.04, 0.07)."""
     teacher_temperature_steps: NonNegativeInt = 4000

@@ -53,7 +53,7 @@ class BackgroundsConfig(Config):
     """Section `backgrounds`: how places are asked for, and which are kept."""
 
     places_per_concept: PositiveInt = 100
-    """Places per concept that are enough; paper: 74 to 100."""
+    """Places per concept that are enough (authors' lists: 74 to 100)."""
     min_places: PositiveInt = 10
     """A concept that has fewer after its tries, or after one that fails, is a dead letter."""
     max_tries: PositiveInt = 40

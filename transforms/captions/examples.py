@@ -1,7 +1,7 @@
 """In-context examples: captions, written by us, that show a language model what to do.
 
-There are five groups (paper, section 3.1): for the template `c`, each kind of concept has its own
-examples; the templates with a background or a relation have one group each.
+Each template (`c`, `c, background`, `c, relation`) has examples of its own (paper, section 3.1).
+Those of `c` are in three groups, one for each kind of concept (authors' code).
 """
 
 import hashlib

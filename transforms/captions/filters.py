@@ -32,7 +32,8 @@ _STOP_WORDS = frozenset(
 _QUALIFIER = re.compile(r"\(.*?\)")
 _MODEL_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _MODEL_NOUN = re.compile(r"(?<=\s)(?:aircraft|airplane|car)$")
-"""Words that a list appends to a model of a maker (paper, appendix); captions may omit them."""
+"""Words that a list appends to a model of a maker (authors' code: "car" and "aircraft"); captions
+may omit them."""
 _IRREGULAR = {
     "children": "child",
     "dice": "die",

@@ -37,11 +37,12 @@ class TemplateMix(Config):
     """Shares of the templates among objects; they need not add up to one."""
 
     c: NonNegativeFloat = 0.44
-    """The concept alone; reference: 0.44."""
+    """The concept alone (authors' code: 0.44)."""
     background: NonNegativeFloat = 0.45
-    """With a background; reference: 0.45. Concepts without backgrounds use the other templates."""
+    """With a background (authors' code: 0.45). Concepts without backgrounds use the other
+    templates."""
     relation: NonNegativeFloat = 0.11
-    """With a relation; reference: 0.11."""
+    """With a relation (authors' code: 0.11)."""
 
     @model_validator(mode="after")
     def _check(self) -> "TemplateMix":

@@ -1,4 +1,4 @@
-"""Encoding of pixels into image files (the paper's reference stores JPEG)."""
+"""Encoding of pixels into image files (the authors' code stores JPEG)."""
 
 import io
 import logging

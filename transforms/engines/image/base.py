@@ -20,18 +20,18 @@ class GeneratorConfig(Config):
     """Which images are painted, whatever the engine (paper, section 3.2)."""
 
     num_steps: PositiveInt = 50
-    """Denoising steps; reference: 50."""
+    """Denoising steps (authors' code: 50)."""
     guidance: Annotated[float, Field(ge=1)] = 2.5
-    """Scale of classifier-free guidance; paper: 2.5. 1 turns it off, which halves the work."""
+    """Scale of classifier-free guidance (paper: 2.5). 1 turns it off, which halves the work."""
     negative_prompt: str = ""
-    """Prompt that guidance moves away from; reference: empty."""
+    """Prompt that guidance moves away from (authors' code: empty)."""
     scheduler: Literal["ddim", "dpm++", "unipc", "euler", "euler-a", "model"] = "ddim"
-    """Sampler: `ddim` (reference); one that needs fewer steps, 15 to 25 with `dpm++` or `unipc`;
-    or `model`, the one that the model's folder names."""
+    """Sampler: `ddim` (authors' code); one that needs fewer steps, 15 to 25 with `dpm++` or
+    `unipc`; or `model`, the one that the model's folder names."""
     size: Annotated[int, Field(gt=0, multiple_of=8)] = 512
-    """Side of an image as painted, in pixels; paper: 512."""
+    """Side of an image as painted, in pixels (authors' code: 512)."""
     stored_size: PositiveInt = 256
-    """Side of an image as stored, in pixels; reference: 256."""
+    """Side of an image as stored, in pixels (authors' code: 256)."""
     safety_checker: bool = False
     """Run the model's own checker on every image; an image that it flags is painted again."""
 

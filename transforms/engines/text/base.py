@@ -38,14 +38,14 @@ class EngineError(RuntimeError):
 
 
 class SamplingConfig(Config):
-    """How completions are sampled (paper, section 3.1)."""
+    """How completions are sampled; the paper states nothing."""
 
     temperature: NonNegativeFloat = 0.8
-    """Reference: 0.8. 0 is greedy: each try then gives the same caption."""
+    """Temperature (authors' code: 0.8). 0 is greedy: each try then gives the same caption."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Reference: 0.9."""
+    """Share of the likeliest tokens that one is drawn from (authors' code: 0.9)."""
     max_new_tokens: PositiveInt = 100
-    """Tokens after which a completion is cut off; reference: 100."""
+    """Tokens after which a completion is cut off (authors' code: 100)."""
 
 
 @dataclass(frozen=True)
