@@ -1,6 +1,6 @@
 """Masks for iBOT: which images of a batch are masked, and which of their patches are hidden.
 
-Source: paper section 3.3. The images are chosen over the whole batch and not by slot, so the choice
+Source: paper section 3.4. The images are chosen over the whole batch and not by slot, so the choice
 does not depend on the number of ranks.
 """
 
