@@ -65,9 +65,10 @@ def run_stage(
     _check_index_fingerprint(stage, state)
     made_with = claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
     unmade = plan(stage, state.files)
-    if state.fault is None:
+    if state.summary is not None:
         write_plan(stage)  # A larger plan may have been given up before its first shard.
-        say(f"{stage.folder.url} is complete: {stage.num_records:,} {stage.unit}, nothing to do")
+        made = state.summary["num_samples"]
+        say(f"{stage.folder.url} is complete: {made:,} {stage.unit}, nothing to do")
         return
     lost = lost_shards(stage.folder, state)
     _check_replacement(stage, state.files, unmade, lost)

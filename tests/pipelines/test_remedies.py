@@ -190,6 +190,13 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
             "tests/trainer/test_replay.py::test_a_note_counts_until_it_is_left_behind_or_deleted",
         ),
     ],
+    "trainer/training/settings_history.py": [
+        (
+            "only a record of settings",
+            "tests/trainer/training/test_settings_history.py::"
+            "test_a_damaged_history_is_a_sentence_with_a_remedy",
+        ),
+    ],
     "transforms/core/commit.py": [
         ("delete it and run again", faults.a_worker_left_a_damaged_file),
     ],
@@ -199,6 +206,11 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     "transforms/core/fingerprint.py": [
         ("was made with other settings", faults.other_settings),
         ("is damaged", faults.settings_are_damaged),
+        (
+            "strict_versions is true",
+            "tests/pipelines/test_runner.py::"
+            "test_other_library_versions_are_named_or_refused_while_shards_are_missing",
+        ),
     ],
     "transforms/core/index.py": [
         ("did not fail again", faults.a_retried_caption_does_not_fail_again),

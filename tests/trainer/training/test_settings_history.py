@@ -11,7 +11,7 @@ import yaml
 from tests.support.training_runs import command, make_run
 from trainer.config import CHANGEABLE
 from trainer.training.step import Training
-from transforms.core.exit_codes import RESTART
+from transforms.core.exit_codes import RESTART, UNFINISHED
 
 
 def stop_at(step: int, run: Path, *overrides: str) -> None:
@@ -57,3 +57,28 @@ def test_a_change_without_a_later_checkpoint_is_forgotten(tmp_path: Path) -> Non
     (run / "train" / "checkpoints" / "step-000000004.pt").unlink()
     assert command(run, "steps=8", "precision=bf16") == 0
     assert noted(run) == [(0, None), (2, None)]
+
+
+def test_a_damaged_history_is_a_sentence_with_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    stop_at(2, run)
+    history = run / "train" / "settings.yaml"
+    sound = history.read_bytes()
+    for damage in (
+        b"\xff\x00",
+        b"- {",
+        b"5",
+        b"- 5",
+        b"[{from_step: a}]",
+        sound[: len(sound) // 2],
+    ):
+        history.write_bytes(damage)
+        assert command(run, "steps=8") == UNFINISHED, damage
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"{history} is damaged ("), last
+        assert "delete it, then run the same command to continue" in last
+    history.unlink()
+    assert command(run, "steps=8") == 0
+    assert noted(run) == [(2, None)]
