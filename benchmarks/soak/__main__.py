@@ -32,7 +32,7 @@ from typing import NoReturn
 from tabulate import tabulate
 
 from benchmarks.soak.commands import ROOT
-from benchmarks.soak.proxy import FaultyProxy, serving
+from benchmarks.soak.proxy import Troubles, troubled
 from benchmarks.soak.rounds import Kind, Round, run_round, undisturbed
 from benchmarks.soak.servers import MODEL, KeptAnswers, gcs, vllm_server
 
@@ -85,7 +85,7 @@ class Soak:
     def run(self) -> None:
         """Do rounds until the time is over."""
         options, number = self._options, 0
-        with gcs() as files, serving(self._answers) as model:
+        with gcs() as files, troubled(self._answers) as model:
             known = kinds(self._out, model.url)
             main = known[options.captions]
             self._undisturbed(main)
@@ -110,9 +110,7 @@ class Soak:
         self._answers.server = None
         shutil.rmtree(folder)
 
-    def _round(
-        self, chosen: Kind, number: int, files: FaultyProxy | None, model: FaultyProxy
-    ) -> None:
+    def _round(self, chosen: Kind, number: int, files: Troubles | None, model: Troubles) -> None:
         done = run_round(chosen, self._out, number, self._options.seed, files, model)
         if self._answers.num_unknown:
             what = f"{self._answers.num_unknown} requests were not those of the undisturbed run"

