@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import re
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.soak.remedies import steps
 from pipelines.__main__ import jobs, main
 from tests.support.stage_content import content
 from trainer.data.shard_reader import ShardReader
@@ -23,17 +22,6 @@ STAGES = ("captions-raw", "captions", "images")
 NUM_CAPTIONS, PER_SHARD, NUM_RAW_SHARDS = 16, 8, 3
 
 TEXTS = [f"a cat that sits on chair number {number}" for number in range(40)]
-
-_STEP = re.compile(
-    r"`python -m pipelines (?P<job>[a-z-]+)(?P<arguments>[^`]*)`"
-    r"(?: with (?P<key>\S+=[\d.]*\d|the same settings))?"
-    r"|run (?P<names>[a-z-]+(?:, then [a-z-]+)*) again"
-    r"|(?P<same>(?:the same|this) command|run again)"
-    r"|(?P<verify>(?:then|;) verify)\b"
-    r"|(?P<delete>delete (?P<what>it|\S+/\S+)(?P<later> and the retries after it)?)"
-)
-"""A step of a remedy, in the order in which a message names them."""
-_PATH = re.compile(r"(?:\w+://|/)[^\s,;:()]+")
 
 
 def write_configs(folder: Path, texts: Sequence[str] = TEXTS) -> None:
@@ -119,37 +107,32 @@ class Person:
 
     def follow(self, message: str, path: str = "") -> None:
         """Do what a message says, step by step; `path` is what "it" means in it."""
-        steps = list(_STEP.finditer(message))
+        todo = list(steps(message, path))
         by_lines = "do what the lines say" in message
-        assert steps or by_lines, f"it says nothing to do: {message}"
+        assert todo or by_lines, f"it says nothing to do: {message}"
         same, lines, overrides = self._command, self._lines, self._overrides
         if by_lines:
             for line in lines:
                 file, _, what = line.partition(": ")
-                if _STEP.search(what):
+                if any(steps(what)):
                     self.follow(what, f"{self.run}/{file}")
-        for step in steps:
-            if step is not steps[0] and self.code != 0:
+        for step in todo:
+            if step is not todo[0] and self.code != 0:
                 self.heal()
-            if step["delete"]:
-                named = _PATH.search(message)
-                it = path or (named[0] if named else "")
-                self._delete(it if step["what"] == "it" else step["what"], bool(step["later"]))
+            if step.action == "delete":
+                self._delete(step.path, step.and_later)
                 self.code = 0
-            elif step["same"]:
+            elif step.action == "same":
                 self._start(same)
-            elif step["verify"]:
+            elif step.action == "verify":
                 self.do("verify")
-            elif step["names"]:
-                for name in step["names"].split(", then "):
-                    self.do(name)
             else:
-                arguments = shlex.split(step["arguments"])
-                if jobs()[step["job"]].takes_run:
+                job, *arguments = step.words
+                if jobs()[job].takes_run:
                     run, *arguments = arguments
                     assert run == self.run, "the message names another run"
-                given = overrides if step["key"] == "the same settings" else [step["key"]]
-                self.do(step["job"], *arguments, *filter(None, given))
+                given = overrides if step.settings == "the same settings" else [step.settings]
+                self.do(job, *arguments, *filter(None, given))
 
     def is_healthy(self, undisturbed: "Person | None") -> None:
         """Assert that `verify` finds nothing, and that all bytes are those of another run."""
