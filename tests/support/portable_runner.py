@@ -2,16 +2,19 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import descendants
 
 PRISM = ROOT / ".cache" / "bin" / "prism"
 
@@ -20,9 +23,29 @@ needs_prism = pytest.mark.skipif(
 )
 
 
+@dataclass(frozen=True)
+class WorkerPool:
+    """A running pool of SDK workers.
+
+    Attributes:
+        pid: Process of the pool.
+        flags: Flags that send a job to it.
+    """
+
+    pid: int
+    flags: list[str]
+
+    def kill_workers(self) -> int:
+        """Kill the workers that the pool has started, as if lost; return their number."""
+        workers = descendants(self.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        return len(workers)
+
+
 @contextlib.contextmanager
-def worker_pool(log: Path) -> Iterator[list[str]]:
-    """Run a pool of SDK workers in other processes; yield the flags that send a job to it."""
+def worker_pool(log: Path) -> Iterator[WorkerPool]:
+    """Run a pool of SDK workers in other processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,12 +66,13 @@ def worker_pool(log: Path) -> Iterator[list[str]]:
         )  # fmt: skip
         try:
             _wait_for(port)
-            yield [
+            flags = [
                 "--runner=PrismRunner",
                 f"--prism_location={PRISM}",
                 "--environment_type=EXTERNAL",
                 f"--environment_config=localhost:{port}",
             ]
+            yield WorkerPool(pool.pid, flags)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pool.pid, 9)
