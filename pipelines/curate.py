@@ -11,6 +11,7 @@ Scratch files are in `<run>/captions/parts` until the end, about three times as 
 captions: a curation that was stopped continues from them.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -36,7 +37,7 @@ from transforms.core import storage
 from transforms.core.config import fingerprint_fields
 from transforms.core.errors import ConfigError, DamagedFileError, StorageError, UnfinishedError
 from transforms.core.fingerprint import Fingerprint, claim
-from transforms.core.index import examine
+from transforms.core.index import examine, stage_metadata
 from transforms.core.references import written_fields
 from transforms.core.shard_reader import CommittedShards
 from transforms.core.shards import StageFolder
@@ -91,7 +92,7 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
 
 
 def _is_done(curated: StageOutput) -> bool:
-    """Return whether the output is complete; if so, delete scratch files and tell the user.
+    """Return whether the output is complete; if so, tidy it up and tell the user.
 
     Raises:
         ConfigError: The output was made with other settings.
@@ -99,8 +100,10 @@ def _is_done(curated: StageOutput) -> bool:
     if not storage.exists(curated.folder.run_yaml_url):
         return False
     claim(curated.folder.run_yaml_url, curated.fingerprint, curated.config)
-    if not is_complete(curated):
+    index = examine(curated.folder, curated.num_shards).index
+    if index is None:
         return False
+    write_plan(dataclasses.replace(curated, metadata=stage_metadata(index)))  # If it is damaged.
     storage.delete_folder(_scratch(curated.folder))
     say(f"{curated.folder.url} is complete: {curated.num_records:,} captions, nothing to do")
     return True

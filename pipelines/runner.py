@@ -24,6 +24,7 @@ from transforms.core.index import (
     StageState,
     complete_retries,
     examine,
+    index_metadata,
     list_stage,
     write_index,
 )
@@ -184,11 +185,8 @@ def finish(stage: StageOutput) -> None:
             f"{len(missing)} of {stage.num_shards} shards are missing in {stage.folder.url} "
             f"(first: {first}): {AGAIN}"
         )
-    metadata = {
-        "stage": stage.folder.kind.file_prefix,
-        "fingerprint": stage.fingerprint.digest,
-        **stage.metadata,
-    }
+    prefix, digest = stage.folder.kind.file_prefix, stage.fingerprint.digest
+    metadata = index_metadata(prefix, digest, stage.metadata)
     records = shards.read_commits(stage.folder, range(stage.num_shards))
     success = write_index(stage.folder, _checked(stage, files, records), metadata)
     # Only now: with other settings than those of the shards, this is not the plan of the folder.

@@ -18,7 +18,7 @@ from transforms.core.dead_letters import dead_letters
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, UnfinishedError
 from transforms.core.progress import bar
 from transforms.core.shards import StageFolder, read_commits
-from transforms.core.stages import StageOutput, find_outputs
+from transforms.core.stages import StageOutput, find_outputs, find_unknown
 from transforms.verify import Problem, Verification, verify
 
 ABANDONED_S = 3600.0
@@ -52,12 +52,12 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
         ConfigError: There is nothing to check.
         UnfinishedError: Something is wrong; the message says how to continue.
     """
-    outputs = {
-        o.folder.url.removeprefix(config.run).strip("/"): o for o in find_outputs(config.run)
-    }
-    wanted = outputs if config.stages is None else config.stages
-    absent = [name for name in wanted if name not in outputs]
-    if not outputs:
+    outputs = {_name(config, o.folder): o for o in find_outputs(config.run)}
+    known = {output.folder.url for output in outputs.values()}
+    unknown = {_name(config, folder): folder for folder in find_unknown(config.run, known)}
+    wanted = [*outputs, *unknown] if config.stages is None else config.stages
+    absent = [name for name in wanted if name not in outputs and name not in unknown]
+    if not outputs and not unknown:
         raise ConfigError(
             f"{config.run} holds no stage that was started: there is nothing to verify"
         )
@@ -68,14 +68,16 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
     rows = []
     found = []
     for name in wanted:
-        findings = _check(config, outputs, name)
+        is_known = name in outputs
+        findings = _check(config, outputs, name) if is_known else _missing_facts(unknown[name])
         for problem in findings.problems[: config.max_shown]:
             print(f"{name}/{problem.path}: {problem.what}")
         if config.repair:
             _repair(findings)
         found.append(findings)
         number = len(findings.problems)
-        rows.append([name, f"{outputs[name].num_shards:,}", f"{number or 'none'}"])
+        num_shards = f"{outputs[name].num_shards:,}" if is_known else "not known"
+        rows.append([name, num_shards, f"{number or 'none'}"])
     align = ("left", "right", "left")
     headers = ("stage", "shards", "problems")
     print(tabulate(rows, headers, "plain", colalign=align, disable_numparse=True))
@@ -83,6 +85,10 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
     if num_problems:
         advice = _advice(config.repair, found)
         raise UnfinishedError(f"{num_problems:,} problems in {config.run}: {advice}")
+
+
+def _name(config: VerifyConfig, folder: StageFolder) -> str:
+    return folder.url.removeprefix(config.run).strip("/")
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,14 @@ def _check(config: VerifyConfig, outputs: Mapping[str, StageOutput], name: str) 
     abandoned = list(abandoned_files(output))
     problems += [Problem(path, "was left unfinished by a process that died") for path in abandoned]
     return _Findings(output.folder, problems, abandoned)
+
+
+def _missing_facts(folder: StageFolder) -> _Findings:
+    """Report that `run.yaml` or `plan.json` of a stage is lost, so that it cannot be checked."""
+    what = f"is lost, so the shards cannot be checked: run {folder.commands} to write it again"
+    missing = [url for url in (folder.run_yaml_url, folder.plan_url) if not storage.exists(url)]
+    names = [url.rpartition("/")[2] for url in missing]
+    return _Findings(folder, [Problem(name, what, by_hand=True) for name in names], [])
 
 
 def _repair(findings: _Findings) -> None:

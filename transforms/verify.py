@@ -14,7 +14,7 @@ from transforms.core import shards, storage
 from transforms.core.commit import check_uncommitted
 from transforms.core.dead_letters import failed_ids
 from transforms.core.errors import DamagedFileError, MissingFileError, reading
-from transforms.core.index import parse_index, read_success, rows_and_numbers
+from transforms.core.index import parse_index, read_success, rows_and_numbers, stage_metadata
 from transforms.core.shards import CommitRecord
 from transforms.core.stages import StageOutput
 
@@ -68,6 +68,11 @@ def verify(
         step: Called after each shard.
     """
     output = verification.output
+    if _has_wrong_plan(output):
+        # By such a plan, whole shards would be damaged, or beyond it.
+        what = f"does not agree with the index: run {output.folder.commands} to write it again"
+        yield Problem("plan.json", what, by_hand=True)
+        return
     # The commit records are listed last: a shard that is committed meanwhile is not reported.
     kinds = ("shards", "failures", "commits")
     listed = {kind: storage.list_files(storage.join(output.folder.url, kind)) for kind in kinds}
@@ -99,6 +104,36 @@ def verify(
         yield Problem("commits", what, unfinished=True)
     else:
         yield from _check_index(output)
+
+
+def _has_wrong_plan(output: StageOutput) -> bool:
+    """Return whether `plan.json` contradicts an index that is whole. A stage may have grown."""
+    folder = output.folder
+    success = read_success(folder)
+    if success is None:
+        return False
+    try:
+        content = storage.read_bytes(folder.index_url)
+        index = parse_index(content, folder.index_url, success["index_sha256"])
+    except (MissingFileError, DamagedFileError):
+        return False
+    num_shards = success["num_shards"]
+    if any(output.metadata.get(key) != value for key, value in stage_metadata(index).items()):
+        return True
+    if output.num_shards != num_shards:
+        return output.num_shards < num_shards
+    own = index.table.slice(0, num_shards)  # Those of retries follow.
+    num_records = sum(sum(own[name].to_pylist()) for name in ("num_samples", "num_failures"))
+    return num_records != output.num_records and num_records == _num_made(output)
+
+
+def _num_made(output: StageOutput) -> int | None:
+    """Return the number of samples and failures in the commit records; None if one is damaged."""
+    try:
+        records = shards.read_commits(output.folder, range(output.num_shards))
+        return sum(record.num_samples + record.num_failures for record in records)
+    except (MissingFileError, DamagedFileError):
+        return None
 
 
 class _ExpectedIds:

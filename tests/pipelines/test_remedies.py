@@ -150,6 +150,7 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
         ("verify again", faults.a_process_left_a_file),
         ("do what the lines say", faults.a_file_is_unknown),
         ("are painted twice", faults.a_retried_caption_is_painted_twice),
+        ("is lost, so the shards", faults.plans_and_settings_are_lost_before_verify),
     ],
     "trainer/checkpoints/files.py": [
         ("trainer.train", "tests/trainer/checkpoints/test_files.py::test_other_files_are_refused"),
@@ -211,6 +212,7 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
             "tests/pipelines/test_runner.py::"
             "test_other_library_versions_are_named_or_refused_while_shards_are_missing",
         ),
+        ("is damaged", faults.a_bit_of_the_settings_is_flipped),
     ],
     "transforms/core/index.py": [
         ("did not fail again", faults.a_retried_caption_does_not_fail_again),
@@ -233,6 +235,7 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "transforms/core/stages.py": [
         ("to write it again", faults.a_plan_is_damaged),
+        ("to write it again", faults.a_plan_of_curated_captions_is_damaged),
         ("retry-failed", None),
     ],
     "transforms/core/storage/__init__.py": [
@@ -253,6 +256,8 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "transforms/verify.py": [
         ("to write it again", faults.captions_of_a_retry_are_damaged),
+        ("does not agree with the index", faults.a_plan_has_other_numbers),
+        ("does not agree with the index", faults.a_plan_says_other_things),
         ("unknown file", faults.a_file_is_unknown),
         ("beyond the plan", faults.a_file_is_beyond_the_plan),
     ],

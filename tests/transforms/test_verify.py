@@ -17,7 +17,7 @@ from transforms.core.commit import ShardBuild
 from transforms.core.counters import Count, Tally
 from transforms.core.errors import DamagedFileError
 from transforms.core.fingerprint import Fingerprint
-from transforms.core.index import write_index
+from transforms.core.index import index_metadata, write_index
 from transforms.core.records import Caption, Failure, ImageSet
 from transforms.core.seeding import derive
 from transforms.core.shards import StageFolder, read_commit
@@ -197,6 +197,36 @@ def test_numbers_of_success_are_compared(tmp_path: Path) -> None:
     del summary["num_failures"]  # Earlier versions did not write it.
     storage.replace_bytes(json.dumps(summary).encode(), url)
     assert found(whole) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"num_shards": 1},
+        {"num_records": 5},
+        {"metadata": {"images_per_caption": "4", "generator_digest": "generatos"}},
+        {"metadata": {"images_per_caption": "4", "generator_digess": "generator"}},
+    ],
+)
+def test_a_plan_that_contradicts_the_index_is_no_damage_to_shards(
+    tmp_path: Path, damage: dict[str, object]
+) -> None:
+    whole = images(str(tmp_path))
+    folder, output = whole.output.folder, whole.output
+    records = [read_commit(folder, shard) for shard in range(2)]
+    write_index(folder, records, index_metadata("images", "digest", output.metadata))
+    assert found(whole) == []
+    changed = dataclasses.replace(output, **damage)  # type: ignore[arg-type]
+    (problem,) = found(dataclasses.replace(whole, output=changed))
+    assert (problem.path, problem.damaged_shard, problem.spoilt) == ("plan.json", None, ())
+    assert "run `python -m pipelines images` to write it again" in problem.what
+
+
+def test_a_stage_that_grows_has_no_wrong_plan(tmp_path: Path) -> None:
+    whole = images(str(tmp_path))
+    grown = dataclasses.replace(whole.output, num_shards=3, num_records=9)
+    (problem,) = found(dataclasses.replace(whole, output=grown))
+    assert "1 shards are not committed" in problem.what
 
 
 def test_unfinished_business(tmp_path: Path) -> None:

@@ -108,18 +108,22 @@ def claim(
     text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
     if storage.publish_bytes(text.encode("utf-8"), run_yaml_url):
         return dict(library_versions())
+    damaged = ConfigError(
+        f"{run_yaml_url} is damaged: expected what a run writes there; delete it, then run the "
+        "same command again"
+    )
     try:
         there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
         theirs = of_this_version(dict(there["fields"]))
         versions: dict[str, str] = dict(there.get("versions") or {})
+        is_as_written = Fingerprint.recorded(there).digest == there["fingerprint"]
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{run_yaml_url} is damaged: expected what a run writes there; delete it, then run the "
-            "same command again"
-        ) from error
+        raise damaged from error
     ours = written_fields(fingerprint.fields, config)
     compared = {*theirs, *ours} - (set(retired) - set(ours))
     differing = sorted(k for k in compared if not _is_same(theirs, ours, k))
+    if differing and not is_as_written:
+        raise damaged
     if differing:
         changes = "; ".join(
             f"{k}: {_field_text(theirs, k)} there, {_field_text(ours, k)} here" for k in differing

@@ -54,6 +54,23 @@ class Index:
     metadata: Mapping[str, str]
 
 
+def index_metadata(name: str, fingerprint: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of an index.
+
+    Args:
+        name: First part of the names of the stage's files.
+        fingerprint: Digest of its fingerprint.
+        metadata: What the stage adds, as in `plan.json`.
+    """
+    return {"stage": name, "fingerprint": fingerprint, **metadata}
+
+
+def stage_metadata(index: Index) -> dict[str, str]:
+    """Return what the stage has added to the metadata of its index, as in `plan.json`."""
+    own = index_metadata("", "", {})
+    return {key: value for key, value in index.metadata.items() if key not in own}
+
+
 def index_table(records: Iterable[CommitRecord]) -> pa.Table:
     """Return the table of an index, sorted by shard; a few thousand records are held at a time."""
     batches = []

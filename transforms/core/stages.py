@@ -5,7 +5,7 @@ class of records is a dataclass in `records`.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol
@@ -19,7 +19,13 @@ from transforms.core.fingerprint import Fingerprint
 from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS
 from transforms.core.references import resolved, whole_number
 from transforms.core.shard_reader import RowReader
-from transforms.core.shards import ShardIds, StageFolder, StageKind, unknown_ids
+from transforms.core.shards import (
+    ShardIds,
+    StageFolder,
+    StageKind,
+    committed_shards,
+    unknown_ids,
+)
 from transforms.core.tar_shards import ImageTars
 
 Produced = Any
@@ -242,3 +248,22 @@ def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[Stag
             yield output
             number += 1
             folder = first.retry(number)
+
+
+def find_unknown(run: str, known: Container[str]) -> Iterator[StageFolder]:
+    """Yield the stages and retries of a run that hold shards, but have lost a file about them.
+
+    `find_outputs` leaves them out, and the retries after them.
+
+    Args:
+        run: Folder or URL of the run.
+        known: Folders of the stages and retries that `find_outputs` finds.
+    """
+    for name in STAGES:
+        folder = first = stage_folder(run, name)
+        number = 0
+        while folder.url in known:
+            number += 1
+            folder = first.retry(number)
+        if committed_shards(folder):
+            yield folder

@@ -79,6 +79,20 @@ def test_fields_of_an_existing_folder_are_read_as_this_version_would_write_them(
         claim(url, new, {}, of_this_version=of_this_version)
 
 
+def test_a_flipped_bit_in_run_yaml_is_not_taken_for_other_settings(tmp_path: object) -> None:
+    url = f"{tmp_path}/run.yaml"
+    ours = Fingerprint({"steps": 12, "sizes": (64, 64), "rate": 1e-05, "name": None})
+    claim(url, ours, {})
+    whole = storage.read_bytes(url)
+    storage.replace_bytes(whole.replace(b"steps: 12", b"steps: 13"), url)
+    with pytest.raises(ConfigError, match="is damaged") as caught:
+        claim(url, ours, {})
+    assert not isinstance(caught.value, FingerprintMismatchError)
+    storage.delete(url)
+    claim(url, ours, {})
+    assert storage.read_bytes(url) == whole
+
+
 def test_a_retired_field_of_an_existing_folder_is_no_difference(tmp_path: object) -> None:
     url = f"{tmp_path}/run.yaml"
     claim(url, Fingerprint({"lr": 1, "clip.width": 512}), {})
