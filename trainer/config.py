@@ -35,7 +35,10 @@ StepRanges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 
 
 class TrainConfig(Config):
-    """A training; except for `optim.warmup`, the defaults are the paper's final ViT-B/16 run."""
+    """A training; the defaults are the paper's final ViT-B/16 run, except for `optim.warmup`.
+
+    Where the paper states nothing, they are from the authors' code.
+    """
 
     moved: ClassVar[dict[str, str]] = {"data": "data.images"}
 

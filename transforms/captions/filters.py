@@ -1,7 +1,7 @@
 """Cleaning of completions into captions, and the reasons to drop a caption (each is counted).
 
-The paper does not mention filters; these rules are ours. They work for any script: a word is a run
-of letters, digits and marks, or a single ideograph or kana.
+The paper and the authors' code have no filters; these rules are ours. They work for any script: a
+word is a run of letters, digits and marks, or a single ideograph or kana.
 """
 
 import itertools

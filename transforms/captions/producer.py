@@ -5,8 +5,8 @@ go to the engine at once, so that continuous batching never waits for stragglers
 cleaned and filtered; a dropped ordinal is tried again with a new seed. An ordinal without a good
 caption after all tries becomes a dead letter.
 
-Different from the paper on purpose: the paper keeps every completion; we drop what is not a caption
-of its concept, with a counted reason.
+Different from the paper on purpose: it mentions no filter, and the authors' code has none; we drop
+what is not a caption of its concept, with a counted reason.
 """
 
 from collections.abc import Sequence
