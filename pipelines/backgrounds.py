@@ -1,9 +1,9 @@
 """Find plausible places for every concept with a language model (paper, section 3.1).
 
 Asks the language model of the captions about each object of the concept list, and writes the places
-to `<run>/backgrounds`. With `captions.use_backgrounds=run`, the captions stage takes them instead
-of those of the list. Reads the same file as the captions stage, here its section `backgrounds`. A
-complete stage belongs to its concept list: another list needs another `run`.
+to `<run>/backgrounds`. With `captions.use_backgrounds=run` or `run-all`, the captions stage takes
+them instead of those of the list. Reads the same file as the captions stage, here its section
+`backgrounds`. A complete stage belongs to its concept list: another list needs another `run`.
 """
 
 import math
@@ -14,11 +14,12 @@ import yaml
 
 from pipelines.captions import DATA, CaptionsConfig, engine_spec
 from pipelines.options import runs_here
-from pipelines.runner import run_stage
+from pipelines.runner import run_stage, say
 from transforms.captions.backgrounds import (
     CODE_VERSION,
     INSTRUCTION,
     BackgroundProducer,
+    found_backgrounds,
     load_things,
     record_id,
 )
@@ -43,6 +44,20 @@ def run(config: CaptionsConfig, flags: Sequence[str]) -> None:
         flags: Flags for Beam.
     """
     run_stage(stage(config), flags, config.engine.check_device if runs_here(flags) else None)
+    _say_shortfall(config)
+
+
+def _say_shortfall(config: CaptionsConfig) -> None:
+    """Print for how many concepts the model found fewer places than asked for."""
+    wanted = config.backgrounds.places_per_concept
+    counts = [(len(row.places), row.record_id) for row in found_backgrounds(config.run)]
+    few = sorted(count for count in counts if count[0] < wanted)
+    if few:
+        (fewest, name), tries = few[0], config.backgrounds.max_tries
+        say(
+            f"{len(few):,} of {len(counts):,} concepts have fewer than {wanted} places, {name!r} "
+            f"the fewest: {fewest}. The model was asked {tries} times (backgrounds.max_tries)."
+        )
 
 
 def stage(config: CaptionsConfig) -> Stage:

@@ -29,7 +29,7 @@ from transforms.captions.variants import (
     WordPrompts,
     variant_concepts,
 )
-from transforms.concepts.lists import load_concepts
+from transforms.concepts.lists import read_list
 from transforms.core import storage
 from transforms.core.config import Config, Place, fingerprint_fields, no_fingerprint
 from transforms.core.errors import ConfigError
@@ -66,8 +66,9 @@ class CaptionSettings(Config):
     captions_file: Place = no_fingerprint("")
     """Captions for variant `file`: text with one caption per line, or .csv or .parquet with a
     column `text`. Each worker holds the whole file in memory: about 0.1 GB per million captions."""
-    use_backgrounds: Literal["list", "run"] = "list"
-    """Places from the concept list, or those that the backgrounds stage of this run has found."""
+    use_backgrounds: Literal["list", "run", "run-all"] = "list"
+    """Places from the concept list, or those that the backgrounds stage of this run has found:
+    `run` except for sources with `keep_backgrounds` in the list, `run-all` for all sources."""
     oversampling: Annotated[float, Field(ge=1)] = no_fingerprint(1.25)
     """Captions written per caption wanted: a reserve for duplicates and dead letters."""
     max_tries: PositiveInt = 4
@@ -222,9 +223,11 @@ def prompt_source(config: CaptionsConfig) -> PromptSource:
                 f"in whole shards){'' if config.curation.keeps_all else _OR_KEEP}"
             )
         return given
-    concepts = load_concepts(config.concepts)
-    if settings.use_backgrounds == "run" and "captions.use_backgrounds" not in _unused(config):
-        concepts = with_run_backgrounds(concepts, config.run)
+    listed = read_list(config.concepts)
+    concepts = listed.concepts
+    if settings.use_backgrounds != "list" and "captions.use_backgrounds" not in _unused(config):
+        kept = listed.keep_backgrounds if settings.use_backgrounds == "run" else ()
+        concepts = with_run_backgrounds(concepts, config.run, kept)
     concepts = variant_concepts(settings.variant, concepts)
     if settings.variant == "IN+h+Places":
         return WordPrompts(concepts, config.seed)

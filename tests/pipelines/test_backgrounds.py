@@ -1,4 +1,5 @@
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,54 @@ def test_places_are_found_committed_and_used_by_captions(
     write_captions(f"{given.run}/captions", [make_captions(3)])
     verify.run(verify.VerifyConfig(run=given.run), [])
     assert "none" in capsys.readouterr().out
+
+
+def test_only_run_all_replaces_the_places_of_a_source_that_keeps_them(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
+    (tmp_path / "concepts.yaml").write_text(
+        "sources:\n"
+        "- {source: curated, keep_backgrounds: true, backgrounds: [zoo], concepts: [fox]}\n"
+        "- {source: general, backgrounds: [kitchen], concepts: [kettle]}\n"
+    )
+    settings = [endpoint.url, f"concepts={tmp_path / 'concepts.yaml'}"]
+    run(config(tmp_path, *settings), [])
+    places = found(tmp_path)
+    assert set(places) == {"fox", "kettle"}
+    expected = {
+        "list": {"fox": {"zoo"}, "kettle": {"kitchen"}},
+        "run": {"fox": {"zoo"}, "kettle": set(places["kettle"])},
+        "run-all": {name: set(listed) for name, listed in places.items()},
+    }
+    for choice, wanted in expected.items():
+        prompts = prompt_source(config(tmp_path, *settings, f"captions.use_backgrounds={choice}"))
+        drawn: dict[str, set[str]] = {"fox": set(), "kettle": set()}
+        for prompt in map(prompts.build, range(300)):
+            drawn[prompt.concept.name] |= {prompt.background} if prompt.background else set()
+        assert drawn == wanted, choice
+
+
+def test_a_hundred_places_are_found_and_fewer_are_said(
+    tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rooms = ["barn", "attic", "cellar", "garden", "kitchen"]
+
+    def from_a_stock(body: dict[str, Any]) -> Answer:
+        concept = body["prompt"].splitlines()[-1].removesuffix(" =>")
+        stock = 40 if concept == "kettle" else 1000
+        numbers = [(body["seed"] + 7919 * i) % stock for i in range(10)]
+        return Answer(", ".join(f"in the {rooms[n % 5]} {n}" for n in numbers))
+
+    endpoint.answer = from_a_stock
+    (tmp_path / "concepts.txt").write_text("fox\nkettle\n")
+    more = ["backgrounds.places_per_concept=100", "backgrounds.max_tries=60"]
+    given = config(tmp_path, endpoint.url, *more)
+    run(given, [])
+    assert [len(set(places)) for places in found(tmp_path).values()] == [100, 40]
+    tries = Counter(body["prompt"].splitlines()[-1] for body in endpoint.requests)
+    assert tries["kettle =>"] == 60 and 10 <= tries["fox =>"] < 60
+    said = capsys.readouterr().err
+    assert "1 of 2 concepts have fewer than 100 places, 'concepts/kettle' the fewest: 40. " in said
 
 
 def test_a_stage_goes_on_where_it_stopped(tmp_path: Path, endpoint: Endpoint) -> None:

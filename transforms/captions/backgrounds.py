@@ -15,6 +15,7 @@ import itertools
 import re
 import sys
 import unicodedata
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from pydantic import PositiveInt, model_validator
@@ -264,10 +265,29 @@ def _check_ids(concepts: tuple[Concept, ...]) -> None:
             )
 
 
-def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Concept, ...]:
+def found_backgrounds(run: str) -> Iterator[Backgrounds]:
+    """Yield what the backgrounds stage of `run` has found.
+
+    Raises:
+        MissingFileError: The stage is not complete.
+        DamagedFileError: A shard is not the one that its commit record describes.
+    """
+    shards = CommittedShards.open(stage_folder(run, "backgrounds"))
+    for table in shards.tables():
+        yield from from_table(table, Backgrounds)
+
+
+def with_run_backgrounds(
+    concepts: tuple[Concept, ...], run: str, kept: Collection[str] = ()
+) -> tuple[Concept, ...]:
     """Return the concepts with the places that the backgrounds stage of `run` found for them.
 
     A concept for which it found none keeps the places of its list.
+
+    Args:
+        concepts: Concepts with the places of their list.
+        run: Folder or URL of the run.
+        kept: Sources whose concepts keep the places of their list, if these have any.
 
     Raises:
         MissingFileError: The stage is not complete.
@@ -278,9 +298,10 @@ def with_run_backgrounds(concepts: tuple[Concept, ...], run: str) -> tuple[Conce
         # Many concepts have "beach": one string for all keeps memory and pickles small.
         return tuple(map(sys.intern, places))
 
-    shards = CommittedShards.open(stage_folder(run, "backgrounds"))
-    rows = (row for table in shards.tables() for row in from_table(table, Backgrounds))
-    found = {(row.source, row.concept): shared(row.places) for row in rows}
+    found = {(row.source, row.concept): shared(row.places) for row in found_backgrounds(run)}
     return tuple(
-        replace(c, backgrounds=found.get((c.source, c.name), c.backgrounds)) for c in concepts
+        c
+        if c.backgrounds and c.source in kept
+        else replace(c, backgrounds=found.get((c.source, c.name), c.backgrounds))
+        for c in concepts
     )

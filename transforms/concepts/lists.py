@@ -54,6 +54,8 @@ class ConceptSource(Config):
     backgrounds: str | tuple[str, ...] = ()
     """Plausible places of the concepts: a list, the name of a list under `backgrounds`, or a .txt
     file with one place per line."""
+    keep_backgrounds: bool = False
+    """The places were chosen for this source: `captions.use_backgrounds: run` keeps them."""
     background_groups: str | None = None
     """A .yaml file with places by group of ImageNet classes; other classes have `backgrounds`."""
     group_members: str | None = None
@@ -107,6 +109,8 @@ class ConceptList:
     """Concepts that were left out because an earlier source names them."""
     total_share: float
     """Sum of the shares of the sources in the file."""
+    keep_backgrounds: frozenset[str] = frozenset()
+    """Sources whose places are kept with `captions.use_backgrounds: run`."""
 
 
 def load_concepts(path: str) -> tuple[Concept, ...]:
@@ -136,7 +140,8 @@ def read_list(path: str) -> ConceptList:
         raise ConfigError(f"concept list {path!r} is empty: expected at least one concept")
     total = sum(source.share for source, _ in sources)
     normalised = tuple(replace(c, weight=c.weight / total) for c in concepts)
-    return ConceptList(normalised, tuple(builder.duplicates), total)
+    kept = frozenset(source.source for source, _ in sources if source.keep_backgrounds)
+    return ConceptList(normalised, tuple(builder.duplicates), total, kept)
 
 
 def _source_rows(path: str, source: ConceptSource) -> list[ConceptRow]:

@@ -200,6 +200,15 @@ def test_captions_take_what_a_run_has_found(any_storage: str) -> None:
     assert (owl, ox, harbour) == (*CONCEPTS[1:], HARBOUR)
 
 
+def test_a_source_keeps_its_places_if_it_has_any(tmp_path: Path) -> None:
+    write(str(tmp_path), [Backgrounds("animals", "fox", ("den",))])
+    fox, bare = CONCEPTS[0], replace(CONCEPTS[0], backgrounds=())
+    assert with_run_backgrounds((fox,), str(tmp_path), kept={"animals"}) == (fox,)
+    for concept, kept in ((fox, {"pets"}), (bare, {"animals"})):
+        (changed,) = with_run_backgrounds((concept,), str(tmp_path), kept)
+        assert changed.backgrounds == ("den",)
+
+
 def test_places_are_those_of_the_same_source(tmp_path: Path) -> None:
     """The id of the other concept is the same."""
     write(str(tmp_path), [Backgrounds("a/b", "c", ("den",))])
