@@ -300,28 +300,25 @@ def _check_enough(
     num_raw, num_kept, limit = raw.num_samples, sum(kept.counts), kept.limit
     if num_kept >= config.num_captions:
         return
-    why = ""
-    if limit is not None:
-        concept, rarest = limit.fewest()
-        why = f" with at most {limit.most:,} of each concept ({concept!r} has {rarest:,})"
-    few = (
-        f"only {num_kept:,} of {num_raw:,} captions are left after curation{why}, but num_captions "
-        f"is {config.num_captions:,}"
-    )
     most = math.inf if limit is not None else _most_captions(config, raw, summary)
     if most < config.num_captions:
         raise UnfinishedError(
-            f"{few}: about {int(most):,} are the most that these settings give, since the newest "
-            "captions are hardly ever new; expected a smaller num_captions, a longer list of "
-            "concepts, or curation.duplicates=keep, which keeps equal captions"
+            f"only {num_kept:,} of {num_raw:,} captions are left after curation, but num_captions "
+            f"is {config.num_captions:,}: about {int(most):,} are the most that these settings "
+            "give, since the newest captions are hardly ever new; expected a smaller num_captions, "
+            "a longer list of concepts, or curation.duplicates=keep, which keeps equal captions"
         )
-    # Slightly more than the rate of duplicates so far requires.
-    needed = raw_needed(config.num_captions, num_raw, num_kept, most) / max(num_raw, 1)
+    if config.captions.variant == "file":
+        most = math.inf  # Its captions are read in order, not drawn.
+    needed, why = raw_needed(config.num_captions, num_raw, num_kept, most) / max(num_raw, 1), ""
     if limit is not None:
-        needed = 1 / max(min(num_kept / config.num_captions, rarest / limit.most), 1e-9)
-    needed *= 1.05 * config.captions.oversampling
+        concept, fewest = limit.fewest()
+        needed = 1 / max(min(num_kept / config.num_captions, fewest / limit.most), 1e-9)
+        why = f" with at most {limit.most:,} of each concept ({concept!r} has {fewest:,})"
+    needed *= 1.05 * config.captions.oversampling  # Slightly more than necessary.
     raise UnfinishedError(
-        f"{few}: run `python -m pipelines captions` with "
+        f"only {num_kept:,} of {num_raw:,} captions are left after curation{why}, but num_captions "
+        f"is {config.num_captions:,}: run `python -m pipelines captions` with "
         f"captions.oversampling={math.ceil(20 * needed) / 20:g} (now "
         f"{config.captions.oversampling:g}), which adds to the existing captions, then this "
         "command again"
