@@ -37,9 +37,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return content(f"{url}/captions")
 
 
-def stopped(run: Path, before: str) -> Path:
+def stopped(run: Path, before: str, texts: list[str] = TEXTS, **changes: object) -> Path:
     """Curate a run up to the first file whose name contains a text; return its scratch folder."""
-    write_raw(str(run), TEXTS)
+    write_raw(str(run), texts)
 
     def stopping(write: Callable[..., Any], place: int) -> Callable[..., Any]:
         def written(*arguments: Any) -> Any:
@@ -53,7 +53,7 @@ def stopped(run: Path, before: str) -> Path:
         for name in ("replace_bytes", "publish_bytes", "publish_file"):
             patch.setattr(storage, name, stopping(getattr(storage, name), 1))
         with pytest.raises((Stopped, UnfinishedError)):
-            curate.run(config(str(run)), [])
+            curate.run(config(str(run), **changes), [])
     (scratch,) = (run / "captions" / "parts").iterdir()
     return scratch
 
@@ -94,6 +94,28 @@ def test_a_damaged_file_is_named_and_made_again(
     curate.run(config(str(tmp_path)), [])
     assert content(f"{tmp_path}/captions") == undisturbed
     assert f"damaged scratch files are made again: {kind}/{path.name}\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [
+        ("written", "done/number/000001"),
+        ("times", "done/count/000001"),
+        ("before", "done/number/000001"),
+        ("numbered", "done/distinct/000001"),
+        ("distinct", "/captions/shards/"),
+    ],
+)
+def test_damaged_files_of_captions_that_are_kept(tmp_path: Path, kind: str, before: str) -> None:
+    kept = {"curation": {"duplicates": "keep"}}
+    texts = distinct(20) * 4
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    write_raw(str(whole), texts)
+    curate.run(config(str(whole), **kept), [])
+    scratch = stopped(run, before, texts, **kept)
+    damage(sorted((scratch / kind).glob("*.parquet"))[-1], "flipped")
+    curate.run(config(str(run), **kept), [])
+    assert content(f"{run}/captions") == content(f"{whole}/captions")
 
 
 def test_results_of_every_step(
