@@ -170,6 +170,15 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
         ("is gone", faults.a_shard_of_a_retry_is_lost_before_a_training),
         ("check its run", faults.an_image_shard_is_cut_off),
     ],
+    "trainer/evaluate/datasets/sources.py": [
+        (
+            "unpack it again from",
+            "tests/trainer/evaluate/test_public_sets.py::test_ade20k_has_a_mask_for_every_picture",
+        ),
+    ],
+    "trainer/evaluate/feature_cache.py": [
+        ("are computed again", None),
+    ],
     "trainer/replay.py": [
         ("Compute a step again", None),
     ],
@@ -243,6 +252,9 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "transforms/curation/file_shuffle.py": [
         ("it is made again", None),
+    ],
+    "transforms/curation/limit.py": [
+        ("run the same command again", None),
     ],
     "transforms/engines/text/openai.py": [
         (

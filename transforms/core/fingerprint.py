@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -125,14 +125,19 @@ def claim(
     if differing and not is_as_written:
         raise damaged
     if differing:
-        changes = "; ".join(
-            f"{k}: {_field_text(theirs, k)} there, {_field_text(ours, k)} here" for k in differing
-        )
         raise FingerprintMismatchError(
-            f"{run_yaml_url} says that this folder was made with other settings ({changes}): "
-            "restore them, choose another `run`, or delete that folder to make it again"
+            f"{run_yaml_url} says that this folder was made with other settings "
+            f"({_changes(theirs, ours, differing)}): restore them, choose another `run`, or delete "
+            "that folder to make it again"
         )
     return versions
+
+
+def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Return the values of fields in an existing file and here, as text."""
+    return "; ".join(
+        f"{key}: {_field_text(theirs, key)} there, {_field_text(ours, key)} here" for key in keys
+    )
 
 
 def _is_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> bool:

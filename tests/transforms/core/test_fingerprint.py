@@ -165,5 +165,6 @@ def test_a_run_of_an_earlier_version_records_nothing_to_compare(
     tmp_path: object, versions: object
 ) -> None:
     url = f"{tmp_path}/run.yaml"
-    storage.publish_bytes(yaml.safe_dump({"fields": {}, "versions": versions}).encode(), url)
+    there = {"fields": {}, "fingerprint": Fingerprint({}).digest, "versions": versions}
+    storage.publish_bytes(yaml.safe_dump(there).encode(), url)
     accept_versions(claim(url, Fingerprint({}), {}), url, PACKAGES, strict=True)
