@@ -53,13 +53,13 @@ def test_finds_the_minimum_of_the_stated_objective() -> None:
 
 def test_strength_is_chosen_by_validation_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    score = metrics.score
+    value = metrics.value
 
-    def spy(predictions: np.ndarray, labels: np.ndarray, metric: metrics.Metric) -> object:
+    def spy(predictions: np.ndarray, labels: np.ndarray, metric: metrics.Metric) -> float:
         seen.append(labels)
-        return score(predictions, labels, metric)
+        return value(predictions, labels, metric)
 
-    monkeypatch.setattr(metrics, "score", spy)
+    monkeypatch.setattr(metrics, "value", spy)
     train, val, test = (clusters(count, 2.0, seed) for seed, count in enumerate((45, 24, 33)))
     fitted = fit_and_predict(train, val, test.values, "accuracy", FEW)
     assert len(seen) == FEW.num_strengths
@@ -121,11 +121,44 @@ def test_default_strengths_are_the_papers() -> None:
     assert LogisticConfig().max_iterations == 1000
 
 
-def test_ticks_once_per_fit() -> None:
+def test_ticks_once_per_call_of_the_solver() -> None:
     ticks: list[int] = []
     train, val = clusters(30, 1.0, 0), clusters(30, 1.0, 1)
     fit_and_predict(train, val, val.values, "accuracy", FEW, lambda: ticks.append(1))
-    assert len(ticks) == FEW.num_strengths + 1
+    assert len(ticks) == logistic.NUM_FITS == logistic.PROTOCOL.num_steps(FEW)
+
+
+def test_several_labels_per_picture_give_a_logit_per_class() -> None:
+    parts = [clusters(60, 0.05, seed) for seed in range(3)]
+    several = [
+        Features(p.values, np.stack([np.where(p.labels == c, 1, -1) for c in range(3)], axis=1))
+        for p in parts
+    ]
+    several[0].labels[:3] = 0  # Do not count.
+    fitted = fit_and_predict(several[0], several[1], parts[2].values, "11-point mAP", FEW)
+    assert fitted.predictions.shape == (60, 3)
+    assert fitted.validation == 100
+    assert metrics.value(fitted.predictions, several[2].labels, "11-point mAP") == 100
+
+
+def test_shuffled_labels_are_chance() -> None:
+    generator = np.random.default_rng(0)
+    parts = [
+        Features(clusters(count, 0.5, seed).values, generator.integers(0, 3, count))
+        for seed, count in enumerate((300, 150, 600))
+    ]
+    fitted = fit_and_predict(parts[0], parts[1], parts[2].values, "accuracy", FEW)
+    assert metrics.value(fitted.predictions, parts[2].labels, "accuracy") < 33.3 + 7
+
+
+def test_a_class_of_one_picture_works() -> None:
+    train, val = clusters(31, 0.05, 0), clusters(30, 0.05, 1)
+    labels = train.labels.copy()
+    labels[-1] = 3
+    fitted = fit_and_predict(
+        Features(train.values, labels), val, val.values, "mean per-class accuracy", FEW
+    )
+    assert (fitted.predictions == val.labels).mean() > 0.95
 
 
 def test_strengths_must_be_in_order() -> None:
