@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer import distributed
 from trainer.evaluate.datasets import LabelledSet, Split
 from trainer.evaluate.features import Extracted, Subject
 from transforms.core import storage
@@ -47,6 +46,8 @@ def compute(folder: str, subject: Subject, split: Split, done: Callable[[int], o
     Raises:
         StorageError: A part cannot be written.
     """
+    from trainer import distributed
+
     there = storage.list_files(folder)
     for number in range(num_parts(split)):
         first = number * PART

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from tests.support.paths import TRAINER_CONFIGS
 from trainer.checkpoints.files import checkpoints_folder, list_checkpoints
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.config import EvaluateConfig
+from trainer.evaluate.datasets import PAPER_SOURCES, expand
 from trainer.evaluate.models import load_model
 from trainer.evaluate.protocols import config_class
 from trainer.evaluate.scoring import subjects_of
 from transforms.core import storage
+from transforms.core.config import load_config
 
 
 @pytest.fixture(autouse=True)
@@ -262,9 +265,22 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {key}  (" in output
 
 
-def test_the_demos_file_is_valid() -> None:
-    from transforms.core.config import load_config
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, trainer.evaluate.__main__ as m\n"
+        "try: m.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
+
+def test_the_papers_file_asks_for_every_set_of_the_paper() -> None:
+    config = load_config(config_class(), str(TRAINER_CONFIGS / "paper-evaluate.yaml"))
+    assert len(expand(config.datasets)) == len(PAPER_SOURCES) == 17
+
+
+def test_the_demos_file_is_valid() -> None:
     path = TRAINER_CONFIGS / "demo-evaluate.yaml"
     config = load_config(config_class(), str(path))
     assert config.run == "runs/demo"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from trainer import distributed
 from trainer.evaluate import feature_cache
 from trainer.evaluate.config import EvaluateConfig
 from trainer.evaluate.datasets import Kind, LabelledSet
@@ -57,6 +56,8 @@ class Evaluation:
 
     def prepare(self, dataset: LabelledSet) -> None:
         """Compute the features of a data set on all ranks; all ranks call this together."""
+        from trainer import distributed
+
         if self.cache is not None and dataset.name not in self._features:
             distributed.run_on_all_ranks(lambda: self._compute(dataset))
 

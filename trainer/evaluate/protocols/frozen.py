@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from trainer import distributed
 from trainer.evaluate import metrics
 from trainer.evaluate.datasets import LabelledSet
 from trainer.evaluate.features import Features, FrozenFeatures
@@ -42,6 +41,8 @@ class FrozenProtocol(Protocol[SettingsT]):
 
     def scores(self, evaluation: Evaluation, settings: SettingsT) -> list[Score]:
         """Return one score per data set and kind of subject; rank 0 predicts."""
+        from trainer import distributed
+
         for dataset in evaluation.datasets:
             evaluation.prepare(dataset)
 
