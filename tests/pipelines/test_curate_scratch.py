@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return content(f"{url}/captions")
 
 
-def stopped(run: Path, before: str, texts: list[str] = TEXTS, **changes: object) -> Path:
+def stopped(run: Path, before: str, texts: list[str] = TEXTS, **changes: Any) -> Path:
     """Curate a run up to the first file whose name contains a text; return its scratch folder."""
     write_raw(str(run), texts)
 
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named_and_made_again(
     ],
 )
 def test_damaged_files_of_captions_that_are_kept(tmp_path: Path, kind: str, before: str) -> None:
-    kept = {"curation": {"duplicates": "keep"}}
+    kept: dict[str, Any] = {"curation": {"duplicates": "keep"}}
     texts = distinct(20) * 4
     whole, run = tmp_path / "whole", tmp_path / "run"
     write_raw(str(whole), texts)
