@@ -141,4 +141,4 @@ def _mean_average_precision(
         # In whole numbers: a recall of 0.3 is 3 / 10 exactly.
         first = np.searchsorted(10 * hits, np.arange(11) * hits[-1])
         found.append(float(best[first].mean()))
-    return float(np.mean(found))
+    return float(np.mean(found)) if found else 0.0

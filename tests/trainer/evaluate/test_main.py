@@ -306,6 +306,21 @@ def test_check_lists_what_is_there_and_how_to_get_the_rest(
         main(["all"])
 
 
+def test_several_labels_per_picture_from_files_to_sheet(
+    tmp_path: Path, job: tuple[Path, Path]
+) -> None:
+    run, path = job
+    public_sets.voc2007(tmp_path)
+    voc = ("datasets=[torchvision:voc2007]", f"data={tmp_path}", "num_untrained=0")
+    assert main(["all", str(path), *voc]) == 0
+    found = rows(run)
+    assert found.keys() == {("logistic", "trained"), ("logistic", "pixels")}, "kNN needs one class"
+    for row in found.values():
+        assert (row["metric"], row["num_classes"], row["num_test"]) == ("11-point mAP", 20, 2)
+        assert isinstance(value := row["value"], float)
+        assert 0 <= value <= 100
+
+
 def test_absent_sets_are_a_line_of_the_sheet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], job: tuple[Path, Path]
 ) -> None:
