@@ -2,7 +2,7 @@
 
     python -m trainer.evaluate TASK CONFIG [key=value ...]
 
-TASK is a protocol (`knn`, `logistic`) or `all`. The command scores `model`, by default the newest
+TASK is a protocol (`knn`, `logistic`, `naming`) or `all`. The command scores `model`, by default the newest
 checkpoint of `<run>/train`, and writes `<run>/scores`: `<task>-<data set>.json`, `scores.json` and
 `scores.md`. Run again for the same model, it scores only what is missing and prints all scores.
 Data sets that are not on this machine are left out, one line each. With `trainer.launch` the ranks

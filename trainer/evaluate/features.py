@@ -150,19 +150,23 @@ def _extracted(features: list[Any], readable: list[Any]) -> Extracted:
     return Extracted(rows, decoded)
 
 
-def pixels_subject() -> Subject:
-    """Return the baseline that any encoder should beat: small pictures as features."""
+def pixels_subject(side: int = PIXELS_SIDE) -> Subject:
+    """Return the baseline that any encoder should beat: small pictures as features.
+
+    Args:
+        side: Their side in pixels.
+    """
 
     def extract(pictures: Sequence[Picture], done: Callable[[int], object]) -> Extracted:
         features, readable = [], []
         for picture in pictures:
-            squares, decoded = _decoded([picture], PIXELS_SIDE)
+            squares, decoded = _decoded([picture], side)
             features.append(squares.reshape(1, -1).astype(np.float32) / 255)
             readable.append(decoded)
             done(1)
         return _extracted(features, readable)
 
-    return Subject("pixels", extract, digest=f"pixels {PIXELS_SIDE}")
+    return Subject("pixels", extract, digest=f"pixels {side}")
 
 
 def load_square(picture: Picture, size: int) -> Image.Image:

@@ -99,12 +99,13 @@ def publish(
 
 
 def table(scores: Sequence[Score]) -> list[list[str]]:
-    """Return the cells of the sheet: a line per data set and protocol, a column per encoder."""
-    lines: dict[tuple[str, str], list[str]] = {}
+    """Return the cells of the sheet: a line per data set, protocol and metric."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
     for score in scores:
         chance = "" if score.chance is None else f"{score.chance:.1f}"
         start = [score.dataset, score.protocol, score.metric, chance]
-        line = lines.setdefault((score.dataset, score.protocol), start + [""] * len(ENCODERS))
+        key = score.dataset, score.protocol, score.metric
+        line = lines.setdefault(key, start + [""] * len(ENCODERS))
         line[len(start) + ENCODERS.index(score.encoder)] = str(score)
     return [lines[key] for key in sorted(lines)]
 
@@ -142,6 +143,7 @@ def made(scores: Sequence[Score]) -> list[list[str]]:
         [
             score.dataset,
             score.protocol,
+            score.metric,
             score.encoder,
             f"{score.value:.1f}",
             "" if score.interval is None else "{:.1f} to {:.1f}".format(*score.interval),
@@ -151,12 +153,12 @@ def made(scores: Sequence[Score]) -> list[list[str]]:
             seconds(score.features_s),
             seconds(score.protocol_s),
         ]
-        for score in sorted(scores, key=lambda s: (s.dataset, s.protocol))
+        for score in sorted(scores, key=lambda s: (s.dataset, s.protocol, s.metric))
     ]
 
 
 MADE = (
-    *("data set", "protocol", "encoder", "score", "95 % interval"),
+    *("data set", "protocol", "metric", "encoder", "score", "95 % interval"),
     *("train + val", "test", "unreadable", "features (s)", "protocol (s)"),
 )
 MADE_LEGEND = (

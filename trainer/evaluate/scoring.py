@@ -53,7 +53,9 @@ class Job:
         """Return the digest of what a task's scores on a data set depend on."""
         version = VERSION + self.protocols[task].version - 1
         settings = self._settings(task)
-        return scoresheet.fingerprint(task, settings, self.model.digest, dataset.identity, version)
+        source = self.protocols[task].source(self.config)
+        identity = f"{dataset.identity} {source}" if source else dataset.identity
+        return scoresheet.fingerprint(task, settings, self.model.digest, identity, version)
 
     def _settings(self, task: str) -> dict[str, Any]:
         """Return the settings that a task's scores on one data set depend on."""
@@ -110,6 +112,11 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig, protocols: Protocols)
         raise ConfigError("keys 'model' and 'checkpoint' are both set: expected one of them")
     datasets, absent = load_datasets(config)
     reference = config.model or config.checkpoint or config.run
+    without = {task: reason for task in tasks if (reason := protocols[task].absence(config))}
+    if len(without) == len(tasks):
+        raise UnfinishedError("; ".join(without.values()))
+    absent |= without
+    tasks = [task for task in tasks if task not in without]
     job = Job(config, protocols, load_model(reference, config.which), datasets, absent)
     # The ranks may see files at different times, so that rank 0 decides.
     missing = distributed.gather_objects(job.missing(tasks))[0]

@@ -43,6 +43,8 @@ class Split:
     [N, 0]."""
     masks: Sequence[Path] = ()
     """segmentation: [N], images whose pixels are 1 + the index of a class, 0 for none of them."""
+    things: Sequence[str] = ()
+    """[N], names of the things that are shown, if they are finer than the classes."""
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -54,7 +54,8 @@ def load_built_in(name: str) -> LabelledSet:
     def split(wanted: str) -> Split:
         chosen = [row for row in rows if row.split == wanted]
         labels = np.array([classes.index(row.label) for row in chosen], dtype=np.int64)
-        return Split(tuple(row.image for row in chosen), labels)
+        things = tuple(row.name for row in chosen) if name == "drawings" else ()
+        return Split(tuple(row.image for row in chosen), labels, things=things)
 
     identity = hashlib.blake2b((DATA_FOLDER / f"{name}.parquet").read_bytes(), digest_size=16)
     train, val, test = (split(wanted) for wanted in ("train", "val", "test"))

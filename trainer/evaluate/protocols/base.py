@@ -137,6 +137,14 @@ class Protocol(ABC, Generic[SettingsT]):
         """Return whether the protocol scores a data set; a subclass may leave out more."""
         return dataset.kind in self.kinds
 
+    def absence(self, config: EvaluateConfig) -> str | None:
+        """Return why the protocol cannot score anything, None if it can; a line of the output."""
+        return None
+
+    def source(self, config: EvaluateConfig) -> str:
+        """Return the digest of what scores depend on besides the model, data set and settings."""
+        return ""
+
     @abstractmethod
     def scores(self, evaluation: Evaluation, settings: SettingsT) -> list[Score]:
         """Return the scores of every kind of subject on every data set.
