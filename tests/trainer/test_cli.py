@@ -104,7 +104,7 @@ def test_help_describes_every_key(
         (train, "config"),
         (replay, "file"),
         (export, "checkpoint, out"),
-        (evaluate, "task, config"),
+        (evaluate, "task"),
     ],
 )
 def test_wrong_calls_name_only_what_is_required(

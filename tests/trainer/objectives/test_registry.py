@@ -213,6 +213,7 @@ def test_no_module_asks_which_objective_a_config_has() -> None:
     asking = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted((ROOT / "trainer").rglob("*.py"))
+        if "evaluate" not in path.parts  # Kinds are those of data sets there.
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Compare | ast.Match)
         for part in ast.walk(node)
