@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
-from trainer import distributed
 from trainer.evaluate import feature_cache, metrics
 from trainer.evaluate.config import EvaluateConfig
 from trainer.evaluate.datasets import LabelledSet, Split
@@ -158,6 +157,8 @@ class Naming(Protocol[NamingConfig]):
 
     def scores(self, evaluation: Evaluation, settings: NamingConfig) -> list[Score]:
         """Return top-1 and top-5 per data set and kind of subject; rank 0 compares."""
+        from trainer import distributed
+
         generated = load_generated(
             _images(evaluation.config, settings),
             settings.num_captions,
@@ -207,6 +208,8 @@ def _scores(
     generated: GeneratedSet,
 ) -> list[Score]:
     """Return the scores on one data set; all ranks call this together."""
+    from trainer import distributed
+
     dataset, trials, lost = questions.dataset, list[Trial](), list[str]()
     images = replace(dataset, name="generated", identity=generated.identity)
     total = len(generated.split) + sum(map(len, questions.concepts.values()))
@@ -241,6 +244,8 @@ def _trial(
     started: float,
 ) -> list[Trial]:
     """Return the result of a subject, whose features were begun at `started`; rank 0 alone."""
+    from trainer import distributed
+
     if distributed.rank() != 0:
         return []
     extracted, shown = time.monotonic(), keys.readable
@@ -340,6 +345,8 @@ def _extract(
 
     Those of a data set are shared with the protocols on frozen features.
     """
+    from trainer import distributed
+
     if not len(split):
         return Extracted(np.zeros((0, 1), np.float32), np.zeros(0, bool))
     if not subject.digest or evaluation.cache is None:
