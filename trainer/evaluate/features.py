@@ -60,6 +60,9 @@ class Subject:
     """The images that the network takes; None for pixels."""
     digest: str = ""
     """Digest of what the features of a picture depend on; empty: they are not cached."""
+    embed: "Callable[[Tensor], Tensor] | None" = None
+    """uint8 images [B, 3, S, S] of the encoder's size -> float32 features [B, D] on the encoder's
+    device, without gradients; None for pixels."""
 
 
 @dataclass(frozen=True)
@@ -114,20 +117,23 @@ def encoder_subject(
     reduced = extraction.precision == "bf16"
 
     @torch.no_grad()  # Not inference mode: a sharded network continues its training.
+    def embed(images: "Tensor") -> "Tensor":
+        pixels = images.to(extraction.device, non_blocking=True).float() / 255
+        with torch.autocast(device_type, torch.bfloat16, enabled=reduced):
+            found = _features(network, (pixels - mean) / std)
+        return found.float()
+
     def extract(pictures: Sequence[Picture], done: Callable[[int], object]) -> Extracted:
         features, readable = [], []
         for batch, decoded in _batches(pictures, shape.image_size, extraction):
-            pixels = batch.to(extraction.device, non_blocking=True).float() / 255
-            with torch.autocast(device_type, torch.bfloat16, enabled=reduced):
-                found = _features(network, (pixels - mean) / std)
-            features.append(found.float().cpu().numpy())
+            features.append(embed(batch).cpu().numpy())
             readable.append(decoded)
             done(len(batch))
         return _extracted(features, readable)
 
     taken = Input(shape.image_size, tuple(shape.mean), tuple(shape.std))
     made_from = digest and f"{digest} {taken} {extraction.precision}"
-    return Subject(kind, extract, encoder, taken, made_from)
+    return Subject(kind, extract, encoder, taken, made_from, embed)
 
 
 def _features(network: Any, images: "Tensor") -> "Tensor":
@@ -169,28 +175,38 @@ def pixels_subject(side: int = PIXELS_SIDE) -> Subject:
     return Subject("pixels", extract, digest=f"pixels {side}")
 
 
-def load_square(picture: Picture, size: int) -> Image.Image:
+def load_square(picture: Picture, size: int, shorter: int | None = None) -> Image.Image:
     """Return a picture as an RGB square: the shorter side resized (bicubic), the centre cropped.
 
     Args:
         picture: An encoded image, the file that holds it, or its pixels.
         size: Side of the square in pixels.
+        shorter: Shorter side in pixels before the crop; None is `size`.
+
+    Raises:
+        DamagedFileError: It cannot be decoded.
+    """
+    image = load_picture(picture)
+    scale = (shorter or size) / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def load_picture(picture: Picture) -> Image.Image:
+    """Return a picture as an RGB image.
 
     Raises:
         DamagedFileError: It cannot be decoded.
     """
     try:
-        image = _decode(picture)
+        return _decode(picture)
     except (UnidentifiedImageError, OSError) as error:
         where = str(picture) if isinstance(picture, Path) else "a picture of a built-in test set"
         raise DamagedFileError(
             f"{where} cannot be decoded as an image: repair or remove it"
         ) from error
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 def _decode(picture: Picture) -> Image.Image:

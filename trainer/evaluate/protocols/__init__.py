@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import create_model
 
 from trainer.evaluate.config import EvaluateConfig
-from trainer.evaluate.protocols import knn, logistic, naming
+from trainer.evaluate.protocols import knn, linear, logistic, naming
 from trainer.evaluate.protocols.base import Protocol
 
 PROTOCOLS: Mapping[str, Protocol[Any]] = {
@@ -18,6 +18,7 @@ PROTOCOLS: Mapping[str, Protocol[Any]] = {
     for protocol in (
         knn.PROTOCOL,
         logistic.PROTOCOL,
+        linear.PROTOCOL,
         naming.PROTOCOL,
     )
 }
