@@ -20,6 +20,7 @@ from transforms.core import exit_codes
 from transforms.core.config import load_config
 
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
+README = (ROOT / "docker/README.md").read_text(encoding="utf-8")
 COMPOSE = ROOT / "docker/compose.yaml"
 KUBERNETES = sorted((ROOT / "docker/kubernetes").glob("*.yaml"))
 ROLES = ("captions", "images", "trainer")
@@ -175,6 +176,24 @@ def test_a_training_is_made_again_unless_that_cannot_help() -> None:
     }
     fatal = (exit_codes.WRONG_CONFIG, exit_codes.NOT_FINITE)
     assert actions == {**dict.fromkeys(fatal, "FailJob"), exit_codes.RESTART: "Ignore"}
+
+
+def test_a_token_of_the_hub_reaches_the_workers_and_is_written_nowhere() -> None:
+    workers = [
+        container
+        for pod in pods()
+        for container in pod["containers"]
+        if container["image"] in ("synclr-captions", "synclr-images")
+    ]
+    for container in workers:
+        (token,) = (v for v in container["env"] if v["name"] == "HF_TOKEN")
+        assert token.keys() == {"name", "valueFrom"}
+        secret = token["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": "synclr-hub", "key": "token", "optional": True}
+        assert f"create secret generic {secret['name']} --from-literal={secret['key']}=" in README
+    for name in ("captions", "images", "pool", "images-portable"):
+        assert services()[name]["environment"] == ["HF_TOKEN"], "the name alone passes it on"
+    assert workers
 
 
 def test_what_is_mounted_and_selected_is_declared() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transforms.core.errors import ConfigError
+from transforms.engines.hub import refusals
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,15 @@ class Model:
 
 @contextlib.contextmanager
 def loading(model: Model) -> Iterator[None]:
-    """Log that a model is being loaded and how long it took: nothing else is visible meanwhile."""
+    """Log that a model is being loaded and how long it took: nothing else is visible meanwhile.
+
+    Raises:
+        ConfigError: The hub refuses the model to this machine, for instance without its token.
+    """
     log.info("loading %s", model.name)
     started = time.monotonic()
-    yield
+    with refusals(model.name, model.commit) if model.commit else contextlib.nullcontext():
+        yield
     log.info("%s is ready after %.0f s", model.name, time.monotonic() - started)
 
 
@@ -78,24 +84,3 @@ def refuse_revision(name: str, revision: str | None) -> None:
             f"key 'revision' has value {revision!r}, but model {name!r} consists of local files: "
             "expected a revision for hub ids only"
         )
-
-
-def hub_commit(name: str, revision: str | None, marker: str) -> str:
-    """Return the commit of a hub id, from the hub or, if it cannot be reached, from its cache.
-
-    Raises:
-        ConfigError: The hub has no such model, or neither the hub nor the cache can be read.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = Path(hf_hub_download(name, marker, revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"key 'model' has value {name!r}: no such folder, and the hub has no model of that "
-            f"name with a {marker} in reach ({reason})"
-        ) from error
-    # The cache keeps a file under snapshots/<commit>/.
-    return path.parent.name

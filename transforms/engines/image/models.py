@@ -10,13 +10,8 @@ from pathlib import Path
 
 from transforms.core.errors import ConfigError
 from transforms.core.shards import file_sha256
-from transforms.engines.model_refs import (
-    FindBuiltin,
-    Model,
-    hub_commit,
-    local_folder,
-    refuse_revision,
-)
+from transforms.engines.hub import hub_commit
+from transforms.engines.model_refs import FindBuiltin, Model, local_folder, refuse_revision
 
 BUILTIN_PREFIX = "builtin:"
 _BUILTIN = f"{BUILTIN_PREFIX}tiny-sd"

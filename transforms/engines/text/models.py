@@ -19,7 +19,8 @@ from pathlib import Path
 
 from transforms.core.errors import ConfigError
 from transforms.core.shards import file_sha256
-from transforms.engines.model_refs import Model, hub_commit, local_folder, refuse_revision
+from transforms.engines.hub import hub_commit
+from transforms.engines.model_refs import Model, local_folder, refuse_revision
 
 log = logging.getLogger(__name__)
 
