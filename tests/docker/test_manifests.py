@@ -47,6 +47,12 @@ def kubernetes(kind: str) -> Iterator[dict[str, Any]]:
 def pods() -> Iterator[dict[str, Any]]:
     for workload in (*kubernetes("Job"), *kubernetes("Deployment")):
         yield workload["spec"]["template"]["spec"]
+    for jobset in kubernetes("JobSet"):
+        for replicated in jobset["spec"]["replicatedJobs"]:
+            yield replicated["template"]["spec"]["template"]["spec"]
+    for job in kubernetes("PyTorchJob"):
+        for replicas in job["spec"]["pytorchReplicaSpecs"].values():
+            yield replicas["template"]["spec"]
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -176,6 +182,53 @@ def test_a_training_is_made_again_unless_that_cannot_help() -> None:
     }
     fatal = (exit_codes.WRONG_CONFIG, exit_codes.NOT_FINITE)
     assert actions == {**dict.fromkeys(fatal, "FailJob"), exit_codes.RESTART: "Ignore"}
+
+
+def test_other_forms_of_the_training_are_that_of_the_job() -> None:
+    job = next(job for job in kubernetes("Job") if job["metadata"]["name"] == "synclr-trainer")
+    (jobset,) = kubernetes("JobSet")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    (pytorch,) = kubernetes("PyTorchJob")
+    subdomain = jobset["spec"]["network"]["subdomain"]
+    first = f"{jobset['metadata']['name']}-{replicated['name']}-0-0.{subdomain}"
+    master = {"synclr-trainer-0.synclr-trainer": first}
+    operator = {**dict.fromkeys(master, "$(MASTER_ADDR)"), "29500": "$(MASTER_PORT)"}
+    operator["$(JOB_COMPLETION_INDEX)"] = "$(RANK)"
+    wanted = job["spec"]["template"]["spec"]
+    forms = [(replicated["template"]["spec"]["template"]["spec"], master)]
+    replicas = pytorch["spec"]["pytorchReplicaSpecs"]
+    forms += [(replica["template"]["spec"], operator) for replica in replicas.values()]
+    for pod, names in forms:
+        (container,), (model,) = pod["containers"], wanted["containers"]
+        flags = [word.partition("=") for word in model["command"]]
+        command = [flag + equals + names.get(value, value) for flag, equals, value in flags]
+        assert container["command"] == command
+        assert container["resources"] == model["resources"]
+        assert pod["volumes"] == wanted["volumes"]
+        grace = "terminationGracePeriodSeconds"
+        assert pod[grace] == wanted[grace]
+    spec = replicated["template"]["spec"]
+    assert spec["podFailurePolicy"] == job["spec"]["podFailurePolicy"]
+    assert spec["completions"] == job["spec"]["completions"]
+    assert sum(replica["replicas"] for replica in replicas.values()) == job["spec"]["completions"]
+    assert all(
+        replica["template"]["spec"]["containers"][0]["name"] == "pytorch"
+        for replica in replicas.values()
+    ), "the operator looks for that name"
+
+
+def test_every_container_asks_for_what_it_needs() -> None:
+    for pod in pods():
+        for container in pod["containers"]:
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            num_gpus = container["resources"].get("limits", {}).get("nvidia.com/gpu", 0)
+            tensor_parallel = [w for w in container.get("args", []) if "tensor_parallel_size" in w]
+            assert all(word.endswith(f"={num_gpus}") for word in tensor_parallel)
+            if num_gpus > 1:
+                (mount,) = container["volumeMounts"]
+                volume = next(v for v in pod["volumes"] if v["name"] == mount["name"])
+                assert mount["mountPath"] == "/dev/shm"
+                assert volume["emptyDir"] == {"medium": "Memory"}
 
 
 def test_a_token_of_the_hub_reaches_the_workers_and_is_written_nowhere() -> None:

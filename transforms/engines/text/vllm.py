@@ -238,6 +238,8 @@ def _prepare_process(config: VllmConfig) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # FlashInfer's sampler is compiled with nvcc at every start, and never samples with a seed.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if config.device == "cpu":
         # Actively waiting threads cost seven eighths of the speed if anything else is running.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,5 @@
 import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -165,3 +166,13 @@ def test_the_real_vllm_on_the_built_in_model() -> None:
     assert same >= 15, "the same seeds give the same samples"
     assert seen["recovered"] == [7], "a batch that breaks vLLM is repeated after a restart"
     assert seen["children"] == [], "no engine process that a killed worker would leave behind"
+
+
+def test_no_sampler_is_compiled_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "VLLM_USE_FLASHINFER_SAMPLER"
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != name})
+    vllm_engine._prepare_process(VllmConfig())
+    assert os.environ[name] == "0"
+    found = importlib.util.find_spec("vllm")
+    assert found and found.origin
+    assert f'os.environ["{name}"]' in (Path(found.origin).parent / "envs.py").read_text()
