@@ -3,9 +3,9 @@
 import ast
 import importlib.metadata
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,11 +207,12 @@ def test_no_merge_left_its_markers() -> None:
 
 
 def help_seconds() -> float:
-    """Return the time in seconds that `python -m pipelines --help` takes."""
-    started = time.monotonic()
+    """Return the processor time in seconds that `python -m pipelines --help` takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "pipelines", "--help"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.xdist_group("processes")
@@ -221,8 +222,8 @@ def test_help_imports_nothing_heavy_and_answers_in_a_second() -> None:
         f"heavy = {HEAVY!r} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
-    # Other tests may run at the same time, so one of several tries has to be fast.
-    assert any(help_seconds() < 1.0 for _ in range(8))
+    # Other work slows processor time, too, so one of several tries has to be fast.
+    assert any(help_seconds() < 1.0 for _ in range(3))
 
 
 @pytest.mark.parametrize("package", PACKAGES)

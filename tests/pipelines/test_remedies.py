@@ -179,6 +179,9 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     "trainer/evaluate/feature_cache.py": [
         ("are computed again", None),
     ],
+    "trainer/evaluate/linear_probe.py": [
+        ("starts again", None),
+    ],
     "trainer/replay.py": [
         ("Compute a step again", None),
     ],
@@ -255,6 +258,13 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "transforms/curation/limit.py": [
         ("run the same command again", None),
+    ],
+    "transforms/engines/hub.py": [
+        (
+            "try again later",
+            "tests/transforms/engines/test_hub.py::"
+            "test_a_hub_that_gives_no_answer_is_given_up_in_time",
+        ),
     ],
     "transforms/engines/text/openai.py": [
         (
