@@ -94,6 +94,8 @@ def _run(name: str, job: Job, arguments: Sequence[str]) -> int:
     from transforms.core.errors import ConfigError, DamagedFileError, StorageError, UnfinishedError
     from transforms.core.scratch import temporary_folder
 
+    if job.takes_run and "--watch" in arguments:
+        arguments = [*(word for word in arguments if word != "--watch"), "watch=true"]
     try:
         words, flags = split_flags(arguments)
         if not words or "=" in words[0]:

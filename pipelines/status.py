@@ -2,23 +2,37 @@
 
 `python -m pipelines status RUN` works at any time and on any machine that has access to the run's
 storage. It lists the commit records without reading them, so it answers in seconds at 600,000
-shards; the rate follows from the times at which they were written.
+shards; the rate follows from the times at which they were written. A few records are read for the
+time that a shard takes. `python -m pipelines status RUN --watch` shows it again and again.
 """
 
+import contextlib
 import itertools
+import json
 import random
+import re
+import signal
+import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from pydantic import PositiveFloat
 from tabulate import tabulate
 
 from transforms.core import storage
 from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.dead_letters import read_letters, shards_with_letters
-from transforms.core.errors import ConfigError
+from transforms.core.errors import (
+    ConfigError,
+    DamagedFileError,
+    MissingFileError,
+    StorageError,
+    reading,
+)
 from transforms.core.index import examine
+from transforms.core.shards import read_commit
 from transforms.core.stages import StageOutput, find_outputs
 
 WINDOW_S = 900.0
@@ -34,7 +48,17 @@ MAX_LETTERS_READ = 500
 """Dead-letter files that are read to count failures; if there are more, a random sample is read."""
 
 
+NUM_RECORDS_READ = 16
+"""Newest commit records that are read for the time that a shard takes."""
+
+BAR_WIDTH = 20
+"""Characters of a stage's bar."""
+
 HEADERS = ("stage", "shards", "done", "rate", "left", "failures", "state")
+WATCH_HEADERS = ("stage", "", *HEADERS[1:6], "workers", "state")
+TRAINING_METRICS = ("loss", "knn", "learning_rate", "images_per_s", "waiting", "memory_gib")
+CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+"""Moves a terminal's cursor to the first line of an empty screen."""
 
 
 class StatusConfig(Config):
@@ -42,6 +66,10 @@ class StatusConfig(Config):
 
     run: Place = no_fingerprint()
     """Folder or URL of the run."""
+    watch: bool = no_fingerprint(False)
+    """Show the run until Ctrl-C; `--watch` does the same."""
+    every_s: PositiveFloat = no_fingerprint(5.0)
+    """Pause between two looks at a watched run, in seconds."""
 
 
 CONFIG = StatusConfig
@@ -51,8 +79,11 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
     """Print a table with one line per stage; Beam's flags have no effect.
 
     Raises:
-        ConfigError: No stage of the run was started.
+        ConfigError: No stage of the run was started; a watched run is waited for.
     """
+    if config.watch:
+        watch(config)
+        return
     outputs = list(find_outputs(config.run))
     if not outputs:
         raise ConfigError(f"{config.run} holds no stage that was started, so it has no status")
@@ -65,12 +96,99 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
     print(tabulate(rows, HEADERS, "plain", colalign=align, disable_numparse=True))
 
 
+def watch(config: StatusConfig) -> None:
+    """Show a run again and again until Ctrl-C; on a terminal, each look replaces the last."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    clear = CLEAR if sys.stdout.isatty() else ""
+    try:
+        while True:
+            try:
+                shown = screen(config.run, time.time())
+            except (StorageError, DamagedFileError) as error:
+                shown = str(error)  # It may be better at the next look.
+            print(f"{clear}{shown}", flush=True)
+            time.sleep(config.every_s)
+    except KeyboardInterrupt:
+        print()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def screen(run: str, now: float) -> str:
+    """Return what a person who watches a run sees at the time `now`, in seconds since 1970."""
+    lines = [f"{run}  {datetime.fromtimestamp(now):%H:%M:%S}, Ctrl-C ends the watch only", ""]
+    rows = []
+    for output in find_outputs(run):
+        shards, done, *rest = columns(output, now)
+        filled = int(float(done.rstrip("%")) / 100 * BAR_WIDTH)
+        bar = "\N{FULL BLOCK}" * filled + "\N{MIDDLE DOT}" * (BAR_WIDTH - filled)
+        name = output.folder.url.removeprefix(run).strip("/")
+        rows.append([name, bar, shards, done, *rest[:3], workers(output, now), rest[3]])
+    if rows:
+        align = ("left", "left", *["right"] * 4, "left", "right", "left")
+        lines.append(tabulate(rows, WATCH_HEADERS, "plain", colalign=align, disable_numparse=True))
+    else:
+        lines.append("no stage was started yet")
+    return "\n".join([*lines, *training(run)])
+
+
+def training(run: str) -> list[str]:
+    """Return lines about the last metrics of the training; none if there is no training."""
+    try:
+        content = storage.read_bytes(storage.join(run, "train", "metrics.jsonl"))
+    except MissingFileError:
+        return []
+    # A training that is writing may have written half a line.
+    lines = [line for line in content.split(b"\n")[:-1] if line]
+    if not lines:
+        return []
+    with reading("the metrics of the training"):
+        last = json.loads(lines[-1])
+        shown = [f"{name} {last[name]:.4g}" for name in TRAINING_METRICS if name in last]
+        return ["", "  ".join([f"training  step {last['step']:,}", *shown])]
+
+
+def workers(output: StageOutput, now: float) -> str:
+    """Return how many shards were in work at the same time in the last minutes, on average.
+
+    That is the number of workers seen: shards per second times the seconds that a shard takes.
+    """
+    times = storage.list_times(storage.join(output.folder.url, "commits"))
+    recent = [moment for moment in times.values() if moment > now - WINDOW_S]
+    seconds = seconds_per_shard(output, times)
+    if len(recent) < 2 or seconds is None or max(recent) - min(recent) < seconds:
+        return "-"
+    per_second = (len(recent) - 1) / (max(recent) - min(recent))
+    return f"~{max(1, round(per_second * seconds))}"
+
+
+def seconds_per_shard(output: StageOutput, times: Mapping[str, float]) -> float | None:
+    """Return the mean time that the newest shards took, None if no record says so.
+
+    Args:
+        output: The stage.
+        times: Name of each commit record -> when it was written.
+    """
+    seconds = []
+    for name in sorted(times, key=lambda name: times[name])[-NUM_RECORDS_READ:]:
+        number = re.search(r"(\d+)\.json$", name)
+        # `verify` names damage.
+        with contextlib.suppress(DamagedFileError, MissingFileError):
+            if number:
+                seconds.append(read_commit(output.folder, int(number[1])).seconds)
+    return sum(seconds) / len(seconds) if seconds else None
+
+
 def columns(output: StageOutput, now: float) -> list[str]:
     """Return the row of a stage at the time `now`, without its name; see `HEADERS`."""
-    times = storage.list_times(storage.join(output.folder.url, "commits")).values()
+    written = storage.list_times(storage.join(output.folder.url, "commits"))
+    times = written.values()
     done, planned = len(times), output.num_shards
     running = done < planned and bool(times) and now - max(times) < longest_silence(times)
     per_second = rate(times, now, running)
+    if done > 1 and max(times) - min(times) < (seconds_per_shard(output, written) or 0.0):
+        # The files were copied, or no worker has made two shards: their times tell no rate.
+        per_second = 0.0
     left = "-"
     if running and per_second:
         left = str(timedelta(seconds=round((planned - done) / per_second)))

@@ -1,5 +1,9 @@
+import json
 import os
+import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +12,12 @@ from hypothesis import strategies as st
 
 from pipelines.__main__ import main
 from pipelines.runner import run_stage
-from pipelines.status import MIN_SILENCE_S, WINDOW_S, columns, longest_silence, rate
+from pipelines.status import MIN_SILENCE_S, WINDOW_S, columns, longest_silence, rate, screen
 from tests.support.counting_stage import stage
 from transforms.core import storage
 from transforms.core.errors import UnfinishedError
-from transforms.core.stages import find_outputs
+from transforms.core.shards import encode_commit, read_commit
+from transforms.core.stages import StageOutput, find_outputs
 
 
 def test_a_stage_that_stopped_half_way(
@@ -123,3 +128,49 @@ def test_no_rate_out_of_nothing() -> None:
     for times in ([], [5.0], [5.0, 5.0]):
         assert rate(times, 5.0, running=False) == 0
     assert rate([5.0], 5.0, running=True) == 0
+
+
+def with_times(folder: str, seconds: float, every_s: float, now: float) -> StageOutput:
+    """Return a complete stage whose shards took `seconds` and were committed every `every_s`."""
+    made = stage(folder, 12)
+    run_stage(made, [])
+    for shard in range(12):
+        record = replace(read_commit(made.folder, shard), seconds=seconds)
+        storage.replace_bytes(encode_commit(record), made.folder.commit_url(shard))
+        moment = now - every_s * (11 - shard)
+        os.utime(made.folder.commit_url(shard), (moment, moment))
+    return made
+
+
+def test_a_copy_has_no_rate(tmp_path: Path) -> None:
+    made = with_times(f"{tmp_path}/captions", 60.0, 20.0, 1e9)
+    assert columns(made, 1e9)[2] == "0.3/s", "6 captions in 20 seconds"
+    copied = with_times(f"{tmp_path}/copy/captions", 60.0, 0.01, 1e9)
+    assert columns(copied, 1e9)[2] == "-"
+
+
+def test_a_watched_run_shows_bars_workers_and_the_training(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    assert "no stage was started yet" in screen(run, 1e9)
+    made = with_times(f"{run}/captions", 60.0, 20.0, 1e9)
+    storage.delete(made.folder.success_url)
+    for shard in range(9, 12):
+        storage.delete(made.folder.commit_url(shard))
+    metrics = [{"step": step, "loss": 2.5 - step / 1000} for step in (1233, 1234)]
+    lines = "".join(json.dumps(line) + "\n" for line in metrics)
+    storage.replace_bytes((lines + '{"step": 12').encode(), f"{run}/train/metrics.jsonl")
+    shown = screen(run, 1e9)
+    (row,) = (line.split() for line in shown.splitlines() if line.startswith("captions"))
+    assert row[1:4] == ["\N{FULL BLOCK}" * 15 + "\N{MIDDLE DOT}" * 5, "9/12", "75.0%"]
+    assert row[-2:] == ["~3", "running"], "shards of a minute, three a minute"
+    assert shown.splitlines()[-1] == "training  step 1,234  loss 1.266"
+
+
+def test_a_run_is_watched_until_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(stage(f"{tmp_path}/captions", 3), [])
+    before = signal.getsignal(signal.SIGINT)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    assert main(["status", "--watch", str(tmp_path), "every_s=0.05"]) == 0
+    assert capsys.readouterr().out.count("complete: 15 captions") > 2
+    assert signal.getsignal(signal.SIGINT) == before
