@@ -162,9 +162,9 @@ MADE = (
     *("train + val", "test", "unreadable", "features (s)", "protocol (s)"),
 )
 MADE_LEGEND = (
-    "Intervals: bootstrap over the test pictures, 1,000 draws. *unreadable*: pictures that could "
-    "not be decoded and are left out; their names are in `scores.json`. Features are computed once "
-    "for all protocols, and kept in `features/`."
+    "Intervals: bootstrap over the test pictures, 1,000 draws (few-shot: over its own draws). "
+    "*unreadable*: pictures that could not be decoded and are left out; their names are in "
+    "`scores.json`. Features are computed once for all protocols, and kept in `features/`."
 )
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import create_model
 
 from trainer.evaluate.config import EvaluateConfig
-from trainer.evaluate.protocols import knn, linear, logistic, naming
+from trainer.evaluate.protocols import fewshot, knn, linear, logistic, naming
 from trainer.evaluate.protocols.base import Protocol
 
 PROTOCOLS: Mapping[str, Protocol[Any]] = {
     protocol.name: protocol
     for protocol in (
         knn.PROTOCOL,
+        fewshot.PROTOCOL,
         logistic.PROTOCOL,
         linear.PROTOCOL,
         naming.PROTOCOL,

@@ -203,6 +203,6 @@ def test_without_images_all_does_the_rest_and_says_why(
     said = f"naming is absent: {tmp_path}/none holds no complete images stage"
     assert said in capsys.readouterr().out
     listed = json.loads((run / "scores" / "scores.json").read_text())
-    assert {row["protocol"] for row in listed} == {"knn", "logistic"}
+    assert {row["protocol"] for row in listed} == {"knn", "logistic", "fewshot"}
     assert main(["naming", str(path), absent]) == 1
     assert "make it with `python -m pipelines images`" in capsys.readouterr().err
