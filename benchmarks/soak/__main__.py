@@ -6,7 +6,7 @@ First it makes a run that nothing disturbs. Then each round makes the same run a
 (on local disk or a GCS server), with two workers for each stage, while random faults strike:
 signals, full disks, damaged files, servers in trouble. Afterwards it does what the printed
 messages say until every command succeeds and `verify` finds nothing, and compares the SHA-256 of
-every shard, dead letter, plan and index with that of the undisturbed run.
+every shard, plan and index, and the ids of dead letters, with those of the undisturbed run.
 
 Captions come from vLLM's server. A model rounds differently in another batch, so its answers are
 kept, and the same request gets the same answer in all rounds. Every `--vllm-every`th round runs
