@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pipelines.runner import finish, plan
 from transforms.core.config import Config, Place, no_fingerprint
 from transforms.core.errors import ConfigError, UnfinishedError
-from transforms.core.stages import STAGES, find_outputs
+from transforms.core.shards import committed_shards
+from transforms.core.stages import STAGES, find_outputs, stage_folder
 
 
 class IndexConfig(Config):
@@ -33,6 +34,11 @@ def run(config: IndexConfig, flags: Sequence[str]) -> None:
     """
     known = config.stage.partition("/")[0] in STAGES
     outputs = list(find_outputs(config.run, (config.stage,))) if known else []
+    if known and not outputs and committed_shards(folder := stage_folder(config.run, config.stage)):
+        raise UnfinishedError(
+            f"run.yaml or plan.json in {folder.url} is lost: run {folder.commands}, which writes "
+            "it again, and the index"
+        )
     if not outputs:
         raise ConfigError(
             f"key 'stage' has value {config.stage!r}: there is no such stage in {config.run}"

@@ -181,9 +181,8 @@ def _check(config: VerifyConfig, outputs: Mapping[str, StageOutput], name: str) 
 def _missing_facts(folder: StageFolder) -> _Findings:
     """Report that `run.yaml` or `plan.json` of a stage is lost, so that it cannot be checked."""
     what = f"is lost, so the shards cannot be checked: run {folder.commands} to write it again"
-    missing = [url for url in (folder.run_yaml_url, folder.plan_url) if not storage.exists(url)]
-    names = [url.rpartition("/")[2] for url in missing]
-    return _Findings(folder, [Problem(name, what, by_hand=True) for name in names], [])
+    lost = "plan.json" if storage.exists(folder.run_yaml_url) else "run.yaml"
+    return _Findings(folder, [Problem(lost, what, by_hand=True)], [])
 
 
 def _repair(findings: _Findings) -> None:

@@ -314,5 +314,7 @@ def _check_index(output: StageOutput) -> Iterator[Problem]:
     if not table.replace_schema_metadata(None).equals(rows):
         what = "does not agree with the commit records"
         yield Problem("index.parquet", what, spoilt=spoilt)
-    elif any(success.get(name, number) != number for name, number in numbers.items()):
+    elif any(success.get(name, number) != number for name, number in numbers.items()) or (
+        success.keys() - numbers.keys() - {"index_sha256"}  # The name of a number is damaged.
+    ):
         yield Problem("_SUCCESS", "has other numbers than the index", spoilt=spoilt)

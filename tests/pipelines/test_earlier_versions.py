@@ -15,7 +15,7 @@ from pipelines.images import ImagesConfig
 from pipelines.report.corpus import _planned_shares
 from tests.support.captions import make_captions, write_captions
 from tests.support.paths import PIPELINE_CONFIGS
-from transforms.core import storage
+from tests.support.run_yaml import write_run_yaml
 from transforms.core.config import load_config, stored_config
 from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import Fingerprint
@@ -175,7 +175,7 @@ def test_backgrounds_have_their_fingerprints(text_config: list[str]) -> None:
     assert not any(key.startswith("vllm.") for key in planned.fingerprint.fields)
     others = {"vllm.dtype": "float32", "vllm.max_model_len": 512}
     stored = {"fields": {**planned.fingerprint.fields, **others}}
-    storage.replace_bytes(yaml.safe_dump(stored).encode(), planned.folder.run_yaml_url)
+    write_run_yaml(stored, planned.folder.run_yaml_url)
     assert backgrounds.stage(remote).fingerprint.digest == "352c0b5e0398b7e54f4e00ba3aa83af6"
 
 

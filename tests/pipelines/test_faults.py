@@ -12,7 +12,7 @@ from tests.support.captions import make_captions
 from tests.support.fault_matrix import NUM_SHARDS, Matrix
 from tests.support.fault_process import Blocks
 from tests.support.paths import ROOT
-from transforms.core import storage
+from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.seeding import caption_id
 from transforms.engines.image.base import Painted
 
@@ -59,9 +59,7 @@ def test_missing_concept_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_folder_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = f"run={tmp_path}/run"
-    storage.publish_bytes(
-        b"fields: {seed: 1}\nfingerprint: x\n", f"{tmp_path}/run/captions-raw/run.yaml"
-    )
+    claim(f"{tmp_path}/run/captions-raw/run.yaml", Fingerprint({"seed": 1}), {})
     assert main(["captions", CONFIG, run]) == 2
     said = sentence(capsys)
     assert "seed: 1 there, 0 here" in said

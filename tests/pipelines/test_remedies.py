@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import remedy_faults as faults
+from tests.support import remedy_settings_faults as settings_faults
 from tests.support.fault_process import Blocks, BlockSpec
 from tests.support.messages import Message, messages_with_remedies
 from tests.support.paths import ROOT
@@ -103,6 +104,7 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "pipelines/index.py": [
         ("are not committed", faults.a_shard_is_lost_before_index),
+        ("is lost: run", settings_faults.an_index_is_garbled_and_its_plan_is_lost),
     ],
     "pipelines/options.py": [
         (
@@ -120,8 +122,8 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
         ("does without it", faults.curation_report_is_damaged),
     ],
     "pipelines/report/stages.py": [
-        ("delete it, then run", faults.settings_are_damaged_before_report),
-        ("to write it again", faults.a_plan_is_damaged_before_report),
+        ("delete it, then run", settings_settings_faults.settings_are_damaged_before_report),
+        ("to write it again", settings_settings_faults.a_plan_is_damaged_before_report),
     ],
     "pipelines/retry_failed.py": [
         ("is not complete", faults.images_lost_their_index_before_a_retry),
@@ -150,7 +152,7 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
         ("verify again", faults.a_process_left_a_file),
         ("do what the lines say", faults.a_file_is_unknown),
         ("are painted twice", faults.a_retried_caption_is_painted_twice),
-        ("is lost, so the shards", faults.plans_and_settings_are_lost_before_verify),
+        ("is lost, so the shards", settings_faults.plans_and_settings_are_lost_before_verify),
     ],
     "trainer/checkpoints/files.py": [
         ("trainer.train", "tests/trainer/checkpoints/test_files.py::test_other_files_are_refused"),
@@ -218,13 +220,13 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "transforms/core/fingerprint.py": [
         ("was made with other settings", faults.other_settings),
-        ("is damaged", faults.settings_are_damaged),
+        ("is damaged", settings_faults.settings_are_damaged),
         (
             "strict_versions is true",
             "tests/pipelines/test_runner.py::"
             "test_other_library_versions_are_named_or_refused_while_shards_are_missing",
         ),
-        ("is damaged", faults.a_bit_of_the_settings_is_flipped),
+        ("is damaged", settings_faults.a_bit_of_the_settings_is_flipped),
     ],
     "transforms/core/index.py": [
         ("did not fail again", faults.a_retried_caption_does_not_fail_again),
@@ -246,8 +248,10 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
         ("delete it and run", faults.a_commit_record_is_damaged),
     ],
     "transforms/core/stages.py": [
-        ("to write it again", faults.a_plan_is_damaged),
-        ("to write it again", faults.a_plan_of_curated_captions_is_damaged),
+        ("to write it again", settings_faults.a_plan_is_damaged),
+        ("to write it again", settings_faults.a_plan_of_curated_captions_is_damaged),
+        ("to write it again", settings_faults.an_index_is_lost_and_its_plan_is_damaged),
+        ("to write it again", settings_faults.the_config_of_a_run_is_damaged_before_repair),
         ("retry-failed", None),
     ],
     "transforms/core/storage/__init__.py": [
@@ -278,8 +282,8 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     ],
     "transforms/verify.py": [
         ("to write it again", faults.captions_of_a_retry_are_damaged),
-        ("does not agree with the index", faults.a_plan_has_other_numbers),
-        ("does not agree with the index", faults.a_plan_says_other_things),
+        ("does not agree with the index", settings_faults.a_plan_has_other_numbers),
+        ("does not agree with the index", settings_faults.a_plan_says_other_things),
         ("unknown file", faults.a_file_is_unknown),
         ("beyond the plan", faults.a_file_is_beyond_the_plan),
     ],

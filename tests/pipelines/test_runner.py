@@ -13,6 +13,7 @@ import yaml
 from pipelines import runner
 from pipelines.runner import finish, is_complete, plan, progress, run_stage, worker_sentence
 from tests.support.counting_stage import stage
+from tests.support.run_yaml import write_run_yaml
 from tests.support.stage_content import content
 from trainer import train
 from transforms.core import storage
@@ -74,7 +75,7 @@ def test_other_library_versions_are_named_or_refused_while_shards_are_missing(
     run_yaml = tmp_path / "run" / "run.yaml"
     recorded = yaml.safe_load(run_yaml.read_text())
     recorded["versions"] |= {"pyarrow": "1.2.3", "torch": "1.2.3"}
-    run_yaml.write_text(yaml.safe_dump(recorded))
+    write_run_yaml(recorded, str(run_yaml))
     before = content(url)
     run_stage(larger(2, strict=True), [])
     with pytest.raises(ConfigError, match=r"\(pyarrow 1\.2\.3 there, \S+ here\), and strict"):

@@ -117,7 +117,7 @@ class Person:
                 if any(steps(what)):
                     self.follow(what, f"{self.run}/{file}")
         for step in todo:
-            if step is not todo[0] and self.code != 0:
+            if (by_lines or step is not todo[0]) and self.code != 0:
                 self.heal()
             if step.action == "delete":
                 self._delete(step.path, step.and_later)

@@ -97,51 +97,6 @@ def curation_report_is_damaged(scene: Scene) -> None:
     fails(scene, "report")
 
 
-def settings_are_damaged_before_report(scene: Scene) -> None:
-    scene.change("images/run.yaml", lambda _: b"[")
-    fails(scene, "report")
-
-
-def settings_are_damaged(scene: Scene) -> None:
-    scene.change("images/run.yaml", lambda _: b"fields: 3")
-    fails(scene, "images")
-
-
-def a_plan_is_damaged_before_report(scene: Scene) -> None:
-    scene.change("images/plan.json", lambda _: b"[]")
-    fails(scene, "report")
-
-
-def a_plan_is_damaged(scene: Scene) -> None:
-    scene.change("images/plan.json", lambda plan: plan.replace(b": 8,", b': "8",'))
-    fails(scene, "verify")
-
-
-def a_plan_of_curated_captions_is_damaged(scene: Scene) -> None:
-    scene.change("captions/plan.json", halve)
-    fails(scene, "verify")
-
-
-def a_plan_has_other_numbers(scene: Scene) -> None:
-    scene.change("captions/plan.json", lambda plan: plan.replace(b": 16,", b": 17,"))
-    fails(scene, "verify", "repair=true")
-
-
-def a_plan_says_other_things(scene: Scene) -> None:
-    scene.change("images/plan.json", lambda plan: plan.replace(b"generator_digest", b"generator"))
-    fails(scene, "verify", "repair=true")
-
-
-def plans_and_settings_are_lost_before_verify(scene: Scene) -> None:
-    scene.delete("captions-raw/plan.json", "captions/plan.json", "images/run.yaml")
-    fails(scene, "verify")
-
-
-def a_bit_of_the_settings_is_flipped(scene: Scene) -> None:
-    scene.change("images/run.yaml", lambda text: text.replace(b"num_steps: 1", b"num_steps: 3"))
-    fails(scene, "images")
-
-
 def images_lost_their_index_before_a_retry(scene: Scene) -> None:
     scene.use("retried")
     scene.delete("images/index.parquet")

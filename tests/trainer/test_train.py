@@ -12,6 +12,7 @@ import yaml
 from tests.support.evaluation import save_pictures
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_images
+from tests.support.run_yaml import write_run_yaml
 from tests.support.training_runs import (
     checkpoints,
     command,
@@ -221,7 +222,7 @@ def test_other_library_versions_are_named_or_refused_while_steps_are_left(
     else:  # Checkpoints of earlier versions do not say.
         write_state(state, str(first))
         recorded = yaml.safe_load((run / "train" / "run.yaml").read_text())
-        (run / "train" / "run.yaml").write_text(yaml.safe_dump({**recorded, "versions": older}))
+        write_run_yaml({**recorded, "versions": older}, f"{run}/train/run.yaml")
     assert command(run, "strict_versions=true") == 0, "it is finished"
     last.unlink()
     assert command(run, "strict_versions=true") == WRONG_CONFIG

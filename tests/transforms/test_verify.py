@@ -281,12 +281,16 @@ def test_captions_are_named_by_their_text(tmp_path: Path) -> None:
     assert problem.damaged_shard == 0
 
 
-@pytest.mark.parametrize("of", ["captions", "images", "failures", "index"])
+@pytest.mark.parametrize("of", ["captions", "images", "failures", "index", "_SUCCESS"])
 def test_a_flipped_bit_anywhere_is_a_problem_of_its_file(of: str) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     made = captions(url, [caption(n) for n in range(5)]) if of == "captions" else images(url)
     folder = made.output.folder
-    others = {"failures": folder.failures_url(0), "index": folder.index_url}
+    others = {
+        "failures": folder.failures_url(0),
+        "index": folder.index_url,
+        "_SUCCESS": folder.success_url,
+    }
     path = others.get(of, folder.shard_url(0))
     content = storage.read_bytes(path)
     random = Random(0)
@@ -297,4 +301,6 @@ def test_a_flipped_bit_anywhere_is_a_problem_of_its_file(of: str) -> None:
         problems = found(dataclasses.replace(made, decode=False))
         # Damage to the reason of a dead letter may go unnoticed.
         assert problems or of == "failures"
-        assert {problem.damaged_shard for problem in problems} <= {None if of == "index" else 0}
+        assert {problem.damaged_shard for problem in problems} <= {
+            None if of in ("index", "_SUCCESS") else 0
+        }

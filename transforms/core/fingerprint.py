@@ -105,25 +105,22 @@ def claim(
         "fields": written_fields(fingerprint.fields, config),
         "versions": dict(library_versions()),
     }
+    content[_CHECKSUM] = _checksum(yaml.safe_load(yaml.safe_dump(content)))
     text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
     if storage.publish_bytes(text.encode("utf-8"), run_yaml_url):
         return dict(library_versions())
-    damaged = ConfigError(
-        f"{run_yaml_url} is damaged: expected what a run writes there; delete it, then run the "
-        "same command again"
-    )
     try:
-        there: Any = yaml.safe_load(storage.read_bytes(run_yaml_url))
-        theirs = of_this_version(dict(there["fields"]))
+        there = decode_run(storage.read_bytes(run_yaml_url))
+        theirs = of_this_version(there["fields"])
         versions: dict[str, str] = dict(there.get("versions") or {})
-        is_as_written = Fingerprint.recorded(there).digest == there["fingerprint"]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise damaged from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{run_yaml_url} is damaged: expected what a run writes there; delete it, then run the "
+            "same command again"
+        ) from error
     ours = written_fields(fingerprint.fields, config)
     compared = {*theirs, *ours} - (set(retired) - set(ours))
     differing = sorted(k for k in compared if not _is_same(theirs, ours, k))
-    if differing and not is_as_written:
-        raise damaged
     if differing:
         raise FingerprintMismatchError(
             f"{run_yaml_url} says that this folder was made with other settings "
@@ -138,6 +135,40 @@ def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Iterable[
     return "; ".join(
         f"{key}: {_field_text(theirs, key)} there, {_field_text(ours, key)} here" for key in keys
     )
+
+
+_KEYS = {"config", "fingerprint", "fields", "versions"}
+_CHECKSUM = "checksum"
+"""Key of the checksum of a `run.yaml`'s other values; those of earlier versions lack it."""
+
+
+def decode_run(text: bytes) -> dict[str, Any]:
+    """Return the values of a `run.yaml`.
+
+    Raises:
+        ValueError: It is not as a run writes it.
+    """
+    try:
+        content: dict[str, Any] = dict(yaml.safe_load(text))
+        checksum = content.pop(_CHECKSUM, None)
+        content["fields"] = dict(content["fields"])
+        unknown = content.keys() - _KEYS
+        digest = Fingerprint.recorded(content).digest
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{type(error).__name__} {error}") from error
+    if unknown:
+        raise ValueError(f"key {min(unknown, key=str)!r} is unknown")
+    if digest != content.get("fingerprint"):
+        raise ValueError("its fields do not have its fingerprint")
+    if checksum not in (None, _checksum(content)):
+        raise ValueError("its content does not have its checksum")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Return the blake2b hash of the values of a `run.yaml`, 32 hex digits."""
+    canonical = json.dumps(dict(content), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def _is_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> bool:

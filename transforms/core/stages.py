@@ -4,18 +4,17 @@ A new stage needs a producer, a job module `pipelines/<command>.py` and one entr
 class of records is a dataclass in `records`.
 """
 
+import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol
 
-import yaml
-
 from transforms.core import storage
 from transforms.core.counters import Tally
 from transforms.core.errors import DamagedFileError, MissingFileError
-from transforms.core.fingerprint import Fingerprint
+from transforms.core.fingerprint import Fingerprint, decode_run
 from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS
 from transforms.core.references import resolved, whole_number
 from transforms.core.shard_reader import RowReader
@@ -181,7 +180,7 @@ def stage_folder(run: str, name: str) -> StageFolder:
 
 def write_plan(output: StageOutput) -> None:
     """Write `plan.json`: how much the stage is to make. A stage that grows writes it again."""
-    plan = {
+    plan: dict[str, Any] = {
         "name": output.folder.kind.file_prefix,
         "suffix": output.folder.kind.format.suffix,
         "num_shards": output.num_shards,
@@ -189,8 +188,35 @@ def write_plan(output: StageOutput) -> None:
         "unit": output.unit,
         "metadata": dict(output.metadata),
     }
+    plan[_CHECKSUM] = _content_sha256(plan)
     data = json.dumps(plan, indent=1, sort_keys=True).encode("utf-8")
     storage.update_bytes(data, output.folder.plan_url)
+
+
+_PLAN_KEYS = {"name", "suffix", "num_shards", "num_records", "unit", "metadata"}
+_CHECKSUM = "plan_sha256"
+"""Key of the checksum of a plan's other values; plans of earlier versions lack it."""
+
+
+def _decode_plan(content: bytes) -> dict[str, Any]:
+    """Return the values of `plan.json`.
+
+    Raises:
+        ValueError: It holds something else, or its checksum is another one.
+    """
+    plan: dict[str, Any] = json.loads(content)
+    checksum = plan.pop(_CHECKSUM, None)
+    unknown = sorted(plan.keys() - _PLAN_KEYS)
+    if unknown:
+        raise ValueError(f"key {unknown[0]!r} is unknown")
+    _check_types(plan, {"num_shards": int, "num_records": int, "metadata": dict})
+    if checksum not in (None, _content_sha256(plan)):
+        raise ValueError("its content does not have its checksum")
+    return plan
+
+
+def _content_sha256(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def read_output(folder: StageFolder) -> StageOutput | None:
@@ -205,12 +231,11 @@ def read_output(folder: StageFolder) -> StageOutput | None:
     except MissingFileError:
         return None
     try:
-        plan: dict[str, Any] = json.loads(plan_text)
-        run: dict[str, Any] = yaml.safe_load(run_text)
+        plan = _decode_plan(plan_text)
+        run = decode_run(run_text)
         files, kind = (plan["name"], plan["suffix"]), folder.kind
         if files != (kind.file_prefix, kind.format.suffix):
             raise ValueError(f"its files are {files[0]}-*{files[1]}")
-        _check_types(plan, {"num_shards": int, "num_records": int, "metadata": dict})
         _check_types(run, {"fields": dict, "config": dict})
         return StageOutput(
             folder=folder,
@@ -220,7 +245,7 @@ def read_output(folder: StageFolder) -> StageOutput | None:
             num_records=plan["num_records"],
             metadata=plan["metadata"],
         )
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(
             f"{folder.run_yaml_url} or plan.json next to it is damaged "
             f"({type(error).__name__} {error}): expected what the {folder.kind.folder} stage "
@@ -251,9 +276,10 @@ def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[Stag
 
 
 def find_unknown(run: str, known: Container[str]) -> Iterator[StageFolder]:
-    """Yield the stages and retries of a run that hold shards, but have lost a file about them.
+    """Yield the stages and retries of a run that have lost one of `run.yaml` and `plan.json`.
 
-    `find_outputs` leaves them out, and the retries after them.
+    `find_outputs` leaves them out, and the retries after them. A folder in which neither is whole
+    was not made by a stage.
 
     Args:
         run: Folder or URL of the run.
@@ -265,5 +291,15 @@ def find_unknown(run: str, known: Container[str]) -> Iterator[StageFolder]:
         while folder.url in known:
             number += 1
             folder = first.retry(number)
-        if committed_shards(folder):
+        has_plan = _is_intact(folder.plan_url, _decode_plan)
+        has_run = _is_intact(folder.run_yaml_url, decode_run)
+        if has_plan != has_run and committed_shards(folder):
             yield folder
+
+
+def _is_intact(url: str, decode: Callable[[bytes], object]) -> bool:
+    try:
+        decode(storage.read_bytes(url))
+    except (MissingFileError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True

@@ -15,6 +15,7 @@ import yaml
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import write_image_captions, write_images
 from tests.support.paths import ROOT
+from tests.support.run_yaml import write_run_yaml
 from tests.support.training_runs import command, losses, make_run, write_config
 from trainer.config import TrainConfig
 from trainer.objectives.registry import OBJECTIVES, objective_of
@@ -177,11 +178,11 @@ def test_a_run_of_an_earlier_version_continues(
     path = run / "train" / "run.yaml"
     stored = yaml.safe_load(path.read_text())
     stored["fields"] |= OLD_FIELDS[kind]
-    path.write_text(yaml.safe_dump(stored))
+    write_run_yaml(stored, str(path))
     assert command(run, *overrides) == 0
     assert "Trained already: 4 steps" in capsys.readouterr().out
     stored["fields"]["objective.unknown"] = 1
-    path.write_text(yaml.safe_dump(stored))
+    write_run_yaml(stored, str(path))
     assert command(run, *overrides) == WRONG_CONFIG
     assert "objective.unknown" in capsys.readouterr().err
 

@@ -1,11 +1,13 @@
 import importlib.metadata
 import logging
 from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.support.run_yaml import write_run_yaml
 from transforms.core import storage
 from transforms.core.errors import ConfigError
 from transforms.core.fingerprint import (
@@ -93,6 +95,37 @@ def test_a_flipped_bit_in_run_yaml_is_not_taken_for_other_settings(tmp_path: obj
     assert storage.read_bytes(url) == whole
 
 
+def test_a_flipped_bit_anywhere_in_run_yaml_is_damage(tmp_path: object) -> None:
+    url = f"{tmp_path}/run.yaml"
+    ours = Fingerprint({"steps": 12, "name": None})
+    claim(url, ours, {"steps": 12, "name": None, "run": "a"})
+    whole = storage.read_bytes(url)
+    random = Random(0)
+    for _ in range(150):
+        changed = bytearray(whole)
+        changed[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        try:
+            content = yaml.safe_load(bytes(changed))
+        except (yaml.YAMLError, ValueError):
+            content = None
+        if content == yaml.safe_load(whole):
+            continue
+        storage.replace_bytes(bytes(changed), url)
+        with pytest.raises(ConfigError, match=r"run\.yaml is damaged"):
+            claim(url, ours, {})
+
+
+def test_a_run_yaml_of_an_earlier_version_has_no_checksum(tmp_path: object) -> None:
+    url = f"{tmp_path}/run.yaml"
+    claim(url, Fingerprint({"steps": 12}), {"steps": 12})
+    content = yaml.safe_load(storage.read_bytes(url))
+    del content["checksum"]
+    storage.replace_bytes(yaml.safe_dump(content).encode(), url)
+    claim(url, Fingerprint({"steps": 12}), {})
+    with pytest.raises(FingerprintMismatchError, match="steps: 12 there, 20 here"):
+        claim(url, Fingerprint({"steps": 20}), {})
+
+
 def test_a_retired_field_of_an_existing_folder_is_no_difference(tmp_path: object) -> None:
     url = f"{tmp_path}/run.yaml"
     claim(url, Fingerprint({"lr": 1, "clip.width": 512}), {})
@@ -149,7 +182,7 @@ def test_versions_are_recorded_then_accepted_or_refused(
     torch = importlib.metadata.version("torch")
     assert there["versions"]["torch"] == torch
     there["versions"] |= {"torch": "1.13.1", "apache-beam": "1.0.0"}
-    storage.replace_bytes(yaml.safe_dump(there).encode(), url)
+    write_run_yaml(there, url)
     recorded = claim(url, Fingerprint({}), {})
     said = f"{url} was written with other library versions (torch 1.13.1 there, {torch} here)"
     with caplog.at_level(logging.WARNING):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -56,3 +57,33 @@ def test_a_damaged_plan_is_a_sentence(tmp_path: object) -> None:
         storage.replace_bytes(text, folder.plan_url)
         with pytest.raises(DamagedFileError, match=r"plan\.json next to it is damaged"):
             read_output(folder)
+
+
+def test_a_flipped_bit_anywhere_in_a_plan_is_noticed(tmp_path: object) -> None:
+    folder = begin(stage_folder(str(tmp_path), "captions")).folder
+    content = storage.read_bytes(folder.plan_url)
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        if json.loads(content) == _parsed(bytes(changed)):
+            continue  # A space has become another one.
+        storage.replace_bytes(bytes(changed), folder.plan_url)
+        with pytest.raises(DamagedFileError, match=r"plan\.json"):
+            read_output(folder)
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_plan_of_an_earlier_version_has_no_checksum(tmp_path: object) -> None:
+    written = begin(stage_folder(str(tmp_path), "captions"))
+    plan = json.loads(storage.read_bytes(written.folder.plan_url))
+    del plan["plan_sha256"]
+    storage.replace_bytes(json.dumps(plan).encode(), written.folder.plan_url)
+    found = read_output(written.folder)
+    assert found is not None
+    assert found.num_records == written.num_records
