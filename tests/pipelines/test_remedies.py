@@ -122,8 +122,8 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
         ("does without it", faults.curation_report_is_damaged),
     ],
     "pipelines/report/stages.py": [
-        ("delete it, then run", settings_settings_faults.settings_are_damaged_before_report),
-        ("to write it again", settings_settings_faults.a_plan_is_damaged_before_report),
+        ("delete it, then run", settings_faults.settings_are_damaged_before_report),
+        ("to write it again", settings_faults.a_plan_is_damaged_before_report),
     ],
     "pipelines/retry_failed.py": [
         ("is not complete", faults.images_lost_their_index_before_a_retry),

@@ -2,13 +2,13 @@
 
     python -m trainer.evaluate TASK CONFIG [key=value ...]
 
-TASK is a protocol (`knn`, `fewshot`, `logistic`, `linear`, `naming`) or `all`. The command scores
-`model`, by default the newest checkpoint of `<run>/train`, and writes `<run>/scores`: `<task>-<data
-set>.json`, `scores.json` and `scores.md`. Run again for the same model, it scores only what is
-missing and prints all scores. Data sets that are not on this machine are left out, one line each.
-With `trainer.launch` the ranks share the features. Exit code 0: all scores that can be had are
-there; 2: a setting is wrong; 1: something is missing, and the last line says what; 75: a rank was
-lost; 130: Ctrl-C.
+TASK is a protocol (`knn`, `fewshot`, `logistic`, `linear`, `segmentation`, `naming`) or `all`. The
+command scores `model`, by default the newest checkpoint of `<run>/train`, and writes
+`<run>/scores`: `<task>-<data set>.json`, `scores.json` and `scores.md`. Run again for the same
+model, it scores only what is missing and prints all scores. Data sets that are not on this machine
+are left out, one line each. With `trainer.launch` the ranks share the features. Exit code 0: all
+scores that can be had are there; 2: a setting is wrong; 1: something is missing, and the last line
+says what; 75: a rank was lost; 130: Ctrl-C.
 
     python -m trainer.evaluate check [CONFIG] [data=FOLDER]
 

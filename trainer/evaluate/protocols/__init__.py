@@ -10,7 +10,14 @@ from typing import Any
 from pydantic import create_model
 
 from trainer.evaluate.config import EvaluateConfig
-from trainer.evaluate.protocols import fewshot, knn, linear, logistic, naming
+from trainer.evaluate.protocols import (
+    fewshot,
+    knn,
+    linear,
+    logistic,
+    naming,
+    segmentation,
+)
 from trainer.evaluate.protocols.base import Protocol
 
 PROTOCOLS: Mapping[str, Protocol[Any]] = {
@@ -21,6 +28,7 @@ PROTOCOLS: Mapping[str, Protocol[Any]] = {
         logistic.PROTOCOL,
         linear.PROTOCOL,
         naming.PROTOCOL,
+        segmentation.PROTOCOL,
     )
 }
 """Every protocol by its name."""
