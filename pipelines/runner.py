@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 from pipelines.options import beam_options
 from transforms.core import shards, storage
 from transforms.core.commit import discard_shard, is_whole
-from transforms.core.errors import ConfigError, StorageError, UnfinishedError
+from transforms.core.errors import (
+    ConfigError,
+    DamagedFileError,
+    MissingFileError,
+    StorageError,
+    UnfinishedError,
+)
 from transforms.core.fingerprint import accept_versions, claim
 from transforms.core.index import (
     StageFiles,
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL_S = 1.0
 AGAIN = "run the same command again to continue"
+_RECORDS_READ = 20
+"""Commit records read of a folder that lost its `run.yaml`; several, as some may be damaged."""
 
 
 def run_stage(
@@ -63,7 +71,7 @@ def run_stage(
     state = examine(stage.folder, stage.num_shards)
     if prepare is not None and (_unmade(stage, state.files) or state.doubtful):
         prepare()
-    _check_index_fingerprint(stage, state)
+    _check_lost_settings(stage, state)
     made_with = claim(stage.folder.run_yaml_url, stage.fingerprint, stage.config)
     unmade = plan(stage, state.files)
     if state.summary is not None:
@@ -86,15 +94,22 @@ def run_stage(
     finish(stage)
 
 
-def _check_index_fingerprint(stage: StageOutput, state: StageState) -> None:
-    """Refuse to give a folder that lost its `run.yaml` one with other settings."""
-    made = state.index.metadata.get("fingerprint") if state.index else None
-    if made in (None, stage.fingerprint.digest) or storage.exists(stage.folder.run_yaml_url):
+def _check_lost_settings(stage: StageOutput, state: StageState) -> None:
+    """Refuse to give a folder that lost its `run.yaml` one with other settings.
+
+    The index or a commit record of the folder says which fingerprint it was made with.
+    """
+    if storage.exists(stage.folder.run_yaml_url):
         return
-    raise ConfigError(
-        f"{stage.folder.url} was made with other settings, and its run.yaml, which says which, is "
-        "lost: restore the settings, or choose another `run`"
-    )
+    made = {state.index.metadata.get("fingerprint", "")} if state.index else set()
+    for shard in sorted(state.files.committed)[:_RECORDS_READ]:
+        with contextlib.suppress(DamagedFileError, MissingFileError):
+            made.add(shards.read_commit(stage.folder, shard).fingerprint)
+    if made - {""} and stage.fingerprint.digest not in made:
+        raise ConfigError(
+            f"{stage.folder.url} was made with other settings, and its run.yaml, which says which, "
+            "is lost: restore the settings, or choose another `run`"
+        )
 
 
 def check_versions(stage: StageOutput, made_with: Mapping[str, str]) -> None:

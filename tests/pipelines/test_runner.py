@@ -197,6 +197,20 @@ def test_a_complete_stage_that_lost_something_is_completed_again(
     assert ("1 committed shards are lost and made again" in said) == ("shard" in loss)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_folder_that_lost_its_settings_takes_no_others(tmp_path: Path, loss: str) -> None:
+    made = stage(str(tmp_path / "run"), NUM_SHARDS)
+    run_stage(made, [])
+    LOSSES[loss](made)
+    storage.delete(made.folder.run_yaml_url)
+    before = storage.list_times(made.folder.url)
+    with pytest.raises(ConfigError, match="made with other settings, and its run"):
+        run_stage(dataclasses.replace(made, fingerprint=Fingerprint({"seed": 3})), [])
+    assert storage.list_times(made.folder.url) == before
+    run_stage(made, [])
+    assert is_complete(made)
+
+
 def test_a_shard_that_is_cut_off_while_the_index_is_lost(tmp_path: Path) -> None:
     made = stage(f"{tmp_path}/captions", NUM_SHARDS)
     run_stage(made, [])
