@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -33,7 +33,7 @@ from transforms.core.errors import (
 )
 from transforms.core.index import examine
 from transforms.core.shards import read_commit
-from transforms.core.stages import StageOutput, find_outputs
+from transforms.core.stages import StageOutput, find_outputs, find_unreadable
 
 WINDOW_S = 900.0
 """Time before now over which the rate of a running stage is taken. A stopped stage has its mean."""
@@ -84,8 +84,9 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
     if config.watch:
         watch(config)
         return
-    outputs = list(find_outputs(config.run))
-    if not outputs:
+    outputs = list(find_outputs(config.run, skip_damaged=True))
+    unreadable = list(unreadable_stages(config.run, outputs))
+    if not outputs and not unreadable:
         raise ConfigError(f"{config.run} holds no stage that was started, so it has no status")
     now = time.time()
     rows = [
@@ -93,7 +94,16 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
         for output in outputs
     ]
     align = ("left", "right", "right", "right", "right", "left", "left")
-    print(tabulate(rows, HEADERS, "plain", colalign=align, disable_numparse=True))
+    if rows:
+        print(tabulate(rows, HEADERS, "plain", colalign=align, disable_numparse=True))
+    for line in unreadable:
+        print(line)
+
+
+def unreadable_stages(run: str, outputs: Sequence[StageOutput]) -> Iterator[str]:
+    """Yield a line for each stage of a run that has no status, since a file of it is damaged."""
+    for folder, file, what in find_unreadable(run, {output.folder.url for output in outputs}):
+        yield f"{folder.url.removeprefix(run).strip('/')}/{file}: {what}"
 
 
 def watch(config: StatusConfig) -> None:
@@ -118,7 +128,8 @@ def screen(run: str, now: float) -> str:
     """Return what a person who watches a run sees at the time `now`, in seconds since 1970."""
     lines = [f"{run}  {datetime.fromtimestamp(now):%H:%M:%S}, Ctrl-C ends the watch only", ""]
     rows = []
-    for output in find_outputs(run):
+    outputs = list(find_outputs(run, skip_damaged=True))
+    for output in outputs:
         shards, done, *rest = columns(output, now)
         filled = int(float(done.rstrip("%")) / 100 * BAR_WIDTH)
         bar = "\N{FULL BLOCK}" * filled + "\N{MIDDLE DOT}" * (BAR_WIDTH - filled)
@@ -129,7 +140,7 @@ def screen(run: str, now: float) -> str:
         lines.append(tabulate(rows, WATCH_HEADERS, "plain", colalign=align, disable_numparse=True))
     else:
         lines.append("no stage was started yet")
-    return "\n".join([*lines, *training(run)])
+    return "\n".join([*lines, *unreadable_stages(run, outputs), *training(run)])
 
 
 def training(run: str) -> list[str]:

@@ -18,7 +18,7 @@ from transforms.core.dead_letters import dead_letters
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, UnfinishedError
 from transforms.core.progress import bar
 from transforms.core.shards import StageFolder, read_commits
-from transforms.core.stages import StageOutput, find_outputs, find_unknown
+from transforms.core.stages import StageOutput, find_outputs, find_unreadable
 from transforms.verify import Problem, Verification, verify
 
 ABANDONED_S = 3600.0
@@ -52,9 +52,13 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
         ConfigError: There is nothing to check.
         UnfinishedError: Something is wrong; the message says how to continue.
     """
-    outputs = {_name(config, o.folder): o for o in find_outputs(config.run)}
+    found_outputs = find_outputs(config.run, skip_damaged=True)
+    outputs = {_name(config, output.folder): output for output in found_outputs}
     known = {output.folder.url for output in outputs.values()}
-    unknown = {_name(config, folder): folder for folder in find_unknown(config.run, known)}
+    unknown = {
+        _name(config, folder): _Findings(folder, [Problem(file, what, by_hand=True)], [])
+        for folder, file, what in find_unreadable(config.run, known)
+    }
     wanted = [*outputs, *unknown] if config.stages is None else config.stages
     absent = [name for name in wanted if name not in outputs and name not in unknown]
     if not outputs and not unknown:
@@ -69,7 +73,7 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
     found = []
     for name in wanted:
         is_known = name in outputs
-        findings = _check(config, outputs, name) if is_known else _missing_facts(unknown[name])
+        findings = _check(config, outputs, name) if is_known else unknown[name]
         for problem in findings.problems[: config.max_shown]:
             print(f"{name}/{problem.path}: {problem.what}")
         if config.repair:
@@ -176,13 +180,6 @@ def _check(config: VerifyConfig, outputs: Mapping[str, StageOutput], name: str) 
     abandoned = list(abandoned_files(output))
     problems += [Problem(path, "was left unfinished by a process that died") for path in abandoned]
     return _Findings(output.folder, problems, abandoned)
-
-
-def _missing_facts(folder: StageFolder) -> _Findings:
-    """Report that `run.yaml` or `plan.json` of a stage is lost, so that it cannot be checked."""
-    what = f"is lost, so the shards cannot be checked: run {folder.commands} to write it again"
-    lost = "plan.json" if storage.exists(folder.run_yaml_url) else "run.yaml"
-    return _Findings(folder, [Problem(lost, what, by_hand=True)], [])
 
 
 def _repair(findings: _Findings) -> None:

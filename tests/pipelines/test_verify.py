@@ -34,3 +34,31 @@ def test_files_left_unfinished_are_named_and_deleted(
     assert not old.exists()
     assert young.exists()
     assert main(["verify", run]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "how"), [("plan.json", "damaged"), ("plan.json", "lost"), ("run.yaml", "lost")]
+)
+def test_a_stage_that_cannot_be_read_does_not_hide_the_others(
+    file: str, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path)
+    raw, curated = (stage(f"{run}/{name}", 2) for name in ("captions-raw", "captions"))
+    for made in (raw, curated):
+        run_stage(made, [])
+    damaged = tmp_path / "captions-raw" / file
+    if how == "lost":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    Path(curated.folder.shard_url(1)).unlink()
+    capsys.readouterr()
+    assert main(["verify", run]) == 1
+    said = capsys.readouterr().out
+    assert f"captions-raw/{file}: " in said
+    assert f"is {how}" in said
+    assert "captions/shards/000/captions-000001.parquet: is missing" in said
+    assert main(["status", run]) == 0
+    said = capsys.readouterr().out
+    assert f"captions-raw/{file}: " in said
+    assert "captions " in said.splitlines()[1]

@@ -4,6 +4,7 @@ A new stage needs a producer, a job module `pipelines/<command>.py` and one entr
 class of records is a dataclass in `records`.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -259,31 +260,41 @@ def _check_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None:
             raise ValueError(f"key {key!r} has value {values[key]!r}: expected {expected.__name__}")
 
 
-def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[StageOutput]:
+def find_outputs(
+    run: str, stages: Iterable[str] | None = None, skip_damaged: bool = False
+) -> Iterator[StageOutput]:
     """Yield the stages of a run that were started, in order, each followed by its retries.
 
     Args:
         run: Folder or URL of the run.
         stages: Names of their folders; None for all of `STAGES`.
+        skip_damaged: Leave out those whose `run.yaml` or `plan.json` is damaged, and the retries
+            after them; `find_unreadable` names them.
+
+    Raises:
+        DamagedFileError: Such a file is damaged, unless `skip_damaged`.
     """
     for name in STAGES if stages is None else stages:
         folder = first = stage_folder(run, name)
         number = 0
-        while (output := read_output(folder)) is not None:
-            yield output
-            number += 1
-            folder = first.retry(number)
+        with contextlib.suppress(*[DamagedFileError] if skip_damaged else []):
+            while (output := read_output(folder)) is not None:
+                yield output
+                number += 1
+                folder = first.retry(number)
 
 
-def find_unknown(run: str, known: Container[str]) -> Iterator[StageFolder]:
-    """Yield the stages and retries of a run that have lost one of `run.yaml` and `plan.json`.
+def find_unreadable(run: str, known: Container[str]) -> Iterator[tuple[StageFolder, str, str]]:
+    """Yield the stages and retries of a run whose `run.yaml` or `plan.json` is lost or damaged.
 
-    `find_outputs` leaves them out, and the retries after them. A folder in which neither is whole
-    was not made by a stage.
+    A folder in which neither is whole, nor damaged, was not made by a stage.
 
     Args:
         run: Folder or URL of the run.
         known: Folders of the stages and retries that `find_outputs` finds.
+
+    Yields:
+        The folder, the name of the file, and what is wrong with it and what to do.
     """
     for name in STAGES:
         folder = first = stage_folder(run, name)
@@ -292,9 +303,16 @@ def find_unknown(run: str, known: Container[str]) -> Iterator[StageFolder]:
             number += 1
             folder = first.retry(number)
         has_plan = _is_intact(folder.plan_url, _decode_plan)
-        has_run = _is_intact(folder.run_yaml_url, decode_run)
-        if has_plan != has_run and committed_shards(folder):
-            yield folder
+        file = "run.yaml" if has_plan else "plan.json"
+        try:
+            read_output(folder)
+        except DamagedFileError as error:
+            yield folder, file, str(error)
+            continue
+        if has_plan != _is_intact(folder.run_yaml_url, decode_run) and committed_shards(folder):
+            commands = folder.commands
+            what = f"is lost, so the shards cannot be checked: run {commands} to write it again"
+            yield folder, file, what
 
 
 def _is_intact(url: str, decode: Callable[[bytes], object]) -> bool:
