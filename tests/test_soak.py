@@ -142,10 +142,32 @@ def test_a_message_must_not_delete_what_is_not_in_the_run(tmp_path: Path) -> Non
     assert (tmp_path / "other").exists()
 
 
+def test_lost_raw_captions_cost_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "verify repair=true": "1 shards are damaged; run captions again, then verify",
+        "captions": "a shard is missing: either keep /r/captions, which is all that later stages "
+        "read, and do not run captions again",
+        "verify stages=[captions,images]": "",
+    }
+
+    def do(operator: Person, *words: str) -> Ended:
+        return ended(said[" ".join(words)], code=1 if said[" ".join(words)] else 0)
+
+    monkeypatch.setattr(Person, "do", do)
+    operator = person(tmp_path)
+    repair = f"run `python -m pipelines verify {operator.run} repair=true`, then run captions again"
+    operator.heal(ended(f"{repair}, then verify"))
+    assert operator.keeps
+    assert operator.verify().code == 0
+
+
 def test_when_nothing_can_be_kept_another_run_is_made(tmp_path: Path) -> None:
     keep = "3 shards are missing: either keep /r/captions, which is all that later stages read"
     operator = person(tmp_path)
-    assert operator.heal(ended(keep)).code == 1
+    kept = ended(keep)
+    assert operator.heal(kept) is operator.heal(kept) is kept, "it needs no other remedy"
     assert operator.keeps
     with pytest.raises(AnotherRunError):
         operator.heal(ended(keep))

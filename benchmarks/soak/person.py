@@ -73,6 +73,7 @@ class Person:
         self._environment = environment
         self.logs = logs
         self._healed = 0
+        self._kept: Ended | None = None
         self._said: Counter[tuple[str, ...]] = Counter()
         self._started: list[Command] = []
         logs.mkdir(parents=True, exist_ok=True)
@@ -157,11 +158,13 @@ class Person:
             self._said[(*ended.words, ended.said)] += 1
             if self._said[(*ended.words, ended.said)] > MOST_TIMES:
                 raise GaveUpError(f"it leads in a circle: {ended.said}")
+            if ended is self._kept:
+                return ended  # Nothing to do; what is kept is verified without the rest.
             if _KEEP.search(ended.said):
                 if self.keeps:  # The curated captions are lost as well.
                     raise AnotherRunError(ended.said)
                 self.remedies["keep the curated captions"] += 1
-                self.keeps = True
+                self.keeps, self._kept = True, ended
                 return ended
             ended = self._follow(ended)
         return ended
