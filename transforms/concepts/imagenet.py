@@ -9,9 +9,11 @@ Different from the paper on purpose: the 12k subset is used without its 967 clas
 of them can be seen in a picture, and some are insults.
 """
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +122,17 @@ class GroupFile(Config):
     """All groups; a class is in one of them at most."""
 
 
+@lru_cache(maxsize=2)
+def _read_groups(path: str, written: int) -> GroupFile:
+    """Read a file of groups once: several sources of a list name it, and it takes seconds.
+
+    Args:
+        path: Path of the file.
+        written: Time at which it was written, so that another file of this name is read again.
+    """
+    return load_data(GroupFile, path)
+
+
 def load_backgrounds(groups_path: str, members_path: str | None) -> dict[str, tuple[str, ...]]:
     """Read the places of classes, by WordNet id.
 
@@ -132,7 +145,8 @@ def load_backgrounds(groups_path: str, members_path: str | None) -> dict[str, tu
     """
     places: dict[str, tuple[str, ...]] = {}
     by_name: dict[str, tuple[str, ...]] = {}
-    for group in load_data(GroupFile, groups_path).groups:
+    written = os.stat(groups_path).st_mtime_ns if os.path.exists(groups_path) else 0
+    for group in _read_groups(groups_path, written).groups:
         by_name[group.name] = group.places
         for synset in group.classes:
             if synset in places:

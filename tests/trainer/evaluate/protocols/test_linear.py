@@ -116,6 +116,7 @@ def killed_after(_: int, root: str, updates: int) -> None:
     scored(evaluation(Path(root, "killed"), dataset))
 
 
+@pytest.mark.slow
 def test_killed_and_continued_is_the_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
