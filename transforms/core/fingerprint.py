@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from transforms.core import storage
+from transforms.core.checksums import add_checksum, remove_checksum
 from transforms.core.errors import ConfigError
 from transforms.core.references import field_hash, is_hashed, written_fields
 
@@ -105,8 +106,7 @@ def claim(
         "fields": written_fields(fingerprint.fields, config),
         "versions": dict(library_versions()),
     }
-    content[_CHECKSUM] = _checksum(yaml.safe_load(yaml.safe_dump(content)))
-    text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
+    text = yaml.safe_dump(add_checksum(content, _CHECKSUM), sort_keys=True, allow_unicode=True)
     if storage.publish_bytes(text.encode("utf-8"), run_yaml_url):
         return dict(library_versions())
     try:
@@ -138,8 +138,8 @@ def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Iterable[
 
 
 _KEYS = {"config", "fingerprint", "fields", "versions"}
-_CHECKSUM = "checksum"
-"""Key of the checksum of a `run.yaml`'s other values; those of earlier versions lack it."""
+_CHECKSUM = "run_sha256"
+"""Key of a `run.yaml`'s checksum."""
 
 
 def decode_run(text: bytes) -> dict[str, Any]:
@@ -149,26 +149,14 @@ def decode_run(text: bytes) -> dict[str, Any]:
         ValueError: It is not as a run writes it.
     """
     try:
-        content: dict[str, Any] = dict(yaml.safe_load(text))
-        checksum = content.pop(_CHECKSUM, None)
+        content = remove_checksum(yaml.safe_load(text), _CHECKSUM, _KEYS)
         content["fields"] = dict(content["fields"])
-        unknown = content.keys() - _KEYS
         digest = Fingerprint.recorded(content).digest
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__} {error}") from error
-    if unknown:
-        raise ValueError(f"key {min(unknown, key=str)!r} is unknown")
     if digest != content.get("fingerprint"):
         raise ValueError("its fields do not have its fingerprint")
-    if checksum not in (None, _checksum(content)):
-        raise ValueError("its content does not have its checksum")
     return content
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    """Return the blake2b hash of the values of a `run.yaml`, 32 hex digits."""
-    canonical = json.dumps(dict(content), sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def _is_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> bool:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from transforms.core import storage
+from transforms.core.checksums import add_checksum, remove_checksum
 from transforms.core.errors import DamagedFileError
 
 SHARDS_PER_FOLDER = 1000
@@ -256,13 +257,12 @@ _COMMIT_TYPES: Mapping[str, tuple[type, ...]] = {
 """Types of the values in a commit record's JSON."""
 
 _CHECKSUM = "record_sha256"
-"""Key of the checksum of a commit record's other values; records of earlier versions lack it."""
+"""Key of a commit record's checksum."""
 
 
 def encode_commit(record: CommitRecord) -> bytes:
     """Return a commit record as JSON, with a checksum of its other values."""
-    content = dataclasses.asdict(record)
-    content[_CHECKSUM] = _content_sha256(content)
+    content = add_checksum(dataclasses.asdict(record), _CHECKSUM)
     return json.dumps(content, indent=1, sort_keys=True).encode("utf-8")
 
 
@@ -272,20 +272,15 @@ def decode_commit(content: bytes) -> CommitRecord:
     Raises:
         ValueError: It is not a commit record, or its checksum is another one.
     """
-    values = json.loads(content)
-    if not isinstance(values, dict):
-        raise ValueError(f"it holds {type(values).__name__}, expected a JSON object")
-    checksum = values.pop(_CHECKSUM, None)
-    differing = sorted(values.keys() ^ _COMMIT_TYPES.keys())
-    if differing:
-        raise ValueError(f"key {differing[0]!r} is missing or unknown")
+    values = remove_checksum(json.loads(content), _CHECKSUM, _COMMIT_TYPES)
+    missing = sorted(_COMMIT_TYPES.keys() - values.keys())
+    if missing:
+        raise ValueError(f"key {missing[0]!r} is missing")
     for key, types in _COMMIT_TYPES.items():
         _check_type(key, values[key], types)
     for key, kind in (("counts", int), ("versions", str)):
         for name, value in values[key].items():
             _check_type(f"{key}.{name}", value, (kind,))
-    if checksum not in (None, _content_sha256(values)):
-        raise ValueError("its content does not have its checksum")
     return CommitRecord(**values)
 
 
@@ -308,11 +303,6 @@ def read_commit(folder: StageFolder, shard: int) -> CommitRecord:
             f"{folder.commands} again: the shard is then adopted or made again"
         ) from error
     return record
-
-
-def _content_sha256(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the JSON values of a commit record, without the checksum itself."""
-    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _check_type(key: str, value: object, types: tuple[type, ...]) -> None:

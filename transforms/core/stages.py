@@ -5,7 +5,6 @@ class of records is a dataclass in `records`.
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from functools import cache, partial
 from typing import Any, Protocol
 
 from transforms.core import storage
+from transforms.core.checksums import add_checksum, remove_checksum
 from transforms.core.counters import Tally
 from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.fingerprint import Fingerprint, decode_run
@@ -181,7 +181,7 @@ def stage_folder(run: str, name: str) -> StageFolder:
 
 def write_plan(output: StageOutput) -> None:
     """Write `plan.json`: how much the stage is to make. A stage that grows writes it again."""
-    plan: dict[str, Any] = {
+    plan = {
         "name": output.folder.kind.file_prefix,
         "suffix": output.folder.kind.format.suffix,
         "num_shards": output.num_shards,
@@ -189,35 +189,24 @@ def write_plan(output: StageOutput) -> None:
         "unit": output.unit,
         "metadata": dict(output.metadata),
     }
-    plan[_CHECKSUM] = _content_sha256(plan)
-    data = json.dumps(plan, indent=1, sort_keys=True).encode("utf-8")
-    storage.update_bytes(data, output.folder.plan_url)
+    text = json.dumps(add_checksum(plan, _CHECKSUM), indent=1, sort_keys=True)
+    storage.update_bytes(text.encode("utf-8"), output.folder.plan_url)
 
 
 _PLAN_KEYS = {"name", "suffix", "num_shards", "num_records", "unit", "metadata"}
 _CHECKSUM = "plan_sha256"
-"""Key of the checksum of a plan's other values; plans of earlier versions lack it."""
+"""Key of a plan's checksum."""
 
 
 def _decode_plan(content: bytes) -> dict[str, Any]:
     """Return the values of `plan.json`.
 
     Raises:
-        ValueError: It holds something else, or its checksum is another one.
+        ValueError: It holds something else, or its content does not have its checksum.
     """
-    plan: dict[str, Any] = json.loads(content)
-    checksum = plan.pop(_CHECKSUM, None)
-    unknown = sorted(plan.keys() - _PLAN_KEYS)
-    if unknown:
-        raise ValueError(f"key {unknown[0]!r} is unknown")
+    plan = remove_checksum(json.loads(content), _CHECKSUM, _PLAN_KEYS)
     _check_types(plan, {"num_shards": int, "num_records": int, "metadata": dict})
-    if checksum not in (None, _content_sha256(plan)):
-        raise ValueError("its content does not have its checksum")
     return plan
-
-
-def _content_sha256(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def read_output(folder: StageFolder) -> StageOutput | None:

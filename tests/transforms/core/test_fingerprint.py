@@ -119,7 +119,7 @@ def test_a_run_yaml_of_an_earlier_version_has_no_checksum(tmp_path: object) -> N
     url = f"{tmp_path}/run.yaml"
     claim(url, Fingerprint({"steps": 12}), {"steps": 12})
     content = yaml.safe_load(storage.read_bytes(url))
-    del content["checksum"]
+    del content["run_sha256"]
     storage.replace_bytes(yaml.safe_dump(content).encode(), url)
     claim(url, Fingerprint({"steps": 12}), {})
     with pytest.raises(FingerprintMismatchError, match="steps: 12 there, 20 here"):
