@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -33,7 +33,7 @@ from transforms.core.errors import (
 )
 from transforms.core.index import examine
 from transforms.core.shards import read_commit
-from transforms.core.stages import StageOutput, find_outputs, find_unreadable
+from transforms.core.stages import StageOutput, Unreadable, survey
 
 WINDOW_S = 900.0
 """Time before now over which the rate of a running stage is taken. A stopped stage has its mean."""
@@ -84,8 +84,7 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
     if config.watch:
         watch(config)
         return
-    outputs = list(find_outputs(config.run, skip_damaged=True))
-    unreadable = list(unreadable_stages(config.run, outputs))
+    outputs, unreadable = survey(config.run)
     if not outputs and not unreadable:
         raise ConfigError(f"{config.run} holds no stage that was started, so it has no status")
     now = time.time()
@@ -96,14 +95,13 @@ def run(config: StatusConfig, flags: Sequence[str]) -> None:
     align = ("left", "right", "right", "right", "right", "left", "left")
     if rows:
         print(tabulate(rows, HEADERS, "plain", colalign=align, disable_numparse=True))
-    for line in unreadable:
-        print(line)
+    for each in unreadable:
+        print(unreadable_line(config.run, each))
 
 
-def unreadable_stages(run: str, outputs: Sequence[StageOutput]) -> Iterator[str]:
-    """Yield a line for each stage of a run that has no status, since a file of it is damaged."""
-    for folder, file, what in find_unreadable(run, {output.folder.url for output in outputs}):
-        yield f"{folder.url.removeprefix(run).strip('/')}/{file}: {what}"
+def unreadable_line(run: str, stage: Unreadable) -> str:
+    """Return the line of a stage that has no status, since a file of it is damaged or lost."""
+    return f"{stage.folder.url.removeprefix(run).strip('/')}/{stage.file}: {stage.what}"
 
 
 def watch(config: StatusConfig) -> None:
@@ -128,7 +126,7 @@ def screen(run: str, now: float) -> str:
     """Return what a person who watches a run sees at the time `now`, in seconds since 1970."""
     lines = [f"{run}  {datetime.fromtimestamp(now):%H:%M:%S}, Ctrl-C ends the watch only", ""]
     rows = []
-    outputs = list(find_outputs(run, skip_damaged=True))
+    outputs, unreadable = survey(run)
     for output in outputs:
         shards, done, *rest = columns(output, now)
         filled = int(float(done.rstrip("%")) / 100 * BAR_WIDTH)
@@ -140,7 +138,8 @@ def screen(run: str, now: float) -> str:
         lines.append(tabulate(rows, WATCH_HEADERS, "plain", colalign=align, disable_numparse=True))
     else:
         lines.append("no stage was started yet")
-    return "\n".join([*lines, *unreadable_stages(run, outputs), *training(run)])
+    lines += [unreadable_line(run, each) for each in unreadable]
+    return "\n".join([*lines, *training(run)])
 
 
 def training(run: str) -> list[str]:

@@ -18,7 +18,7 @@ from transforms.core.dead_letters import dead_letters
 from transforms.core.errors import ConfigError, DamagedFileError, MissingFileError, UnfinishedError
 from transforms.core.progress import bar
 from transforms.core.shards import StageFolder, read_commits
-from transforms.core.stages import StageOutput, find_outputs, find_unreadable
+from transforms.core.stages import StageOutput, survey
 from transforms.verify import Problem, Verification, verify
 
 ABANDONED_S = 3600.0
@@ -52,12 +52,11 @@ def run(config: VerifyConfig, flags: Sequence[str]) -> None:
         ConfigError: There is nothing to check.
         UnfinishedError: Something is wrong; the message says how to continue.
     """
-    found_outputs = find_outputs(config.run, skip_damaged=True)
-    outputs = {_name(config, output.folder): output for output in found_outputs}
-    known = {output.folder.url for output in outputs.values()}
+    readable, unreadable = survey(config.run)
+    outputs = {_name(config, output.folder): output for output in readable}
     unknown = {
         _name(config, folder): _Findings(folder, [Problem(file, what, by_hand=True)], [])
-        for folder, file, what in find_unreadable(config.run, known)
+        for folder, file, what in unreadable
     }
     wanted = [*outputs, *unknown] if config.stages is None else config.stages
     absent = [name for name in wanted if name not in outputs and name not in unknown]

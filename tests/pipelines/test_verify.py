@@ -37,10 +37,17 @@ def test_files_left_unfinished_are_named_and_deleted(
 
 
 @pytest.mark.parametrize(
-    ("file", "how"), [("plan.json", "damaged"), ("plan.json", "lost"), ("run.yaml", "lost")]
+    ("file", "how", "also_lost"),
+    [
+        ("plan.json", "damaged", None),
+        ("plan.json", "lost", None),
+        ("run.yaml", "lost", None),
+        ("plan.json", "lost", "run.yaml"),
+        ("run.yaml", "damaged", "plan.json"),
+    ],
 )
 def test_a_stage_that_cannot_be_read_does_not_hide_the_others(
-    file: str, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, how: str, also_lost: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path)
     raw, curated = (stage(f"{run}/{name}", 2) for name in ("captions-raw", "captions"))
@@ -51,6 +58,9 @@ def test_a_stage_that_cannot_be_read_does_not_hide_the_others(
         damaged.unlink()
     else:
         damaged.write_bytes(damaged.read_bytes()[:-9])
+    if also_lost:
+        (tmp_path / "captions-raw" / also_lost).unlink()
+        file, how = "plan.json", "lost"
     Path(curated.folder.shard_url(1)).unlink()
     capsys.readouterr()
     assert main(["verify", run]) == 1

@@ -66,7 +66,8 @@ def an_index_is_lost_and_its_plan_is_damaged(scene: Scene) -> None:
 
 
 def plans_and_settings_are_lost_before_verify(scene: Scene) -> None:
-    scene.delete("captions-raw/plan.json", "captions/plan.json", "images/run.yaml")
+    scene.delete("captions-raw/plan.json", "captions/plan.json", "captions/run.yaml")
+    scene.delete("images/run.yaml")
     fails(scene, "verify")
 
 

@@ -4,12 +4,12 @@ A new stage needs a producer, a job module `pipelines/<command>.py` and one entr
 class of records is a dataclass in `records`.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Protocol
+from itertools import count
+from typing import Any, NamedTuple, Protocol
 
 from transforms.core import storage
 from transforms.core.checksums import add_checksum, remove_checksum
@@ -67,7 +67,7 @@ class StageOutput:
     libraries: Sequence[str] = ()
     """Libraries whose versions may change the bytes, see `fingerprint.accept_versions`."""
     strict_versions: bool = False
-    """Whether the stage may only go on with the library versions that it was begun with."""
+    """True if the stage may only go on with the library versions that it was begun with."""
 
     @property
     def unit(self) -> str:
@@ -202,6 +202,7 @@ def _decode_plan(content: bytes) -> dict[str, Any]:
     """Return the values of `plan.json`.
 
     Raises:
+        KeyError: A key is missing.
         ValueError: It holds something else, or its content does not have its checksum.
     """
     plan = remove_checksum(json.loads(content), _CHECKSUM, _PLAN_KEYS)
@@ -249,64 +250,74 @@ def _check_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None:
             raise ValueError(f"key {key!r} has value {values[key]!r}: expected {expected.__name__}")
 
 
-def find_outputs(
-    run: str, stages: Iterable[str] | None = None, skip_damaged: bool = False
-) -> Iterator[StageOutput]:
+class Unreadable(NamedTuple):
+    """A stage or retry that was started, but whose `run.yaml` or `plan.json` cannot be read."""
+
+    folder: StageFolder
+    file: str
+    """Name of the file; if both are lost, that of the plan."""
+    what: str
+    """What is wrong with it, and what to do."""
+
+
+def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[StageOutput]:
     """Yield the stages of a run that were started, in order, each followed by its retries.
 
     Args:
         run: Folder or URL of the run.
         stages: Names of their folders; None for all of `STAGES`.
-        skip_damaged: Leave out those whose `run.yaml` or `plan.json` is damaged, and the retries
-            after them; `find_unreadable` names them.
 
     Raises:
-        DamagedFileError: Such a file is damaged, unless `skip_damaged`.
+        DamagedFileError: The `run.yaml` or `plan.json` of one is damaged.
     """
     for name in STAGES if stages is None else stages:
-        folder = first = stage_folder(run, name)
-        number = 0
-        with contextlib.suppress(*[DamagedFileError] if skip_damaged else []):
-            while (output := read_output(folder)) is not None:
-                yield output
-                number += 1
-                folder = first.retry(number)
+        for folder in _with_retries(run, name):
+            output = read_output(folder)
+            if output is None:
+                break
+            yield output
 
 
-def find_unreadable(run: str, known: Container[str]) -> Iterator[tuple[StageFolder, str, str]]:
-    """Yield the stages and retries of a run whose `run.yaml` or `plan.json` is lost or damaged.
+def survey(run: str) -> tuple[list[StageOutput], list[Unreadable]]:
+    """Return the stages and retries of a run, and those that cannot be read.
 
-    A folder in which neither is whole, nor damaged, was not made by a stage.
-
-    Args:
-        run: Folder or URL of the run.
-        known: Folders of the stages and retries that `find_outputs` finds.
-
-    Yields:
-        The folder, the name of the file, and what is wrong with it and what to do.
+    Retries after one that cannot be read are left out.
     """
+    outputs: list[StageOutput] = []
+    unreadable: list[Unreadable] = []
     for name in STAGES:
-        folder = first = stage_folder(run, name)
-        number = 0
-        while folder.url in known:
-            number += 1
-            folder = first.retry(number)
-        has_plan = _is_intact(folder.plan_url, _decode_plan)
-        file = "run.yaml" if has_plan else "plan.json"
-        try:
-            read_output(folder)
-        except DamagedFileError as error:
-            yield folder, file, str(error)
-            continue
-        if has_plan != _is_intact(folder.run_yaml_url, decode_run) and committed_shards(folder):
-            commands = folder.commands
-            what = f"is lost, so the shards cannot be checked: run {commands} to write it again"
-            yield folder, file, what
+        for folder in _with_retries(run, name):
+            try:
+                output = read_output(folder)
+            except DamagedFileError as error:
+                file = "run.yaml" if _has_intact_plan(folder) else "plan.json"
+                unreadable.append(Unreadable(folder, file, str(error)))
+                break
+            if output is None:
+                if committed_shards(folder):
+                    unreadable.append(_without_settings(folder))
+                break
+            outputs.append(output)
+    return outputs, unreadable
 
 
-def _is_intact(url: str, decode: Callable[[bytes], object]) -> bool:
+def _with_retries(run: str, name: str) -> Iterator[StageFolder]:
+    """Yield the folder of a stage, then those of its retries without end."""
+    first = stage_folder(run, name)
+    yield first
+    yield from map(first.retry, count(1))
+
+
+def _has_intact_plan(folder: StageFolder) -> bool:
     try:
-        decode(storage.read_bytes(url))
-    except (MissingFileError, ValueError, KeyError, TypeError, AttributeError):
+        _decode_plan(storage.read_bytes(folder.plan_url))
+    except (MissingFileError, ValueError, KeyError):
         return False
     return True
+
+
+def _without_settings(folder: StageFolder) -> Unreadable:
+    file = "run.yaml" if storage.exists(folder.plan_url) else "plan.json"
+    commands = folder.commands
+    what = f"is lost, so the shards cannot be checked: run {commands} to write it again"
+    return Unreadable(folder, file, what)
