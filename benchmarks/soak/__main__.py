@@ -41,7 +41,7 @@ PROBLEMS = (
     *("loss", "bytes", "unknown file", "traceback", "remedy", "exit code", "hang", "orphans"),
     "soak",
 )
-"""What must not happen. A remedy is a problem if it leads nowhere, "soak" an error of the soak."""
+"""Kinds of problems: "remedy" is a printed remedy that leads nowhere, "soak" our own error."""
 
 
 def kind(name: str, num_captions: int, settings: list[str]) -> Kind:
@@ -70,10 +70,10 @@ def kinds(out: Path, url: str) -> dict[str, Kind]:
 
 
 class Soak:
-    """All rounds.
+    """Loop over the rounds, and the table of their results.
 
     Attributes:
-        rounds: What happened in each.
+        rounds: Results of the rounds so far.
     """
 
     def __init__(self, options: argparse.Namespace, out: Path) -> None:

@@ -23,12 +23,12 @@ class Ended:
     Attributes:
         words: The command, without the interpreter.
         code: Exit code, or minus the signal that ended it.
-        said: Its last line on standard error or, if there is none, on standard output.
+        said: Last line on standard error or, if there is none, on standard output.
         lines: Lines of its standard output.
         log: File with both.
-        has_traceback: Whether it printed one.
-        orphans: Processes that it left behind.
-        hung: Whether it was killed at the time limit.
+        has_traceback: True if the log holds a Python traceback.
+        orphans: Number of processes that it left behind.
+        hung: True if the command was killed at its time limit.
     """
 
     words: tuple[str, ...]

@@ -29,7 +29,7 @@ def damage(run: str, generator: random.Random) -> str | None:
     """Damage a random file of a run.
 
     Returns:
-        What was damaged, for instance "flipped bit in a shard"; None if there is nothing.
+        What was damaged, for instance "flipped bit: shard"; None if there is nothing.
     """
     files: dict[str, list[str]] = {}
     for stage in STAGES:

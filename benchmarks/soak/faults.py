@@ -1,4 +1,4 @@
-"""What strikes the two workers of a stage while they run: signals, disks, servers, files."""
+"""Random faults for the two workers of a stage: signals, full disks, servers in trouble, damage."""
 
 import contextlib
 import random
@@ -26,7 +26,7 @@ class SmallDisk:
 
     Attributes:
         path: Folder.
-        works: Whether this machine allows to mount it; otherwise it is a plain folder.
+        works: True if this machine allows the mount; otherwise `path` is a plain folder.
     """
 
     def __init__(self, path: Path, num_bytes: int) -> None:
@@ -100,7 +100,7 @@ def disturb(
 
     Args:
         workers: The workers, just started.
-        around: What can fail.
+        around: Disks and servers that can fail.
         stage: Command of the stage.
         work_s: Seconds that the stage takes undisturbed, after its imports.
         generator: Chooses faults and times.

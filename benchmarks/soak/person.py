@@ -52,9 +52,9 @@ class Person:
         run: Folder or URL of the run.
         remedies: Steps followed, by kind.
         starts: Processes started.
-        problems: What was wrong.
+        problems: Problems found so far.
         logs: Folder of the logs of its commands.
-        keeps: Whether raw captions are lost and the curated ones are kept, as a message said.
+        keeps: True once raw captions are lost and the curated ones stay, as a message said.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Person:
             command.kill()
 
     def end(self, command: Command, seconds: float, killed: bool = False) -> Ended:
-        """Wait for a command, and note what must not happen in any.
+        """Wait for a command; note a traceback, orphans, a hang and a wrong exit code as problems.
 
         Args:
             command: The command.
             seconds: Time limit.
-            killed: Whether a fault may have killed it.
+            killed: True if a fault may have killed it.
         """
         ended = command.end(seconds)
         shown, log = " ".join(ended.words[1:3]), ended.log.name

@@ -1,4 +1,4 @@
-"""HTTP server that answers through a function, and is in trouble for a while if it is told so."""
+"""HTTP server that answers through a function, and fails on purpose in ways that can be chosen."""
 
 import contextlib
 import http.client
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 TROUBLES = ("429", "500", "503", "refused", "answer lost", "answer cut off", "silence")
-"""What can happen to a request: a status, a connection that is reset before or after the request is
+"""Failures of a request: a status, a connection that is reset before or after the request is
 carried out, half an answer, no answer until `SILENCE_S` have passed."""
 UPLOAD_CUT_OFF = "upload cut off"
-"""The same for a server behind an `Upstream`: it receives half of an upload."""
+"""A further failure for a server behind an `Upstream`: it receives half of an upload."""
 SILENCE_S = 20.0
 
 
@@ -32,7 +32,7 @@ class Request(NamedTuple):
 
     @property
     def is_upload(self) -> bool:
-        """Whether it uploads to a GCS server."""
+        """True for an upload to a GCS server."""
         return self.path.startswith("/upload/")
 
 
@@ -81,8 +81,8 @@ class Troubles:
 
     Attributes:
         url: Address of the server, for its clients.
-        trouble: What happens to some requests; None lets all pass.
-        share: Share of the requests to which it happens.
+        trouble: Failure of some requests, a name of `TROUBLES`; None lets all pass.
+        share: Share of the requests that fail, from 0 to 1.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Troubles:
         self._random = random.Random(0)
 
     def __call__(self, request: Request) -> str | None:
-        """Return what happens to a request."""
+        """Return the failure of a request; None lets it pass."""
         if self._random.random() >= self.share:
             return None
         return None if self.trouble == UPLOAD_CUT_OFF and not request.is_upload else self.trouble
@@ -103,9 +103,9 @@ class Proxy:
     """A running server.
 
     Attributes:
-        url: Its address.
+        url: Address of the server.
         answer: Carries out a request.
-        trouble: Chooses what happens to a request, a name of `TROUBLES`; None lets it pass.
+        trouble: Chooses the failure of a request, a name of `TROUBLES`; None lets it pass.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""What a message of ours tells a person to do, as steps."""
+"""Parser of remedies: the steps that a printed message tells a person to take."""
 
 import re
 import shlex
@@ -26,9 +26,9 @@ class Step:
     Attributes:
         action: "run" a job, the "same" command, "verify", or "delete" a file.
         words: Name and arguments of the job.
-        settings: What the message adds to the arguments: `key=value`, or "the same settings".
+        settings: Addition of the message to the arguments: `key=value`, or "the same settings".
         path: File or folder to delete.
-        and_later: Whether the retries after the folder are deleted, too.
+        and_later: True to delete the retries after the folder, too.
     """
 
     action: Action
@@ -43,7 +43,7 @@ def steps(message: str, path: str = "") -> Iterator[Step]:
 
     Args:
         message: A line of a command.
-        path: What "it" means in it; "" takes the first path in the message.
+        path: Path that "it" means in the message; "" takes the first path that it names.
     """
     for found in _STEP.finditer(message):
         if found["delete"]:

@@ -43,12 +43,12 @@ STAGES = {"captions": "captions-raw", "curate": "captions", "images": "images"}
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run: its commands, and how it ends undisturbed.
+    """A kind of run: its commands, and the files of an undisturbed one.
 
     Attributes:
-        name: Which engine writes the captions.
+        name: Name of the source of captions: "server", "vllm" or "words".
         jobs: Job -> config and overrides.
-        asks_server: Whether the captions come from the language-model server.
+        asks_server: True if the captions come from the language-model server.
         digests: Path of a file -> checksum after the undisturbed run.
         work_s: Job -> seconds from its first output to its end.
     """
@@ -62,7 +62,7 @@ class Kind:
 
 @dataclass
 class Round:
-    """What happened in a round; a line of the log of rounds."""
+    """Result of a round; a line of the log of rounds."""
 
     number: int
     seed: int
