@@ -54,7 +54,7 @@ class Person:
     Attributes:
         run: Folder of the run.
         code: Exit code of the last command.
-        said: Its last line.
+        said: Last line of the last command.
         log: All lines of all commands.
     """
 
@@ -169,13 +169,13 @@ FAILING_SEEDS: set[int] = set()
 
 
 class Scene:
-    """A copy of a run, and what it has to be in the end.
+    """A copy of a run, and the bytes that it must have in the end.
 
     Attributes:
         bases: Runs to copy, by name.
-        person: Who operates the copy.
+        person: Operator of the copy.
         expected: The run whose bytes the copy must have in the end; None if they may differ.
-        patch: Undone at the end of the test.
+        patch: Patches that are undone at the end of the test.
         tmp: Folder of the test.
     """
 

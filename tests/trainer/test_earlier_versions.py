@@ -95,7 +95,7 @@ def test_a_checkpoint_describes_the_training_as_it_was(norm: str) -> None:
 
 
 def test_weights_of_an_earlier_layer_norm_fit() -> None:
-    """Its layers: linear without bias, layer norm, ReLU; the last norm has no weights."""
+    """Layers of that head: linear without bias, layer norm, ReLU; the last norm has no weights."""
     earlier = nn.Sequential(
         nn.Linear(6, 16, bias=False),
         nn.LayerNorm(16),

@@ -18,7 +18,7 @@ def remove_checksum(values: object, key: str, known: Collection[str]) -> dict[st
     """Return the values of a file without their checksum, which is compared.
 
     Args:
-        values: What the file holds.
+        values: Parsed content of the file.
         key: Key of the checksum. Files of earlier versions lack it.
         known: All other keys that such a file can have. If a bit of `key` is flipped, the checksum
             is under an unknown key.

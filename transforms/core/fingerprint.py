@@ -201,7 +201,7 @@ def accept_versions(
         recorded: Package -> version with which the output was made.
         url: The file that records them, for the message.
         libraries: Libraries that decide the bytes of the output.
-        strict: Whether to refuse; the key `strict_versions`.
+        strict: True to refuse instead; the key `strict_versions`.
 
     Raises:
         ConfigError: `strict` is set, and a library has another major or minor version.

@@ -59,8 +59,8 @@ def index_metadata(name: str, fingerprint: str, metadata: Mapping[str, str]) -> 
 
     Args:
         name: First part of the names of the stage's files.
-        fingerprint: Digest of its fingerprint.
-        metadata: What the stage adds, as in `plan.json`.
+        fingerprint: Digest of the stage's fingerprint.
+        metadata: Further facts about the stage, as in `plan.json`.
     """
     return {"stage": name, "fingerprint": fingerprint, **metadata}
 

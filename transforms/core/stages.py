@@ -257,7 +257,7 @@ class Unreadable(NamedTuple):
     file: str
     """Name of the file; if both are lost, that of the plan."""
     what: str
-    """What is wrong with it, and what to do."""
+    """Sentence for people without its subject: the fault, and the command to run."""
 
 
 def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[StageOutput]:

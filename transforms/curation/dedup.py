@@ -144,7 +144,7 @@ class Deduplication:
         num_groups: Number of groups of input shards.
         num_partitions: Number of partitions of the captions.
         seed: Seed of the random order.
-        config: Which captions are duplicates.
+        config: Settings that say which captions are duplicates.
         late_from: First ordinal that counts as late: how many of the late captions are new says
             how many more there are.
         notes: Folder in which tasks note the files that they found damaged and deleted.

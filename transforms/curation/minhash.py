@@ -42,7 +42,7 @@ _WHOLE_WORD_LETTER = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}])"
 
 
 class CurationConfig(Config):
-    """Which captions are duplicates, and whether they are dropped."""
+    """Settings of curation: detection and removal of duplicates, limit per concept."""
 
     duplicates: Literal["drop", "keep"] = added("drop")
     """`drop` keeps the first of equal captions, and no near duplicates. `keep` keeps all captions;
@@ -63,12 +63,12 @@ class CurationConfig(Config):
 
     @property
     def keeps_all(self) -> bool:
-        """Whether equal captions and near duplicates are kept."""
+        """True if equal captions and near duplicates are kept."""
         return self.duplicates == "keep"
 
     @property
     def finds_near_duplicates(self) -> bool:
-        """Whether near duplicates are dropped."""
+        """True if near duplicates are dropped."""
         return not self.keeps_all and self.near_duplicate_threshold is not None
 
     @model_validator(mode="after")

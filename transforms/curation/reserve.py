@@ -1,4 +1,4 @@
-"""How many captions to write so that enough different ones are left.
+"""Estimate of the number of captions to write so that enough different ones are left.
 
 A model writes the more duplicates the more it has written. If each of D captions is equally likely,
 n captions hold k = D (1 - exp(-n / D)) different ones, and a share exp(-n / D) = 1 - k / D of the
@@ -23,7 +23,7 @@ def most_captions(num_raw: int, summary: Summary) -> float:
 
     Args:
         num_raw: Captions that were written.
-        summary: What deduplication found.
+        summary: Result of deduplication.
     """
     num_kept, num_distinct = sum(summary.num_kept), sum(summary.num_distinct)
     if not summary.num_late:  # Scratch files of an earlier version do not say.
@@ -52,8 +52,8 @@ def raw_needed(num_wanted: int, num_raw: int, num_kept: int, most: float) -> flo
     Args:
         num_wanted: At most `most`.
         num_raw: Captions that were written.
-        num_kept: How many of them are left, fewer than are wanted.
-        most: How many different ones there are; infinity without a limit.
+        num_kept: Captions of these that are left, fewer than are wanted.
+        most: Number of different captions that exist; infinity without a limit.
     """
     if math.isinf(most):
         return num_wanted * num_raw / max(num_kept, 1)

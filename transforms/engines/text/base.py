@@ -38,7 +38,7 @@ class EngineError(RuntimeError):
 
 
 class SamplingConfig(Config):
-    """How completions are sampled; the paper states nothing."""
+    """Settings of sampling; the paper states none."""
 
     temperature: NonNegativeFloat = 0.8
     """Temperature (authors' code: 0.8). 0 is greedy: each try then gives the same caption."""

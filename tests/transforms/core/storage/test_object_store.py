@@ -39,7 +39,7 @@ class SilentServer:
 
     Attributes:
         num_requests: Connections so far.
-        answer: What it sends when the header of a request has arrived; if None, it reads nothing.
+        answer: Bytes to send when the header of a request has arrived; if None, it reads nothing.
     """
 
     def __init__(self) -> None:
