@@ -77,8 +77,8 @@ def add_config_arguments(
     Args:
         parser: The parser of the command.
         name: Name of the argument for the file.
-        description: Its help.
-        optional: Whether the argument may be left out.
+        description: Help text of the argument.
+        optional: True if the argument may be left out.
     """
     parser.add_argument(name, help=description, nargs="?" if optional else None)
     parser.add_argument(

@@ -146,7 +146,7 @@ def _check_versions(training: Training, found: Checkpoint, begun_with: Mapping[s
 
     Args:
         training: The training, restored.
-        found: Its checkpoint. Those of earlier versions do not record libraries.
+        found: Restored checkpoint. Those of earlier versions do not record libraries.
         begun_with: Library versions that `run.yaml` records.
 
     Raises:

@@ -68,7 +68,7 @@ class CropSpec:
     one_image: bool = False
     """Take only one of a sample's images, drawn in each epoch."""
     distortion: Distortion | None = None
-    """What changes global crops before their colours."""
+    """Distortion of global crops before their colours change; None for no distortion."""
 
 
 class CroppedSamples:

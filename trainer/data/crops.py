@@ -189,7 +189,7 @@ def draw_box(
 
 @dataclass(frozen=True)
 class _Cut:
-    """Which part of an image a crop is."""
+    """Part of an image that becomes a crop."""
 
     box: tuple[int, int, int, int]
     """(top, left, height, width)."""

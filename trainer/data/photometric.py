@@ -73,8 +73,8 @@ class PhotometricConfig(Config):
     """Sides in pixels to downsample to, of which one is drawn (StableRep: 64, 128). It is that of
     the shorter side; what is not larger stays as it is."""
     downsampled: Literal["image", "crop"] = "image"
-    """What is downsampled: the whole `image` before the crop is cut from it (StableRep), so that a
-    local crop loses more detail than a global one; or the `crop` (ours, as in earlier versions)."""
+    """Input of downsampling: the whole `image` before the crop is cut from it (StableRep), so that
+    a local crop loses more detail than a global one; or the `crop` (ours, earlier versions)."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -23,7 +23,7 @@ def image_seeds(numbers: Tensor, *key: int | str) -> Tensor:
     Args:
         numbers: int64, the number of each image (crop) in the whole training. Numbers with the same
             upper 32 bits have different seeds.
-        key: What else the seeds depend on.
+        key: Purpose of the seeds, see `derive`; for instance the seed of the training and a name.
     """
     word = derive(*key)
     low = _mix((numbers ^ word) & LOW_32_BITS)

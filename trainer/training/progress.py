@@ -18,7 +18,7 @@ VARIABLE = "SYNCLR_PROGRESS_FILE"
 
 
 class Progress:
-    """Whether this start of a training has saved a checkpoint; the other ranks learn it in time."""
+    """Flag of this start of a training: it has saved a checkpoint. Other ranks learn it in time."""
 
     def __init__(self) -> None:
         self.made = False
