@@ -17,6 +17,7 @@ from tests.support.paths import TRAINER_CONFIGS
 from trainer.config import TrainConfig, batch_images
 from trainer.data import crops
 from trainer.data.sampler import RankSampler
+from trainer.data.shard_reader import ShardReader
 from trainer.objectives.augreg import AugRegConfig
 from trainer.objectives.synclr import ContrastiveConfig, SynCLR
 from trainer.training.session import open_samples, rank_batches
@@ -83,7 +84,7 @@ def test_clip_takes_32_epochs_of_150_million_captions() -> None:
     assert batch_images(config) == 32_768, "one image of each caption"
 
 
-def test_clip_decodes_one_image_of_a_caption_another_in_some_epochs(
+def test_clip_reads_one_image_of_a_caption_another_in_some_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "images", images_per_caption=4)
@@ -91,16 +92,24 @@ def test_clip_decodes_one_image_of_a_caption_another_in_some_epochs(
     samples = open_samples(config)
     images = {image: n for sample in samples.reader for n, image in enumerate(sample.images)}
     decoded: list[int] = []
+    files: list[bytes] = []
+    read_file = ShardReader._read
+
+    def read(reader: ShardReader, shard: int, offset: int, size: int) -> bytes:
+        files.append(read_file(reader, shard, offset, size))
+        return files[-1]
 
     def decode(image: bytes) -> Tensor:
         decoded.append(images[image])
         return crops.decode(image)
 
     monkeypatch.setattr("trainer.data.batch.decode", decode)
+    monkeypatch.setattr(ShardReader, "_read", read)
     for step in range(30):  # Ten epochs of three steps.
         next(rank_batches(config, samples, range(step, step + 1)))
         assert len(decoded) == 4 * (step + 1), "one for each caption"
     assert set(decoded) == {0, 1, 2, 3}
+    assert [images[file] for file in files if file in images] == decoded, "no other image is read"
     again = decoded.copy()
     decoded.clear()
     for ranks in (1, 2):  # The draws belong to positions, whatever the number of ranks.

@@ -121,31 +121,32 @@ class CroppedSamples:
         the same shard, so no other shard has to be fetched. A sample for which there is no memory
         is not unusable: its error is raised.
         """
+        epoch = position // self.sampler.num_samples
+        chosen = self._chosen_images(epoch, position)
+        seeds = [derive(self.seed, "crops", epoch, position, image) for image in chosen]
         for attempt in range(MAX_REPLACEMENTS):
             with contextlib.suppress(BrokenSampleError):
-                sample = self.reader[(number + attempt) % self.sampler.num_samples]
-                return sample, self._crops(sample, position), attempt
+                sample = self.reader.sample((number + attempt) % self.sampler.num_samples, chosen)
+                return sample, self._crops(sample, seeds), attempt
         raise DamagedFileError(
             f"{MAX_REPLACEMENTS} samples in a row of {self.reader.index_path} cannot be decoded or "
             f"do not have {self.spec.images_per_caption} images; check its "
             f"run with {self.reader.shards.folder.verify_command}"
         )
 
-    def _crops(self, sample: Sample, position: int) -> list[Crops]:
+    def _crops(self, sample: Sample, seeds: list[int]) -> list[Crops]:
         """Return the crops of each chosen image.
+
+        Args:
+            sample: The sample with these images only.
+            seeds: Seed of each image.
 
         Raises:
             BrokenSampleError: The sample is unusable.
         """
-        if len(sample.images) != self.spec.images_per_caption:
-            raise BrokenSampleError(f"the sample has {len(sample.images)} images")
-        epoch = position // self.sampler.num_samples
-        return [
-            self._crops_of_image(
-                sample.images[number], derive(self.seed, "crops", epoch, position, number)
-            )
-            for number in self._chosen_images(epoch, position)
-        ]
+        if sample.num_images != self.spec.images_per_caption:
+            raise BrokenSampleError(f"the sample has {sample.num_images} images")
+        return list(map(self._crops_of_image, sample.images, seeds))
 
     def _crops_of_image(self, image: bytes, seed: int) -> Crops:
         """Return the crops of one image.

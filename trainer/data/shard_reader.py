@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,9 @@ class Sample:
     caption_id: str
     text: str
     images: list[bytes]
-    """Files of the images, in the order of their numbers."""
+    """Files of the images that were read: all, in the order of their numbers, or those chosen."""
+    num_images: int
+    """Number of images that the sample has."""
     meta: SampleMeta
 
 
@@ -153,7 +155,16 @@ class ShardReader:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Sample:
+        """Return a sample with all of its images; see `sample`."""
+        return self.sample(number)
+
+    def sample(self, number: int, images: Sequence[int] | None = None) -> Sample:
         """Return a sample by its number: shards in index order, samples in file order.
+
+        Args:
+            number: Number of the sample.
+            images: Numbers of the images to read, without those that the sample does not have; None
+                reads all.
 
         Raises:
             StorageError: The shard is gone or cannot be read.
@@ -165,10 +176,19 @@ class ShardReader:
         shard = int(np.searchsorted(self._ends, number, side="right"))
         within = number - int(self._ends[shard] - self.shard_sizes[shard])
         with self._translated(shard):
-            key, content = self._read(shard, within)
-        names = sorted(filter(_is_image, content), key=_image_number)
-        text, meta = _text_and_meta(content, key)
-        return Sample(key, text, [content[name] for name in names], meta)
+            headers = self._shard_headers(shard)
+            places = {name: place for name, *place in headers.files(within)}
+            names = sorted(filter(_is_image, places), key=_image_number)
+            chosen = range(len(names)) if images is None else images
+            files = [self._read(shard, *places[names[n]]) for n in chosen if n < len(names)]
+            described = {
+                name: self._read(shard, *place)
+                for name, place in places.items()
+                if name in ("txt", "json")
+            }
+        key = headers.keys[within]
+        text, meta = _text_and_meta(described, key)
+        return Sample(key, text, files, len(names), meta)
 
     def shards_of(self, numbers: NDArray[np.int64]) -> set[int]:
         """Return the numbers of the shards that hold some samples.
@@ -196,15 +216,12 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _read(self, shard: int, within: int) -> tuple[str, dict[str, bytes]]:
-        """Return the key and the files of a sample of a shard."""
-        headers = self._shard_headers(shard)
-        content = {}
-        for name, offset, size in headers.files(within):
-            content[name] = os.pread(self._descriptor(shard), size, offset)
-            if len(content[name]) != size:
-                raise tarfile.ReadError("it was cut off while it was read")
-        return headers.keys[within], content
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        """Return a file of a shard by its place."""
+        content = os.pread(self._descriptor(shard), size, offset)
+        if len(content) != size:
+            raise tarfile.ReadError("it was cut off while it was read")
+        return content
 
     def _shard_headers(self, shard: int) -> TarIndex:
         if shard not in self._headers:

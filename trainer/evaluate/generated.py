@@ -47,7 +47,7 @@ class GeneratedPictures(Sequence[bytes]):
         if isinstance(index, slice):
             return GeneratedPictures(self._reader, self._places[index])
         sample, number = self._places[index]
-        return self._reader[sample].images[number]
+        return self._reader.sample(sample, [number]).images[0]
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def load_generated(images: str, num_captions: int, images_per_concept: int) -> G
     places, names, captions, taken = [], [], [], Counter[str]()
     for number in range(min(num_captions, len(reader))):
         try:
-            sample = reader[number]
+            sample = reader.sample(number, [])
         except BrokenSampleError:
             continue
         name = thing_name(sample.meta.concept or "")
-        for image in range(len(sample.images)):
+        for image in range(sample.num_images):
             if name and taken[name] < images_per_concept:
                 taken[name] += 1
                 places.append((number, image))

@@ -47,6 +47,27 @@ def test_images_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
     assert reader[0].images == [picture(n) for n in range(11)]
 
 
+def test_only_the_chosen_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ShardReader(write_images(tmp_path, images_per_caption=4).index_url)
+    whole = reader[5]  # From now on the headers of its shard are known.
+    sizes: list[int] = []
+    read = os.pread
+
+    def count(descriptor: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", count)
+    assert reader[5] == whole
+    rest = sum(sizes) - sum(map(len, whole.images))
+    for chosen in ([], [2], [3, 0]):
+        sizes.clear()
+        sample = reader.sample(5, [*chosen, 4])
+        assert sample.images == [whole.images[number] for number in chosen]
+        assert (sample.text, sample.meta, sample.num_images) == (whole.text, whole.meta, 4)
+        assert sum(sizes) == rest + sum(map(len, sample.images))
+
+
 def test_equal_names_in_two_folders_of_a_shard_are_two_samples(tmp_path: Path) -> None:
     """WebDataset shards that were packed from a folder per class have such names."""
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
