@@ -3,6 +3,12 @@
 import time
 from pathlib import Path
 
+import pytest
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="looks for processes in /proc"
+)
+
 
 def descendants(pid: int) -> list[int]:
     """All processes below a process, without the trackers of multiprocessing."""

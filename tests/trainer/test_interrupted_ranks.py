@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.machines import children, ranks_of
+from tests.support.processes import needs_proc
 from tests.support.recorded_training import captions_of_steps
 from tests.support.training_runs import (
     assert_bitwise_equal,
@@ -99,13 +100,8 @@ def assert_gone(pids: list[int]) -> None:
     assert not pids
 
 
-in_proc = pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="looks for processes in /proc"
-)
-
-
 @pytest.mark.slow
-@in_proc
+@needs_proc
 def test_a_signal_to_every_process_at_once_loses_nothing_and_leaves_nobody(
     run: Path, undisturbed: dict[int, Path]
 ) -> None:
@@ -129,7 +125,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing_and_leaves_nobody(
 
 
 @pytest.mark.slow
-@in_proc
+@needs_proc
 def test_a_dead_rank_ends_the_job_with_its_name(run: Path) -> None:
     process = start(run, "steps=100000", "checkpoint.every_s=0", "loader.num_workers=1", ranks=2)
     wait_for_checkpoint(process, run, 3)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import needs_proc
 from tests.support.training_runs import make_run
 from trainer.checkpoints.files import list_checkpoints
 from trainer.launch import exit_code, main
@@ -70,7 +71,7 @@ def test_a_signal_asks_for_a_restart_once_it_is_saved(run: Path) -> None:
 
 @pytest.mark.xdist_group("processes")
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@needs_proc
 def test_the_others_of_a_killed_rank_say_so_in_a_sentence(run: Path) -> None:
     """Wherever the other rank is at that moment, also in a collective inside torch."""
     process = launch(run, "steps=100000", "checkpoint.every_s=0")

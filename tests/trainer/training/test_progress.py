@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.machines import machines, ranks_of, wait_for_rank
+from tests.support.processes import needs_proc
 from tests.support.training_runs import checkpoints, make_run, start, wait_for_checkpoint
 from trainer.checkpoints.files import list_checkpoints
 from trainer.training.errors import NothingSavedError
 from trainer.training.progress import VARIABLE, Progress, progress_of_ranks
 from transforms.core.exit_codes import RESTART, UNFINISHED
-
-in_proc = pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="looks for processes in /proc"
-)
 
 
 def deadly(run: Path, *overrides: str) -> tuple[int, str]:
@@ -44,7 +41,7 @@ def test_a_training_that_never_gets_further_is_not_started_again_forever(tmp_pat
 
 
 @pytest.mark.slow
-@in_proc
+@needs_proc
 @pytest.mark.parametrize(("every_s", "expected"), [(600, UNFINISHED), (0, RESTART)])
 def test_a_machine_that_loses_another_needs_progress(
     tmp_path: Path, every_s: int, expected: int
@@ -66,7 +63,7 @@ def test_a_machine_that_loses_another_needs_progress(
 
 
 @pytest.mark.slow
-@in_proc
+@needs_proc
 def test_a_signal_before_the_first_checkpoint_is_no_reason_to_start_again(tmp_path: Path) -> None:
     """For instance in a job whose time limit is shorter than its start."""
     run = make_run(tmp_path / "run")
@@ -86,7 +83,7 @@ def test_a_signal_before_the_first_checkpoint_is_no_reason_to_start_again(tmp_pa
 
 
 @pytest.mark.slow
-@in_proc
+@needs_proc
 def test_ranks_that_are_killed_while_they_save_had_progress_before(tmp_path: Path) -> None:
     """The launcher kills ranks that need longer than it gives them."""
     run = make_run(tmp_path / "run")

@@ -12,6 +12,7 @@ import pytest
 from tests.support.gradients import tiny_config
 from tests.support.image_shards import TINY_TRAINING
 from tests.support.machines import machines, wait_for_rank, wait_until_idle
+from tests.support.processes import needs_proc
 from tests.support.training_runs import make_run
 from trainer import distributed
 from trainer.config import TrainConfig
@@ -110,7 +111,7 @@ def test_machines_with_other_settings_end_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@needs_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_rank_that_waits_for_the_others_at_the_start_answers_signals(
     tmp_path: Path, number: signal.Signals
