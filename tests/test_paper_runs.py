@@ -16,7 +16,7 @@ from pipelines.captions import CaptionsConfig
 from pipelines.images import ImagesConfig
 from tests.support.image_shards import write_image_captions, write_images
 from tests.support.openai_endpoint import Answer, serving
-from tests.support.paper_runs import Job, PaperRun, paper_runs, small_training
+from tests.support.paper_runs import Job, PaperRun, paper_runs, small_overrides, small_training
 from trainer import train
 from trainer.config import TrainConfig
 from trainer.evaluate.protocols import config_class
@@ -163,7 +163,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("job", TRAININGS, ids=by_name)
 def test_three_steps_of_each_training_at_a_small_size(job: Job, tiny: Path) -> None:
     whole = load_config(TrainConfig, job.file, job.overrides)
-    changes = [f"run={tiny}", "steps=3", "optim.warmup=1"]
+    changes = [f"run={tiny}"]
     if whole.data.num_captions is not None:
         changes.append("data.num_captions=8")
     config = small_training(job.file, *changes)
@@ -196,24 +196,18 @@ def test_a_small_version_from_captions_to_three_steps(
     file = tmp_path / "given.txt"
     file.write_text("".join(f"A picture of house number {n} in town\n" for n in range(40)))
     where = f"run={tmp_path}/run"
-    small = ["num_captions=8", "captions_per_shard=4", "captions.oversampling=3"]
+    small = small_overrides()
+    captions_config(run.captions, where, *small["LLM"], *small["CAPTIONS"])
     with serving(write_about_it) as endpoint:
         engine = ["engine.name=openai", f"engine.base_url={endpoint.url}"]
-        changes = [where, *small, *engine, "captions.use_backgrounds=list"]
-        changes.append(f"captions.captions_file={file}")
+        changes = [where, *small["CAPTIONS"], *engine, f"captions.captions_file={file}"]
         if name == "table5":
             changes.append("curation.captions_per_concept=1")
         config = captions_config(run.captions, *changes)
         captions.run(config, [])
     curate.run(config, [])
-    painting = [
-        *("model=builtin:tiny-sd", "captions_per_shard=4", "engine.device=cpu"),
-        *("engine.dtype=float32", "engine.compile=false", "engine.batch_size=16"),
-        *("generator.size=64", "generator.stored_size=64", "generator.num_steps=2"),
-        "min_contrast=0",
-    ]
-    images.run(load_config(ImagesConfig, run.images.file, [where, *painting]), [])
+    images.run(load_config(ImagesConfig, run.images.file, [where, *small["IMAGES"]]), [])
     config_file = str(tmp_path / "train.yaml")
-    trained = small_training(run.training.file, where, "steps=3", "optim.warmup=1")
+    trained = small_training(run.training.file, where)
     Path(config_file).write_text(trained.model_dump_json())
     assert train.main([config_file]) == 0

@@ -1,4 +1,4 @@
-"""The runs of the paper as docs/train.md lists them, and overrides that make them small."""
+"""The runs of the paper as docs/train.md lists them, and its overrides that make them small."""
 
 import re
 from dataclasses import dataclass
@@ -11,34 +11,8 @@ TABLE = ROOT / "docs" / "train.md"
 _CELL = r"`([^`]+)`"
 _ROW = re.compile(rf"^\| ([^|`]+) \| {_CELL} \| {_CELL} \| {_CELL} \| {_CELL} \|$", re.MULTILINE)
 
-SMALL = [
-    "captions_per_batch=4",
-    "device=cpu",
-    "precision=fp32",
-    "model.image_size=16",
-    "model.patch_size=8",
-    "model.width=12",
-    "model.depth=2",
-    "model.num_heads=2",
-    "crops.local_size=8",
-    "execution.compile=false",
-    "loader.num_workers=0",
-]
-_SMALL_OBJECTIVE = {
-    "contrastive": [
-        "objective.contrastive_head.hidden=16",
-        "objective.contrastive_head.out=8",
-        "objective.prototype_head.hidden=16",
-        "objective.prototype_head.bottleneck=8",
-        "objective.prototype_head.num_prototypes=12",
-    ],
-    "clip": [
-        "objective.text.width=8",
-        "objective.text.depth=1",
-        "objective.text.num_heads=2",
-        "objective.text.out=8",
-    ],
-}
+_OVERRIDES = re.compile(r'^    ([A-Z]+)="([^"]*)"', re.MULTILINE)
+_OF_OBJECTIVES = {"contrastive": "HEADS", "clip": "TEXT"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +58,11 @@ def _job(cell: str, folder: object) -> Job:
     return Job(f"{folder}/{file}.yaml", tuple(overrides))
 
 
+def small_overrides() -> dict[str, list[str]]:
+    """Return the overrides that make a row small, by the name of their variable."""
+    return {name: text.split() for name, text in _OVERRIDES.findall(TABLE.read_text())}
+
+
 def small_training(file: str, *overrides: str) -> TrainConfig:
     """Return a training's config with a very small encoder and heads.
 
@@ -91,5 +70,7 @@ def small_training(file: str, *overrides: str) -> TrainConfig:
         file: Path of the config.
         overrides: Further overrides.
     """
-    kind = load_config(TrainConfig, file).objective.kind
-    return load_config(TrainConfig, file, [*SMALL, *_SMALL_OBJECTIVE.get(kind, []), *overrides])
+    small = small_overrides()
+    own = _OF_OBJECTIVES.get(load_config(TrainConfig, file).objective.kind)
+    objective = small[own] if own else []
+    return load_config(TrainConfig, file, [*small["TRAINING"], *objective, *overrides])
