@@ -149,6 +149,8 @@ def test_every_evaluation_can_be_read() -> None:
         config: Any = load_config(config_class(), job.file, job.overrides)
         assert config.datasets == ("paper",)
         assert (config.logistic.num_strengths, config.logistic.max_iterations) == (45, 1000)
+        small: Any = load_config(config_class(), job.file, small_overrides()["EVALUATION"])
+        assert small.datasets == ("drawings",), "it is in the repository"
 
 
 @pytest.fixture(scope="module")
