@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pydantic import Field, PositiveInt
 
 from trainer.evaluate.datasets import LabelledSet
 from trainer.evaluate.features import FrozenFeatures
+from trainer.evaluate.metrics import COVERAGE, Interval
 from trainer.evaluate.protocols.base import Evaluation, FeatureSet, Protocol
 from trainer.evaluate.protocols.frozen import Trial, mean_score
 from transforms.core.config import Config
@@ -132,18 +134,30 @@ def _score(
         shots: Labelled pictures per class.
         trials: For each subject, the result of each draw.
     """
-    from scipy.stats import t
-
-    row = mean_score(kind, "fewshot", dataset, features, [one for own in trials for one in own])
-    draws = len(trials[0])
-    means = [statistics.mean(row.values[number::draws]) for number in range(draws)]
-    half = float(t.ppf(0.975, draws - 1)) * statistics.stdev(means) / math.sqrt(draws)
+    everything, draws = [one for own in trials for one in own], len(trials[0])
+    row = mean_score(
+        kind, "fewshot", dataset, features, everything, partial(interval_over_draws, draws=draws)
+    )
     return replace(
         row,
         metric=f"{dataset.metric}, {shots} shot{'s' if shots > 1 else ''}",
         details=[own[0].details for own in trials],
-        interval=[max(row.value - half, 0), min(row.value + half, 100)],
     )
+
+
+def interval_over_draws(values: Sequence[float], draws: int) -> Interval:
+    """Return Student's interval of the mean score, within 0 and 100.
+
+    Args:
+        values: Score of each draw of the first subject, then of the second, and so on.
+        draws: Draws of each subject, the same for all.
+    """
+    from scipy.stats import t
+
+    means = [statistics.mean(values[number::draws]) for number in range(draws)]
+    mean, error = statistics.mean(values), statistics.stdev(means) / math.sqrt(draws)
+    half = float(t.ppf((1 + COVERAGE) / 2, draws - 1)) * error
+    return Interval(max(mean - half, 0), min(mean + half, 100), error)
 
 
 def _scaled(features: NDArray[np.float32]) -> NDArray[np.float64]:

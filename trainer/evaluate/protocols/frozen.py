@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trainer.evaluate import metrics
 from trainer.evaluate.datasets import LabelledSet
 from trainer.evaluate.features import Features, FrozenFeatures
-from trainer.evaluate.metrics import Metric
+from trainer.evaluate.metrics import Interval, Metric
 from trainer.evaluate.protocols.base import Evaluation, FeatureSet, Protocol, SettingsT
 from transforms.core.progress import bar
 from transforms.core.scores import Score
@@ -75,13 +75,31 @@ class FrozenProtocol(Protocol[SettingsT]):
 
 
 def mean_score(
-    kind: str, protocol: str, dataset: LabelledSet, features: FeatureSet, trials: Sequence[Trial]
+    kind: str,
+    protocol: str,
+    dataset: LabelledSet,
+    features: FeatureSet,
+    trials: Sequence[Trial],
+    interval_of: Callable[[Sequence[float]], Interval] | None = None,
 ) -> Score:
-    """Return the mean over the subjects of one kind, which differ in their seeds."""
+    """Return the mean over the subjects of one kind, which differ in their seeds.
+
+    Args:
+        kind: Column of the sheet.
+        protocol: Name of the protocol.
+        dataset: What was scored.
+        features: Its features.
+        trials: The result of each subject.
+        interval_of: From the scores of the trials to the interval of their mean; None is a
+            bootstrap over the test pictures.
+    """
     (train, val, test), metric = dataset_rows(features), dataset.metric
     found = [trial.predictions for trial in trials]
     values = [metrics.value(predictions, test.labels, metric) for predictions in found]
-    interval = metrics.bootstrap(found, test.labels, metric)
+    if interval_of is None:
+        interval = metrics.bootstrap(found, test.labels, metric)
+    else:
+        interval = interval_of(values)
     error = interval.error
     if metric in metrics.CLASS_METRICS:
         error = statistics.mean(metrics.score(p, test.labels, metric)[1] for p in found)

@@ -9,7 +9,13 @@ from trainer.evaluate.config import EvaluateConfig
 from trainer.evaluate.datasets import LabelledSet, Split
 from trainer.evaluate.features import Extracted, Subject
 from trainer.evaluate.protocols.base import Evaluation
-from trainer.evaluate.protocols.fewshot import PROTOCOL, FewshotConfig, draw, nearest_mean
+from trainer.evaluate.protocols.fewshot import (
+    PROTOCOL,
+    FewshotConfig,
+    draw,
+    interval_over_draws,
+    nearest_mean,
+)
 from transforms.core.scores import Score
 
 
@@ -80,6 +86,14 @@ def test_noise_is_chance_and_more_shots_help() -> None:
     one, ten = scores_of(noise + 2 * np.eye(8)[labels], labels, FewshotConfig(shots=(1, 10)))
     assert one.interval is not None and ten.interval is not None
     assert one.interval[1] < ten.interval[0]
+
+
+def test_the_interval_is_that_of_student_over_the_draws() -> None:
+    # Means of the draws 50, 52, 54: standard deviation 2; 4.303 is the quantile of 2 degrees.
+    low, high, error = interval_over_draws([40, 52, 60, 60, 52, 48], draws=3)
+    assert error == pytest.approx(2 / 3**0.5)
+    assert (low, high) == pytest.approx((52 - 4.3027 * error, 52 + 4.3027 * error), abs=1e-3)
+    assert interval_over_draws([0, 100], draws=2)[:2] == (0, 100), "no score is outside"
 
 
 def test_classes_with_fewer_pictures_are_said() -> None:
