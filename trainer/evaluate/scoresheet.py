@@ -99,15 +99,18 @@ def publish(
 
 
 def table(scores: Sequence[Score]) -> list[list[str]]:
-    """Return the cells of the sheet: a line per data set, protocol and metric."""
+    """Return the cells of the sheet: a line per data set, protocol and metric.
+
+    Metrics of a protocol are in the order of its scores.
+    """
     lines: dict[tuple[str, str, str], list[str]] = {}
-    for score in scores:
+    for score in _sorted(scores):
         chance = "" if score.chance is None else f"{score.chance:.1f}"
         start = [score.dataset, score.protocol, score.metric, chance]
         key = score.dataset, score.protocol, score.metric
         line = lines.setdefault(key, start + [""] * len(ENCODERS))
         line[len(start) + ENCODERS.index(score.encoder)] = str(score)
-    return [lines[key] for key in sorted(lines)]
+    return list(lines.values())
 
 
 def plain(scores: Sequence[Score]) -> str:
@@ -153,8 +156,13 @@ def made(scores: Sequence[Score]) -> list[list[str]]:
             seconds(score.features_s),
             seconds(score.protocol_s),
         ]
-        for score in sorted(scores, key=lambda s: (s.dataset, s.protocol, s.metric))
+        for score in _sorted(scores)
     ]
+
+
+def _sorted(scores: Sequence[Score]) -> list[Score]:
+    """Sort by data set and protocol, not by metric: "10 shots" is before "2 shots" as text."""
+    return sorted(scores, key=lambda score: (score.dataset, score.protocol))
 
 
 MADE = (
@@ -171,7 +179,8 @@ MADE_LEGEND = (
 LEGEND = (
     "All scores in percent. *pixels*: the pictures themselves as features; *untrained*: the same "
     "architecture with fresh weights, mean ± standard deviation over seeds; *trained*: ± the "
-    "standard error due to the number of test pictures."
+    "standard error due to the number of test pictures (few-shot: the standard deviation over its "
+    "draws)."
 )
 
 

@@ -76,6 +76,20 @@ def test_table_has_a_column_per_encoder() -> None:
     assert lines[0].index("trained", lines[0].index("untrained") + 9) == lines[1].index("61.2")
 
 
+def test_lines_of_a_protocol_are_in_the_order_of_its_scores() -> None:
+    shots = [
+        dataclasses.replace(own, metric=f"accuracy, {number} shots", protocol="fewshot")
+        for number in (2, 10)
+        for own in ROWS
+    ]
+    pets = row("trained", 1.0, dataset="pets")
+    expected = [("fewshot", "accuracy, 2 shots"), ("fewshot", "accuracy, 10 shots")]
+    expected += [("knn", "accuracy")] * 2
+    assert [(line[1], line[2]) for line in scoresheet.table([pets, *ROWS, *shots])] == expected
+    lines = scoresheet.made([pets, *ROWS, *shots])
+    assert list(dict.fromkeys((line[1], line[2]) for line in lines)) == expected[:3]
+
+
 def test_markdown_shows_the_papers_scores_for_the_papers_sets() -> None:
     assert "paper" not in scoresheet.markdown(ROWS)
     text = scoresheet.markdown([row("trained", 50.0, dataset="pets")])
