@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ NUM_CLASSES = 1000
 
 def single_heads(width: int, device: torch.device) -> list[tuple[nn.Module, torch.optim.SGD]]:
     """Return a head of torch and its optimiser for each learning rate, without and with norm."""
-    found = []
+    found: list[tuple[nn.Module, torch.optim.SGD]] = []
     for normed in (False, True):
         for rate in LinearConfig().learning_rates:
             norm = nn.BatchNorm1d(width, affine=False, eps=EPSILON) if normed else nn.Identity()
@@ -34,7 +35,7 @@ def single_heads(width: int, device: torch.device) -> list[tuple[nn.Module, torc
     return found
 
 
-def seconds(work: Callable[[], None], device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return the time that a function takes."""
     started = time.monotonic()
     work()
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, width = torch.device(arguments.device), arguments.width
     shape = EncoderConfig(patch_size=16, width=width, depth=12, num_heads=width // 64)
-    encoder = build_encoder(shape, seed=0).to(device).eval()
+    encoder: Any = build_encoder(shape, seed=0).to(device).eval()
     images = torch.randn(arguments.images, 3, shape.image_size, shape.image_size, device=device)
     labels = torch.randint(NUM_CLASSES, (arguments.images,), device=device)
     together = Heads(width, NUM_CLASSES, LinearConfig().learning_rates, device=device)
@@ -80,7 +81,7 @@ def main() -> None:
     ]
     ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
     ratio = statistics.median(alone / together for together, alone in turns)
-    forward = seconds(lambda: [embed() for _ in range(3)] and None, device) / 3
+    forward = seconds(lambda: [embed() for _ in range(3)], device) / 3
     print(f"{arguments.images} images, width {width}, {NUM_CLASSES} classes, {device}")
     print(f"one forward pass           {forward:8.3f} s")
     print(f"18 heads together, a step  {ours:8.3f} s")
