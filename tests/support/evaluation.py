@@ -1,9 +1,12 @@
-"""Small checkpoint and small folder of labelled pictures, for tests of evaluation."""
+"""Small checkpoint, pictures and config of an evaluation, and the scores that it writes."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from trainer.checkpoints import files as checkpoint_files
@@ -32,6 +35,27 @@ def save_checkpoint(run: Path, seed: int = 0) -> Path:
     training = Training(config, torch.device("cpu"))
     folder = checkpoint_files.checkpoints_folder(str(run / "train"))
     return Path(checkpoint_files.save_checkpoint(training.state(), folder))
+
+
+def save_job(folder: Path, datasets: list[str], **settings: Any) -> tuple[Path, Path]:
+    """Write a run with a checkpoint, and the config of its evaluation; return both paths.
+
+    Args:
+        folder: Where to write.
+        datasets: Data sets to score on.
+        settings: Other keys of the config.
+    """
+    run, path = folder / "run", folder / "evaluate.yaml"
+    save_checkpoint(run)
+    common = {"run": str(run), "datasets": datasets, "num_untrained": 2, "device": "cpu"}
+    path.write_text(yaml.safe_dump({**common, **settings}))
+    return run, path
+
+
+def read_scores(run: Path) -> list[dict[str, Any]]:
+    """Return all rows of the score sheet of a run."""
+    found: list[dict[str, Any]] = json.loads((run / "scores" / "scores.json").read_text())
+    return found
 
 
 def save_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> Path:

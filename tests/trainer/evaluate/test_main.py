@@ -5,16 +5,14 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.support import public_sets
 from tests.support.checkpoints import note_readings
-from tests.support.evaluation import save_checkpoint, save_pictures
+from tests.support.evaluation import read_scores, save_checkpoint, save_job, save_pictures
 from tests.support.paths import TRAINER_CONFIGS
 from trainer.checkpoints.files import checkpoints_folder, list_checkpoints
 from trainer.evaluate.__main__ import main
@@ -27,36 +25,20 @@ from transforms.core import storage
 from transforms.core.config import load_config
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def job(tmp_path: Path) -> tuple[Path, Path]:
     """Return a run with a checkpoint, and the config of an evaluation on coloured squares."""
-    run = tmp_path / "run"
-    save_checkpoint(run)
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 8})
-    config = {
-        "run": str(run),
-        "datasets": [f"folder:{pictures}"],
-        "num_untrained": 2,
-        "device": "cpu",
-        "knn": {"num_neighbours": 5},
-        "logistic": {"num_strengths": 3, "weakest": 1e-2, "strongest": 1e2},
-    }
-    path = tmp_path / "evaluate.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return run, path
+    return save_job(
+        tmp_path,
+        [f"folder:{pictures}"],
+        knn={"num_neighbours": 5},
+        logistic={"num_strengths": 3, "weakest": 1e-2, "strongest": 1e2},
+    )
 
 
 def rows(run: Path) -> dict[tuple[str, str], dict[str, object]]:
-    listed = json.loads((run / "scores" / "scores.json").read_text())
-    return {(row["protocol"], row["encoder"]): row for row in listed}
+    return {(row["protocol"], row["encoder"]): row for row in read_scores(run)}
 
 
 def test_all_tasks_from_checkpoint_to_sheet(
@@ -130,8 +112,7 @@ def test_data_sets_are_scored_one_after_another(job: tuple[Path, Path], tmp_path
     (tmp_path / "colours").rename(tmp_path / "paints")
     assert main(["knn", str(path), f"datasets=[folder:{tmp_path / 'paints'}]"]) == 0
     assert (run / "scores" / "knn-colours.json").stat().st_mtime_ns == before
-    listed = json.loads((run / "scores" / "scores.json").read_text())
-    assert {row["dataset"] for row in listed} == {"colours", "paints"}
+    assert {row["dataset"] for row in read_scores(run)} == {"colours", "paints"}
 
 
 def test_scores_are_deterministic(job: tuple[Path, Path], tmp_path: Path) -> None:
@@ -254,8 +235,7 @@ def test_damaged_pictures_are_counted_and_named(
 
 
 def without_times(run: Path) -> list[dict[str, object]]:
-    listed = json.loads((run / "scores" / "scores.json").read_text())
-    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in listed]
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_scores(run)]
 
 
 def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,12 @@
 """Protocols on frozen features: the score of several seeds, and how to add a protocol."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.evaluation import save_checkpoint, save_pictures
+from tests.support.evaluation import read_scores, save_job, save_pictures
 from trainer.evaluate import __main__ as command
 from trainer.evaluate.datasets import LabelledSet, Split
 from trainer.evaluate.features import Features, FrozenFeatures
@@ -60,10 +59,8 @@ def nearest_mean(
 def test_a_protocol_is_a_module_and_a_registry_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, config = tmp_path / "run", tmp_path / "evaluate.yaml"
-    save_checkpoint(run)
     pictures = save_pictures(tmp_path / "colours", {"train": 5, "test": 4})
-    config.write_text(f"{{run: {run}, datasets: ['folder:{pictures}'], num_untrained: 2}}")
+    run, config = save_job(tmp_path, [f"folder:{pictures}"], device="auto")
     assert command.main(["knn", str(config)]) == 0
     before = (run / "scores" / "knn-colours.json").read_bytes()
 
@@ -72,8 +69,7 @@ def test_a_protocol_is_a_module_and_a_registry_entry(
     monkeypatch.setattr(command, "PROTOCOLS", protocols)
     monkeypatch.setattr(command, "config_class", lambda: config_class(protocols))
     assert command.main(["nearest_mean", str(config), "nearest_mean.order=1"]) == 0
-    scores = json.loads((run / "scores" / "scores.json").read_text())
-    found = {s["encoder"]: s for s in scores if s["protocol"] == "nearest_mean"}
+    found = {s["encoder"]: s for s in read_scores(run) if s["protocol"] == "nearest_mean"}
     assert found.keys() == {"trained", "untrained", "pixels"}
     assert found["pixels"]["value"] == 100
     assert found["untrained"]["details"] == [{"order": 1}] * 2

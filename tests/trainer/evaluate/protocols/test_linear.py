@@ -1,8 +1,7 @@
 """The linear probe on pictures with known answers, killed and continued, and over two ranks."""
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from tests.support.evaluation import save_checkpoint, save_pictures
+from tests.support.evaluation import read_scores, save_job, save_pictures
 from tests.support.fault_process import kill, strike
 from tests.support.ranks import run_on_ranks, start_ranks
 from trainer.checkpoints.files import load_checkpoint
@@ -43,14 +42,6 @@ class Mean(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         return self.scale * images.mean(dim=(2, 3))[:, None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def evaluation(run: Path | str, dataset: LabelledSet, batch_size: int = 4) -> Evaluation:
@@ -208,16 +199,11 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_the_command_scores_the_data_sets_that_are_named(tmp_path: Path) -> None:
-    run, path = tmp_path / "run", tmp_path / "evaluate.yaml"
-    save_checkpoint(run)
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 4})
-    path.write_text(
-        f"{{run: {run}, datasets: ['folder:{pictures}'], num_untrained: 2, device: cpu, "
-        "linear: {datasets: [colours], epochs: 2, batch_size: 12, num_untrained: 1}}"
-    )
+    settings = {"datasets": ["colours"], "epochs": 2, "batch_size": 12, "num_untrained": 1}
+    run, path = save_job(tmp_path, [f"folder:{pictures}"], linear=settings)
     assert main(["linear", str(path)]) == 0
-    scores = json.loads((run / "scores" / "scores.json").read_text())
-    assert [(s["protocol"], s["encoder"], len(s["values"])) for s in scores] == [
+    assert [(s["protocol"], s["encoder"], len(s["values"])) for s in read_scores(run)] == [
         ("linear", "trained", 1),
         ("linear", "untrained", 1),
     ]

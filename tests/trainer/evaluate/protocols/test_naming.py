@@ -1,35 +1,23 @@
 """Naming against a loop, and on pictures whose names are known."""
 
 import io
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.evaluation import save_checkpoint
+from tests.support.evaluation import read_scores, save_job
 from tests.support.image_shards import write_images
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.protocols import naming
 from trainer.evaluate.protocols.naming import NamingConfig, name_pictures
 
 CONCEPTS = ("cat", "dog", "tree")  # As `concept_of` gives them to samples in turn.
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def ranking(
@@ -126,24 +114,14 @@ def save_copies(root: Path, names: tuple[str, ...] = CONCEPTS) -> Path:
 @pytest.fixture
 def job(tmp_path: Path) -> tuple[Path, Path]:
     """Return a run of images and a checkpoint, and the config of naming copies of the images."""
-    run = tmp_path / "run"
-    save_checkpoint(run)
-    write_images(run / "images", paint=paint)
-    config = {
-        "run": str(run),
-        "datasets": [f"folder:{save_copies(tmp_path / 'copies')}"],
-        "num_untrained": 2,
-        "device": "cpu",
-        "naming": {"num_neighbours": 1, "min_things": 3},
-    }
-    path = tmp_path / "evaluate.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return run, path
+    write_images(tmp_path / "run" / "images", paint=paint)
+    copies = save_copies(tmp_path / "copies")
+    settings = {"num_neighbours": 1, "min_things": 3}
+    return save_job(tmp_path, [f"folder:{copies}"], naming=settings)
 
 
 def rows(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    listed = json.loads((run / "scores" / "scores.json").read_text())
-    return {(row["metric"], row["encoder"]): row for row in listed}
+    return {(row["metric"], row["encoder"]): row for row in read_scores(run)}
 
 
 def test_copies_of_generated_images_are_named_without_a_mistake(
@@ -202,7 +180,6 @@ def test_without_images_all_does_the_rest_and_says_why(
     assert main(["all", str(path), absent, "logistic.num_strengths=2"]) == 0
     said = f"naming is absent: {tmp_path}/none holds no complete images stage"
     assert said in capsys.readouterr().out
-    listed = json.loads((run / "scores" / "scores.json").read_text())
-    assert {row["protocol"] for row in listed} == {"knn", "logistic", "fewshot"}
+    assert {row["protocol"] for row in read_scores(run)} == {"knn", "logistic", "fewshot"}
     assert main(["naming", str(path), absent]) == 1
     assert "make it with `python -m pipelines images`" in capsys.readouterr().err

@@ -1,15 +1,12 @@
 """Segmentation from pictures with masks to a score: learnt, killed and continued, over ranks."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from tests.support.evaluation import save_checkpoint
+from tests.support.evaluation import read_scores, save_job
 from tests.support.masked_pictures import save_masked
 from tests.support.ranks import run_on_ranks, start_ranks
 from tests.support.segmentation_runs import (
@@ -22,36 +19,24 @@ from trainer.evaluate.__main__ import main
 from trainer.evaluate.segmentation.training import CHECK_EVERY, pixel_loss
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_from_a_checkpoint_to_the_sheet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, data = tmp_path / "run", save_masked(tmp_path / "data", 10, 3)
-    save_checkpoint(run)
+    data = save_masked(tmp_path / "data", 10, 3)
     broken = data / "ADEChallengeData2016" / "images"
     (broken / "training" / "ADE_train_00000001.jpg").write_bytes(b"broken")
     (broken / "validation" / "ADE_val_00000002.jpg").write_bytes(b"broken")
     short = {"num_steps": 4, "warmup_steps": 1, "batch_size": 5, "crop_size": 30, "head": "linear"}
-    config = {
-        "run": str(run),
-        "data": str(data),
-        "datasets": ["ade20k", "torchvision:voc2007"],
-        "num_untrained": 1,
-        "device": "cpu",
-        "segmentation": {**short, "untrained": True},
-    }
-    path = tmp_path / "evaluate.yaml"
-    path.write_text(yaml.safe_dump(config))
+    run, path = save_job(
+        tmp_path,
+        ["ade20k", "torchvision:voc2007"],
+        data=str(data),
+        num_untrained=1,
+        segmentation={**short, "untrained": True},
+    )
     assert main(["all", str(path)]) == 0
     assert "voc2007 is absent: " in capsys.readouterr().out
-    rows = json.loads((run / "scores" / "scores.json").read_text())
+    rows = read_scores(run)
     assert [(row["protocol"], row["encoder"]) for row in rows] == [
         ("segmentation", "trained"),
         ("segmentation", "untrained"),
