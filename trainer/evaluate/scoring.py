@@ -106,7 +106,7 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig, protocols: Protocols)
     Raises:
         ConfigError: A setting is wrong.
         StorageError: There is no checkpoint, or storage failed.
-        UnfinishedError: None of the data sets is there.
+        UnfinishedError: None of the data sets is there, or the tasks score none of them.
     """
     if config.model is not None and config.checkpoint is not None:
         raise ConfigError("keys 'model' and 'checkpoint' are both set: expected one of them")
@@ -117,6 +117,7 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig, protocols: Protocols)
         raise UnfinishedError("; ".join(without.values()))
     absent |= without
     tasks = [task for task in tasks if task not in without]
+    _check_any_applies([protocols[task] for task in tasks], config, datasets)
     job = Job(config, protocols, load_model(reference, config.which), datasets, absent)
     # The ranks may see files at different times, so that rank 0 decides.
     missing = distributed.gather_objects(job.missing(tasks))[0]
@@ -133,6 +134,22 @@ def evaluate(tasks: Sequence[str], config: EvaluateConfig, protocols: Protocols)
     lines = [f"{name} is absent: {reason}" for name, reason in absent.items()]
     last = f"{done} {job.model.url}; {storage.join(job.folder, 'scores.md')}"
     return "\n".join([scoresheet.plain(sheet), *lines, last])
+
+
+def _check_any_applies(
+    protocols: Sequence[Protocol[Any]], config: EvaluateConfig, datasets: Sequence[LabelledSet]
+) -> None:
+    """Raise an `UnfinishedError` if the protocols apply to none of the data sets."""
+    sections = [protocol.section(config) for protocol in protocols]
+    pairs = list(zip(protocols, sections, strict=True))
+    if not any(protocol.applies(d, section) for protocol, section in pairs for d in datasets):
+        names = ", ".join(dataset.name for dataset in datasets)
+        reasons = [
+            f"{protocol.name} scores none of the data sets {names}: it takes "
+            f"{protocol.takes(section)}"
+            for protocol, section in pairs
+        ]
+        raise UnfinishedError("; ".join(reasons))
 
 
 def load_datasets(config: EvaluateConfig) -> tuple[list[LabelledSet], dict[str, str]]:

@@ -289,7 +289,7 @@ def test_check_lists_what_is_there_and_how_to_get_the_rest(
 
 
 def test_several_labels_per_picture_from_files_to_sheet(
-    tmp_path: Path, job: tuple[Path, Path]
+    tmp_path: Path, job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, path = job
     public_sets.voc2007(tmp_path)
@@ -297,6 +297,10 @@ def test_several_labels_per_picture_from_files_to_sheet(
     assert main(["all", str(path), *voc]) == 0
     found = rows(run)
     assert found.keys() == {("logistic", "trained"), ("logistic", "pixels")}, "kNN needs one class"
+    capsys.readouterr()
+    assert main(["knn", str(path), *voc]) == 1
+    said = "knn scores none of the data sets voc2007: it takes data sets for classification"
+    assert said in capsys.readouterr().err
     for row in found.values():
         assert (row["metric"], row["num_classes"], row["num_test"]) == ("11-point mAP", 20, 2)
         assert isinstance(value := row["value"], float)

@@ -137,6 +137,10 @@ class Protocol(ABC, Generic[SettingsT]):
         """Return whether the protocol scores a data set; a subclass may leave out more."""
         return dataset.kind in self.kinds
 
+    def takes(self, settings: SettingsT) -> str:
+        """Return which data sets the protocol applies to; part of a message."""
+        return f"data sets for {' and '.join(self.kinds)}"
+
     def absence(self, config: EvaluateConfig) -> str | None:
         """Return why the protocol cannot score anything, None if it can; a line of the output."""
         return None

@@ -64,6 +64,10 @@ class LinearProtocol(Protocol[LinearConfig]):
         """Return whether the settings name the data set."""
         return super().applies(dataset, settings) and dataset.name in settings.datasets
 
+    def takes(self, settings: LinearConfig) -> str:
+        """Return which data sets the settings name."""
+        return f"those that linear.datasets names, [{', '.join(settings.datasets)}]"
+
     def scores(self, evaluation: Evaluation, settings: LinearConfig) -> list[Score]:
         """Return one score per data set and kind of encoder; pixels have none."""
         return [

@@ -198,7 +198,9 @@ def test_the_defaults_are_the_papers() -> None:
     assert config.datasets == ("imagenet-1k",)
 
 
-def test_the_command_scores_the_data_sets_that_are_named(tmp_path: Path) -> None:
+def test_the_command_scores_the_data_sets_that_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = save_pictures(tmp_path / "colours", {"train": 10, "test": 4})
     settings = {"datasets": ["colours"], "epochs": 2, "batch_size": 12, "num_untrained": 1}
     run, path = save_job(tmp_path, [f"folder:{pictures}"], linear=settings)
@@ -213,3 +215,9 @@ def test_the_command_scores_the_data_sets_that_are_named(tmp_path: Path) -> None
     assert (run / "scores" / "linear-colours.json").read_bytes() == before
     assert main(["linear", str(path), "linear.epochs=1"]) == 0
     assert (run / "scores" / "linear-colours.json").read_bytes() != before
+    capsys.readouterr()
+    assert main(["linear", str(path), "linear.datasets=[pets,cars]"]) == 1
+    assert (
+        "linear scores none of the data sets colours: it takes those that linear.datasets names, "
+        "[pets, cars]"
+    ) in capsys.readouterr().err
