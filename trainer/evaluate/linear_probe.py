@@ -5,9 +5,7 @@ whole batch. The state is written from time to time, whole or not at all, and a 
 continues from it, exactly.
 """
 
-import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,24 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer import distributed
-from trainer.checkpoints.files import load_checkpoint, write_state
-from trainer.evaluate import views
+from trainer.evaluate import states, views
 from trainer.evaluate.datasets import LabelledSet, Split
 from trainer.evaluate.features import Subject
 from trainer.evaluate.linear_heads import Heads
 from trainer.evaluate.protocols.base import Evaluation
 from trainer.evaluate.views import Batch, Order
 from trainer.losses import schedules
-from transforms.core import storage
 from transforms.core.config import fingerprint_fields
-from transforms.core.errors import ConfigError, MissingFileError
+from transforms.core.errors import ConfigError
 from transforms.core.progress import bar
 from transforms.core.seeding import derive
 
 if TYPE_CHECKING:
     from trainer.evaluate.protocols.linear import LinearConfig
-
-log = logging.getLogger(__name__)
 
 BASE_BATCH = 256
 """Batch size that learning rates are for; they grow with the batch."""
@@ -84,8 +78,7 @@ class Probe:
         config = self.evaluation.config
         settings = json.dumps(fingerprint_fields(self.settings), sort_keys=True)
         parts = [str(VERSION), self.subject.digest, self.dataset.identity, str(config.seed)]
-        digest = hashlib.blake2b("\n".join([*parts, settings]).encode(), digest_size=16).hexdigest()
-        return storage.join(config.run, "linear", f"{self.dataset.name}-{digest}.pt")
+        return states.url_of(config.run, "linear", self.dataset.name, "\n".join([*parts, settings]))
 
     def train(self) -> None:
         """Take all steps that are left; all ranks call this together."""
@@ -190,44 +183,21 @@ class Probe:
     def _save(self) -> None:
         """Write the state; all ranks call this together."""
         self.unreadable = self.all_unreadable()
-        url = self.url
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "unreadable": sorted(self.unreadable),
             "heads": {name: tensor.cpu() for name, tensor in self.heads.state().items()},
         }
-
-        def write() -> None:
-            if url is not None and distributed.rank() == 0:
-                write_state(state, url)
-
-        distributed.run_on_all_ranks(write)
+        states.save(state, self.url)
 
     def _continue(self) -> None:
         """Restore the state that is there, if any; all ranks call this together."""
-        state = distributed.run_on_all_ranks(self._read)
-        steps = distributed.gather_objects(state and state["step"])
-        if len(set(steps)) > 1:
-            raise ConfigError(
-                f"key 'run': the ranks find different states in {self.url}: expected a folder that "
-                "all machines share"
-            )
+        state = states.load(self.url, "linear probe")
         if state is not None:
             self.step, self.seconds = state["step"], state["seconds"]
             self.unreadable = set(state["unreadable"])
             self.heads.restore(state["heads"])
-
-    def _read(self) -> dict[str, Any] | None:
-        if self.url is None:
-            return None
-        try:
-            return load_checkpoint(self.url)
-        except MissingFileError:
-            return None
-        except ConfigError as error:
-            log.warning("%s; the linear probe starts again", error)
-            return None
 
     def all_unreadable(self) -> set[str]:
         """Return the pictures that any rank could not decode; all ranks call this together."""

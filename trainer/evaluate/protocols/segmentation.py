@@ -5,7 +5,6 @@ training and validation pictures together are trained on, as in the paper. The t
 scored, and the untrained ones if the settings ask for it; pixels are not.
 """
 
-import hashlib
 import json
 import logging
 import statistics
@@ -129,8 +128,9 @@ def _trial(
 def _training(
     evaluation: Evaluation, settings: SegmentationConfig, dataset: LabelledSet, subject: Subject
 ) -> "SegmentationTraining":
+    from trainer.evaluate import states
     from trainer.evaluate.segmentation.network import Segmenter
-    from trainer.evaluate.segmentation.training import Machine, SegmentationTraining, state_url
+    from trainer.evaluate.segmentation.training import Machine, SegmentationTraining
 
     assert subject.encoder is not None and subject.input is not None, "pixels are not trained"
     config = evaluation.config
@@ -138,7 +138,6 @@ def _training(
     device = str(next(subject.encoder.parameters()).device)
     made_from = [STATE_VERSION, subject.digest, dataset.identity, config.seed]
     content = json.dumps([*made_from, config.precision, fingerprint_fields(settings)])
-    digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     seed = derive(config.seed, "segmentation")
     return SegmentationTraining(
         Segmenter(subject.encoder, recipe, len(dataset.classes), seed),
@@ -146,7 +145,9 @@ def _training(
         subject.input,
         Machine(device, config.num_workers, config.precision == "bf16"),
         seed,
-        state_url(config.run, dataset.name, digest) if subject.digest else None,
+        states.url_of(config.run, "segmentation", dataset.name, content)
+        if subject.digest
+        else None,
     )
 
 

@@ -9,7 +9,6 @@ draws other branches.
 The state is one file, which is whole or absent. All draws are functions of (seed, step, sample).
 """
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -21,18 +20,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer import distributed
-from trainer.checkpoints.files import load_checkpoint, write_state
+from trainer.evaluate import states
 from trainer.evaluate.models import Input
 from trainer.evaluate.segmentation.network import Segmenter
 from trainer.evaluate.segmentation.pictures import IGNORED, RandomCrops
 from trainer.evaluate.segmentation.recipe import Recipe
 from trainer.evaluate.segmentation.testing import upsampled
-from transforms.core import storage
-from transforms.core.errors import ConfigError, MissingFileError
+from transforms.core.errors import ConfigError
 from transforms.core.progress import bar
 from transforms.core.seeding import derive
-
-log = logging.getLogger(__name__)
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss and the clock, which the ranks take together."""
@@ -183,29 +179,19 @@ class SegmentationTraining:
         return mean
 
     def _continue(self) -> None:
-        """Read the state, if there is one."""
-        if self.url is None:
+        """Read the state, if there is one; all ranks call this together."""
+        state = states.load(self.url, "segmentation")
+        if state is None:
             return
-        try:
-            state = load_checkpoint(self.url)
-            self.network.load_state_dict(state["network"])
-            if state["optimiser"]:
-                self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.lost = state["step"], dict.fromkeys(state["lost"])
-            log.info("segmentation continues at step %d from %s", self.step, self.url)
-        except MissingFileError:
-            pass
-        except ConfigError as error:
-            log.warning("%s; the segmentation starts again", error)
-        if len(set(distributed.gather_objects(self.step))) > 1:
-            raise ConfigError(f"the ranks do not see the same file {self.url}")
+        self.network.load_state_dict(state["network"])
+        if state["optimiser"]:
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.lost = state["step"], dict.fromkeys(state["lost"])
 
     def _save(self) -> None:
-        """Write the state, after the last step without the optimiser."""
+        """Write the state, after the last step without the optimiser; all ranks together."""
         for others in distributed.gather_objects(list(self.lost)):
             self.lost.update(dict.fromkeys(others))
-        if self.url is None or distributed.rank() != 0:
-            return
         unfinished = self.step < self.recipe.num_steps
         state: dict[str, Any] = {
             "step": self.step,
@@ -213,7 +199,7 @@ class SegmentationTraining:
             "optimiser": self.optimiser.state_dict() if unfinished else {},
             "lost": list(self.lost),
         }
-        write_state(state, self.url)
+        states.save(state, self.url)
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -230,8 +216,3 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _collate(samples: list[Any]) -> tuple[Tensor, Tensor, list[str]]:
     images, labels, lost = zip(*samples, strict=True)
     return torch.stack(images), torch.stack(labels), [name for name in lost if name]
-
-
-def state_url(run: str, dataset: str, digest: str) -> str:
-    """Return the file of the state of a training."""
-    return storage.join(run, "segmentation", f"{dataset}-{digest}.pt")
