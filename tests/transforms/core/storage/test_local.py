@@ -3,13 +3,13 @@ import errno
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.support.publishers import publish_at_once
 from transforms.core import storage
 from transforms.core.errors import StorageError
 from transforms.core.storage import local
@@ -105,18 +105,8 @@ def test_without_hard_links_one_of_many_threads_publishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_links(monkeypatch, errno.EPERM, lambda path: True)
-    url, barrier, won = str(tmp_path / "contested"), threading.Barrier(8), []
-
-    def publish(number: int) -> None:
-        barrier.wait()
-        if storage.publish_bytes(str(number).encode(), url):
-            won.append(number)
-
-    threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    url = str(tmp_path / "contested")
+    won = publish_at_once(url)
     assert len(won) == 1
     assert storage.read_bytes(url) == str(won[0]).encode()
 

@@ -2,13 +2,13 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.publishers import publish_at_once
 from transforms.core import storage
 from transforms.core.errors import ConfigError, MissingFileError, StorageError
 from transforms.core.storage import object_store
@@ -35,19 +35,7 @@ def test_a_file_is_published_once(any_storage: str, tmp_path: Path) -> None:
 
 def test_one_of_many_threads_publishes(any_storage: str) -> None:
     url = storage.join(any_storage, "contested")
-    barrier = threading.Barrier(8)
-    won = []
-
-    def publish(number: int) -> None:
-        barrier.wait()
-        if storage.publish_bytes(str(number).encode(), url):
-            won.append(number)
-
-    threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    won = publish_at_once(url)
     assert len(won) == 1
     assert storage.read_bytes(url) == str(won[0]).encode()
 
