@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -76,6 +76,8 @@ def identity_of(images: str) -> str:
 def load_generated(images: str, num_captions: int, images_per_concept: int) -> GeneratedSet:
     """Return generated images of a run; those of captions without a concept are left out.
 
+    The last ones are kept, since one data set after another is named by the same images.
+
     Args:
         images: Folder or URL of a complete images stage.
         num_captions: Captions that are looked at: the first ones.
@@ -84,6 +86,11 @@ def load_generated(images: str, num_captions: int, images_per_concept: int) -> G
     Raises:
         StorageError, DamagedFileError, ConfigError: See `ShardReader`.
     """
+    return _load(images, identity_of(images), num_captions, images_per_concept)
+
+
+@lru_cache(maxsize=1)
+def _load(images: str, identity: str, num_captions: int, images_per_concept: int) -> GeneratedSet:
     reader = _reader(images)
     places, names, captions, taken = [], [], [], Counter[str]()
     for number in range(min(num_captions, len(reader))):
@@ -105,7 +112,7 @@ def load_generated(images: str, num_captions: int, images_per_concept: int) -> G
         concepts,
         Split(GeneratedPictures(reader, places), labels),
         np.array(captions, dtype=np.int64),
-        f"{reader.checksum} {num_captions} {images_per_concept}",
+        f"{identity} {num_captions} {images_per_concept}",
     )
 
 

@@ -1,5 +1,6 @@
 """Generated images as a data set, and which things are which concepts."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ def test_the_limits_take_the_first_images(tmp_path: Path) -> None:
     assert len({s.identity for s in (whole, few, fewer)}) == 3
     other = write_images(tmp_path / "other", paint=lambda sample, number: picture(sample))
     assert identity_of(other.url) != identity_of(folder.url)
+
+
+def test_images_are_read_once_until_they_change(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    first = load_generated(folder.url, 4, 100)
+    assert load_generated(folder.url, 4, 100) is first
+    shutil.rmtree(tmp_path / "images")
+    write_images(tmp_path / "images", paint=lambda sample, number: picture(sample))
+    changed = load_generated(folder.url, 4, 100)
+    assert changed.identity != first.identity
+    assert changed.split.pictures[1] == picture(0) != picture(1)
 
 
 @pytest.mark.parametrize(
