@@ -171,8 +171,9 @@ MADE = (
 )
 MADE_LEGEND = (
     "Intervals: bootstrap over the test pictures, 1,000 draws (few-shot: over its own draws). "
-    "*unreadable*: pictures that could not be decoded and are left out; their names are in "
-    "`scores.json`. Features are computed once for all protocols, and kept in `features/`."
+    "*train + val*: for naming, the generated images. *unreadable*: pictures that could not be "
+    "decoded and are left out; their names are in `scores.json`. "
+    "Features are computed once for all protocols, and kept in `features/`."
 )
 
 

@@ -38,7 +38,7 @@ class Score:
     """Score of always predicting the most frequent class; None if unknown."""
     num_classes: int | None = None
     num_train: int | None = None
-    """Training and validation pictures."""
+    """Training and validation pictures; for naming, the generated images."""
     num_test: int | None = None
     details: list[dict[str, Any]] = field(default_factory=list)
     """For each seed, what the protocol chose (JSON values)."""
