@@ -51,9 +51,11 @@ def run(config: ImagesConfig, flags: Sequence[str]) -> None:
             say(f"{images.folder.url} has no dead letters that were not painted later")
             break
         before = stage(config, number)
-        if not is_complete(before):
+        unfinished = not is_complete(before)
+        if unfinished:
             check_versions(images, made_with)
-            paint(config, before, flags)
+        paint(config, before, flags)  # A complete one may have lost its run.yaml or plan.json.
+        if unfinished:
             break
     finish(images)
 

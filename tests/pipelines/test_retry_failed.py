@@ -170,3 +170,25 @@ def test_a_caption_is_not_painted_by_a_shard_and_by_a_retry(
     storage.delete_folder(f"{matrix.run}/images/retry-1")
     assert matrix.again() == retry(matrix) == matrix.verify() == 0
     assert sorted(ids(matrix)) == sorted(i for n, i in enumerate(IDS) if n not in still)
+
+
+@pytest.mark.parametrize("lost", [["plan.json"], ["run.yaml"], ["run.yaml", "plan.json"]])
+def test_a_complete_retry_gets_its_lost_settings_again(
+    matrix: Matrix, unpaintable: set[int], lost: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matrix.again() == 0
+    unpaintable.clear()
+    assert retry(matrix) == 0
+    urls = [f"{matrix.run}/images/retry-1/{name}" for name in lost]
+    before = [storage.read_bytes(url) for url in urls]
+    shards = storage.list_times(f"{matrix.run}/images/retry-1/shards")
+    for url in urls:
+        storage.delete(url)
+    capsys.readouterr()
+    assert matrix.verify() == 1
+    said = capsys.readouterr().out
+    assert f"images/retry-1/{lost[-1]}: is lost" in said
+    assert "run `python -m pipelines images`, then `python -m pipelines retry-failed`" in said
+    assert matrix.again() == retry(matrix) == matrix.verify() == 0
+    assert [storage.read_bytes(url) for url in urls] == before
+    assert storage.list_times(f"{matrix.run}/images/retry-1/shards") == shards
