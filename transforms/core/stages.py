@@ -16,6 +16,7 @@ from transforms.core.checksums import add_checksum, remove_checksum
 from transforms.core.counters import Tally
 from transforms.core.errors import DamagedFileError, MissingFileError
 from transforms.core.fingerprint import Fingerprint, decode_run
+from transforms.core.index import read_index
 from transforms.core.parquet_shards import BACKGROUND_SHARDS, CAPTION_SHARDS
 from transforms.core.references import resolved, whole_number
 from transforms.core.shard_reader import RowReader
@@ -281,7 +282,7 @@ def find_outputs(run: str, stages: Iterable[str] | None = None) -> Iterator[Stag
 def survey(run: str) -> tuple[list[StageOutput], list[Unreadable]]:
     """Return the stages and retries of a run, and those that cannot be read.
 
-    Retries after one that cannot be read are left out.
+    Retries after one that cannot be read are left out, and folders that no stage has made.
     """
     outputs: list[StageOutput] = []
     unreadable: list[Unreadable] = []
@@ -294,7 +295,7 @@ def survey(run: str) -> tuple[list[StageOutput], list[Unreadable]]:
                 unreadable.append(Unreadable(folder, file, str(error)))
                 break
             if output is None:
-                if committed_shards(folder):
+                if _was_started(folder):
                     unreadable.append(_without_settings(folder))
                 break
             outputs.append(output)
@@ -314,6 +315,19 @@ def _has_intact_plan(folder: StageFolder) -> bool:
     except (MissingFileError, ValueError, KeyError):
         return False
     return True
+
+
+def _was_started(folder: StageFolder) -> bool:
+    """Return whether a folder that lost its `run.yaml`, its `plan.json` or both was a stage's.
+
+    A stage writes its fingerprint into its index; other programs that write shards have none.
+    """
+    if not committed_shards(folder):
+        return False
+    try:
+        return "fingerprint" in read_index(folder.index_url).metadata
+    except (DamagedFileError, MissingFileError):
+        return True
 
 
 def _without_settings(folder: StageFolder) -> Unreadable:
