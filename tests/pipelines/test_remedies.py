@@ -180,10 +180,7 @@ TABLE: dict[str, list[tuple[str, Fault]]] = {
     "trainer/evaluate/feature_cache.py": [
         ("are computed again", None),
     ],
-    "trainer/evaluate/linear_probe.py": [
-        ("starts again", None),
-    ],
-    "trainer/evaluate/segmentation/training.py": [
+    "trainer/evaluate/states.py": [
         ("starts again", None),
     ],
     "trainer/replay.py": [

@@ -5,14 +5,19 @@ from tests.support.captions import captions_of
 from transforms.core import storage
 from transforms.core.commit import ShardBuild
 from transforms.core.counters import Tally
+from transforms.core.fingerprint import Fingerprint, claim
 from transforms.core.index import write_index
 from transforms.core.shards import committed_shards, read_commit
-from transforms.core.stages import stage_folder
+from transforms.core.stages import StageOutput, stage_folder, write_plan
 
 PER_SHARD = 20
 FIELDS = {"concept": "thing", "source": "test", "template": "c-background", "background": "attic"}
 """Every caption that `write_raw` writes has these."""
 LONG = " and ".join(f"thing {i}" for i in range(20))
+
+
+RAW = Fingerprint({"kind": "raw"})
+"""Fingerprint of the raw captions."""
 
 
 def config(
@@ -40,9 +45,20 @@ def write_raw(url: str, texts: list[str]) -> None:
         part = captions_of(texts[start : start + PER_SHARD], start, **FIELDS)
         with ShardBuild(folder, shard) as build:
             build.write(iter(part))
-            build.commit([str(c.ordinal) for c in part], "raw", Tally())
+            build.commit([str(c.ordinal) for c in part], RAW.digest, Tally())
     records = [read_commit(folder, shard) for shard in sorted(committed_shards(folder))]
-    write_index(folder, records, {"stage": "captions", "fingerprint": "raw"})
+    claim(folder.run_yaml_url, RAW, {})
+    write_plan(
+        StageOutput(
+            folder=folder,
+            fingerprint=RAW,
+            config={},
+            num_shards=len(records),
+            num_records=len(texts),
+            metadata={},
+        )
+    )
+    write_index(folder, records, {"stage": "captions", "fingerprint": RAW.digest})
 
 
 def distinct(number: int) -> list[str]:
